@@ -1,0 +1,128 @@
+"""What each depth of the causal network costs, batch 1, on this machine's CPU.
+
+    python benchmarks/latency.py [--encoder mcdrl-small] [--depths 1 2 3 4 5] [--runs 60] [--save NAME]
+
+For every depth, random weights (latency does not depend on them): the paper's equations in eager torch float32 and
+the folded model in OpenVINO, in fp32 and in the fastest precision. Runs of the three are interleaved, so that a drift
+of the machine meets all of them; medians are reported. The shipped model is measured too. One JSON line at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe
+
+from mcdrl_rt import ModelSpec, Segmenter
+from mcdrl_rt.engine.onnx import export_onnx, inlined
+from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
+from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.mcdrl import MCDRL, build_model
+from mcdrl_rt.model.prompts import confounder_names
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Measure, print a table, and end with one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="mcdrl-small")
+    parser.add_argument("--input-size", type=int, default=256)
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    arguments = parser.parse_args()
+    logging.getLogger().setLevel(logging.ERROR)
+    fast = resolve_precision("auto")
+    print(f"{'depth':>5} {'parameters':>11} {'torch fp32':>12} {'openvino fp32':>14} {'openvino ' + fast:>14}   p50, ms")
+    rows = []
+    for depth in arguments.depths:
+        row = measure_depth(arguments.encoder, arguments.input_size, depth, arguments.runs, fast)
+        rows.append(row)
+        times = (row["p50_ms"][name] for name in ("torch fp32, literal", "openvino fp32", f"openvino {fast}"))
+        print(f"{depth:>5} {row['parameters'] / 1e6:>9.2f} M {''.join(f'{value:>13.2f}' for value in times)}", flush=True)
+    shipped = measure_shipped(arguments.runs)
+    print(f"shipped model, {shipped['engine']}: engine {shipped['engine_p50_ms']:.2f} ms, frame {shipped['frame_p50_ms']:.2f} ms")
+    result = {"benchmark": "latency", "encoder": arguments.encoder, "input_size": arguments.input_size}
+    result |= {"runs": arguments.runs, "depths": rows, "shipped": shipped, "machine": describe()}
+    if arguments.save:
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def measure_depth(encoder: str, size: int, depth: int, runs: int, fast: str) -> dict[str, Any]:
+    """Parameters and latencies of one depth; the encoder is not among the parameters (Table 5)."""
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        name=f"depth-{depth}",
+        encoder=encoder,
+        input_size=(size, size),
+        grid_stride=16 if encoder == "mcdrl-small" else 0,
+        classes=("polyp",),
+        confounders=confounder_names(12),
+        depth=depth,
+    )
+    model = build_model(spec).eval()
+    frame = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(inlined(export_onnx(FoldedMCDRL(model))).SerializeToString())
+        engines = {f"openvino {p}": OpenVinoEngine(path, model.spec, p) for p in ("fp32", fast)}
+        forms = {"torch fp32, literal": _literal(model, frame)}
+        forms |= {name: (lambda engine=engine: engine.infer(frame)) for name, engine in engines.items()}
+        return {"depth": depth, "parameters": model.parameter_count(), **interleaved(forms, runs)}
+
+
+def measure_shipped(runs: int) -> dict[str, Any]:
+    """The default model: the engine alone at batch 1, and a whole 560×480 frame in, labels out."""
+    segmenter = Segmenter.load()
+    random = np.random.default_rng(0)
+    height, width = segmenter.spec.input_size
+    frame = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    picture = random.integers(0, 256, (480, 560, 3), dtype=np.uint8)
+    times = interleaved({"engine": lambda: segmenter.engine.infer(frame), "frame": lambda: segmenter(picture)}, runs)
+    return {
+        "engine": segmenter.engine.name,
+        "engine_p50_ms": times["p50_ms"]["engine"],
+        "engine_p95_ms": times["p95_ms"]["engine"],
+        "frame_p50_ms": times["p50_ms"]["frame"],
+    }
+
+
+def interleaved(forms: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, float]]:
+    """Time the forms in turn, A B C A B C …, after five rounds of warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for round_ in range(runs + 5):
+        for name, form in forms.items():
+            started = time.perf_counter()
+            form()
+            if round_ >= 5:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {
+        f"p{q}_ms": {name: round(float(np.percentile(values, q)), 3) for name, values in times.items()} for q in (50, 95)
+    }
+
+
+def _literal(model: MCDRL, frame: np.ndarray) -> Callable[[], torch.Tensor]:
+    mean = torch.tensor(model.spec.mean).view(1, 3, 1, 1)
+    std = torch.tensor(model.spec.std).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        images = torch.from_numpy(frame).permute(0, 3, 1, 2).float() / 255
+        return model((images - mean) / std).logits
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""How long a user waits: import, help, the first frame out. One JSON line at the end.
+
+    python benchmarks/startup.py [--runs 5]
+
+Each figure is the median over whole processes; the first frame is timed with the engine already built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+FIRST_FRAME = "stream --input phantom:size=640x480,frames=1 --output null --json"
+
+
+def main() -> None:
+    """Run the measurements and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    cli = [sys.executable, "-m", "mcdrl_rt.cli"]
+    commands = {
+        "python": [sys.executable, "-c", "pass"],
+        "import mcdrl_rt": [sys.executable, "-c", "import mcdrl_rt"],
+        "mcdrl-rt --help": [*cli, "--help"],
+        "mcdrl-rt stream, one frame": [*cli, *FIRST_FRAME.split()],
+    }
+    subprocess.run(commands["mcdrl-rt stream, one frame"], check=True, capture_output=True)  # builds the engine
+    seconds = {name: round(statistics.median(_time(command) for _ in range(runs)), 3) for name, command in commands.items()}
+    for name, value in seconds.items():
+        print(f"{name:<28} {value:6.3f} s")
+    print(json.dumps({"benchmark": "startup", "runs": runs, "median_s": seconds}))
+
+
+def _time(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

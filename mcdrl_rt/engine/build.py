@@ -1,0 +1,169 @@
+"""Turn a checkpoint into an engine for this machine: fold, export, convert, check against the reference.
+
+An OpenVINO engine is three files of one name: ``X.xml`` and ``X.bin`` (the IR, float32 weights, compiled to the
+precision wanted when loaded) and ``X.json``, the sidecar: specification, versions, hash of the checkpoint, parity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import platformdirs
+
+from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.types import ModelSpec, UInt8Array
+
+FORMAT = "mcdrl-rt engine 1"
+MAX_FLIPS = {"fp32": 0.005, "bf16": 0.01}  # share of labels that may differ from float32 torch
+_log = logging.getLogger("mcdrl_rt")
+
+
+def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", device: str = "CPU") -> dict[str, Any]:
+    """Build an engine; ``output`` and its two companions appear whole or not at all.
+
+    Args:
+        checkpoint: a ``.safetensors`` checkpoint.
+        output: the engine's ``.xml``; its folder must exist.
+        precision: the one parity is measured in.
+        device: the OpenVINO device it is measured on.
+
+    Returns:
+        The sidecar's content.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        EngineError: the export or conversion failed, ``output`` cannot be written, or the engine's labels are too far
+            from the reference.
+    """
+    # heavy imports, and only building needs them: running a built engine imports neither torch nor open_clip
+    from mcdrl_rt.engine.onnx import export_onnx, inlined
+    from mcdrl_rt.engine.torch import TorchEngine
+    from mcdrl_rt.model.checkpoint import load_checkpoint
+    from mcdrl_rt.model.folded import FoldedMCDRL
+
+    if output.suffix != ".xml":
+        raise EngineError(f"an OpenVINO engine is an .xml file, not {output.name}")
+    precision = resolve_precision(precision, device)
+    folded = FoldedMCDRL(load_checkpoint(checkpoint))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
+    except OSError as error:
+        raise EngineError(f"cannot write an engine to {output.parent}: {error.strerror}; choose another") from error
+    try:
+        partial = folder / output.name
+        model = ov.convert_model(_saved(inlined(export_onnx(folded)), folder / "model.onnx"))
+        ov.save_model(model, partial, compress_to_fp16=False)
+        engine = OpenVinoEngine(partial, folded.spec, precision, device)
+        sidecar = _sidecar(checkpoint, folded.spec, _parity(engine, TorchEngine(folded), precision), precision)
+        partial.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True))
+        for suffix in (".bin", ".json", ".xml"):  # the .xml last: with it, the engine exists
+            partial.with_suffix(suffix).replace(output.with_suffix(suffix))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return sidecar
+
+
+def read_sidecar(engine: Path) -> dict[str, Any]:
+    """What was recorded when ``engine`` (an ``.xml``) was built.
+
+    Raises:
+        EngineError: the engine or its sidecar is missing or not ours.
+    """
+    if not engine.is_file():
+        raise EngineError(f"no engine at {engine}; make one with 'mcdrl-rt build'")
+    try:
+        sidecar = json.loads(engine.with_suffix(".json").read_text())
+        if sidecar["format"] == FORMAT:
+            return dict(sidecar)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise EngineError(f"{engine} has no sidecar of mcdrl-rt beside it; rebuild it with 'mcdrl-rt build'")
+
+
+def cached_engine(checkpoint: Path) -> Path:
+    """The engine of a checkpoint for this machine, built the first time it is asked for.
+
+    The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
+    the versions involved.
+    """
+    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()}".encode()).hexdigest()[:16]
+    root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
+    engine = root / key / f"{checkpoint.stem}.xml"
+    if not engine.is_file():
+        try:
+            engine.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(f"cannot write the engine cache {root}: {error.strerror}; set MCDRL_CACHE") from error
+        _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
+        build_openvino(checkpoint, engine)
+    return engine
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        EngineError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _saved(proto: Any, path: Path) -> Path:
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def _versions() -> dict[str, str]:
+    from mcdrl_rt import __version__
+
+    return {"mcdrl_rt": __version__, "openvino": ov.__version__}
+
+
+def _sidecar(checkpoint: Path, spec: ModelSpec, parity: dict[str, Any], precision: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "runtime": "openvino",
+        "precision": precision,
+        "spec": json.loads(spec.to_json()),
+        "checkpoint": {"name": checkpoint.name, "sha256": file_hash(checkpoint)},
+        "versions": _versions(),
+        "parity": parity,
+    }
+
+
+def _parity(engine: OpenVinoEngine, reference: Any, precision: str) -> dict[str, Any]:
+    from mcdrl_rt.engine.parity import compare
+
+    parity = compare(engine, reference, _probe_frames(engine.spec.input_size))
+    if parity.label_flips > MAX_FLIPS[precision]:
+        raise EngineError(
+            f"the {precision} engine of {engine.spec.name} disagrees with the reference on {parity.label_flips:.2%} of "
+            f"labels (at most {MAX_FLIPS[precision]:.1%}); build it with --precision fp32"
+        )
+    return dataclasses.asdict(parity)
+
+
+def _probe_frames(size: tuple[int, int], count: int = 10) -> Iterator[UInt8Array]:
+    """Synthetic endoscopy, two frames of every imaging site: there may be no real frame on the user's machine."""
+    import cv2
+
+    from mcdrl_rt.video.phantom import SITES, Phantom
+
+    for i in range(count):
+        phantom = Phantom((288, 352), site=SITES[i % len(SITES)], seed=i)
+        yield cv2.resize(phantom.render(10 * i).pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,44 @@
+"""How far an engine's labels are from another's: the figures that decide whether a built engine may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mcdrl_rt.engine.base import LESION, Engine
+from mcdrl_rt.types import UInt8Array
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of two engines over a set of frames.
+
+    Args:
+        label_flips: share of pixels whose label differs.
+        mask_iou: intersection over union of the lesion masks, all frames pooled; 1 if neither finds any.
+        frames: how many were compared.
+    """
+
+    label_flips: float
+    mask_iou: float
+    frames: int
+
+
+def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array]) -> Parity:
+    """Run both on ``frames``, each (H, W, 3) uint8 at the model's input size."""
+    flips = pixels = both = either = count = 0
+    for frame in frames:
+        one, other = (_labels(e, frame) for e in (engine, reference))
+        flips += int((one != other).sum())
+        pixels += one.size
+        both += int(((one > 0) & (other > 0)).sum())
+        either += int(((one > 0) | (other > 0)).sum())
+        count += 1
+    return Parity(flips / max(1, pixels), both / either if either else 1.0, count)
+
+
+def _labels(engine: Engine, frame: UInt8Array) -> UInt8Array:
+    output = engine.infer(frame[None])
+    return np.where(output.score[0] >= LESION, output.label[0], 0).astype(np.uint8)

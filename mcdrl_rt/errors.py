@@ -1,0 +1,42 @@
+"""Everything this package raises on purpose, as one tree.
+
+::
+
+    McdrlError                 one clear line: what is wrong and what to do
+    ├── SpecError              a model specification or checkpoint that does not add up
+    │   └── CheckpointError    a checkpoint file that is foreign, corrupt or missing
+    ├── EngineError            an engine that cannot be built, loaded or run here
+    │   └── MissingDependency  an optional package is needed and absent
+    ├── SourceError            a video source that cannot be opened or read
+    └── SinkError              an output that cannot be created or written
+
+The command line prints the message of a ``McdrlError`` and exits with status 1; anything else is a bug.
+"""
+
+
+class McdrlError(Exception):
+    """Base of every error a user can cause; its message is one line meant for that user."""
+
+
+class SpecError(McdrlError):
+    """A model specification whose parts contradict each other."""
+
+
+class CheckpointError(SpecError):
+    """A checkpoint file that is missing, truncated, or not one of ours."""
+
+
+class EngineError(McdrlError):
+    """An engine that cannot be built, loaded or run on this machine."""
+
+
+class MissingDependency(EngineError):
+    """An optional dependency is needed for what was asked; the message names the extra to install."""
+
+
+class SourceError(McdrlError):
+    """A video source that does not exist, is not a video, or cannot be read."""
+
+
+class SinkError(McdrlError):
+    """An output whose place or format does not allow writing."""

@@ -1,0 +1,88 @@
+"""Checkpoints: one safetensors file with every weight, every text feature and the ``ModelSpec`` in its metadata.
+
+The text tower is not in it: prompts are baked into features, so a checkpoint needs no tokenizer to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mcdrl_rt.errors import CheckpointError, SpecError
+from mcdrl_rt.model.mcdrl import MCDRL, build_empty
+from mcdrl_rt.types import ModelSpec
+
+FORMAT = "mcdrl-rt checkpoint 1"
+
+
+def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16) -> ModelSpec:
+    """Write ``model`` to ``path`` (whole or not at all); returns the specification it carries.
+
+    Args:
+        model: any ``MCDRL``.
+        path: a ``.safetensors`` file; replaced if there.
+        dtype: storage type of floating-point tensors.
+    """
+    spec = dataclasses.replace(model.spec, dtype=str(dtype).removeprefix("torch."))
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in model.state_dict().items()
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={"format": FORMAT, "spec": spec.to_json()})
+    partial.replace(path)
+    return spec
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The specification a checkpoint carries, without its weights.
+
+    Raises:
+        CheckpointError: the file is missing, corrupt, or not one of ours.
+    """
+    with _open(path) as file:
+        return _spec(path, file.metadata())
+
+
+def load_checkpoint(path: Path) -> MCDRL:
+    """The model in a checkpoint, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, corrupt, or not one of ours.
+    """
+    with _open(path) as file:
+        spec = _spec(path, file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    model = build_empty(spec)
+    expected = model.state_dict()
+    wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
+    if wrong or len(tensors) != len(expected):
+        raise CheckpointError(
+            f"{path} does not hold the weights its specification describes ({len(wrong)} of {len(expected)} tensors "
+            "missing or of another shape); export it again"
+        )
+    model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
+    return model.eval()
+
+
+def _open(path: Path) -> safe_open:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file or is cut off ({error}); get it again") from error
+
+
+def _spec(path: Path, metadata: dict[str, str] | None) -> ModelSpec:
+    metadata = metadata or {}
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of mcdrl-rt")
+    try:
+        return ModelSpec.from_json(metadata["spec"])
+    except (KeyError, SpecError) as error:
+        raise CheckpointError(f"{path} carries no usable model specification ({error})") from error

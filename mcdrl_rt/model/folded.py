@@ -1,0 +1,64 @@
+"""The deployed form of MCDRL: uint8 frames in, labels out, the causal network folded (method §7).
+
+One input contract for every engine: RGB uint8 at the model's input size; normalisation happens inside, from the
+``ModelSpec``. One output contract: see ``FoldedMCDRL.forward``.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mcdrl_rt.errors import SpecError
+from mcdrl_rt.model.intervention import FoldedNetwork
+from mcdrl_rt.model.mcdrl import MCDRL, pad_to_stride, to_input_size
+from mcdrl_rt.model.selection import scatter_tokens, selected_cells
+
+INPUT = "frames"
+OUTPUTS = ("score", "label", "confounders", "selected", "logits")
+
+
+class FoldedMCDRL(nn.Module):
+    """A trained model with the dictionary folded into its weights, exactly.
+
+    Raises:
+        SpecError: the model has no causal block to fold (depth 0).
+    """
+
+    def __init__(self, model: MCDRL) -> None:
+        super().__init__()
+        if model.spec.depth < 1:
+            raise SpecError("only a model with at least one causal block can be deployed")
+        model = copy.deepcopy(model).eval()
+        self.spec, self.encoder, self.head = model.spec, model.encoder, model.head
+        self.network = FoldedNetwork(
+            model.network, model.text_dictionary, model.text_classes, model.spec.selected
+        )
+        self.register_buffer("mean", torch.tensor(model.spec.mean).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(model.spec.std).view(1, 3, 1, 1) * 255)
+        self.requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Segment frames.
+
+        Args:
+            frames: (B, H, W, 3) uint8 RGB, (H, W) = ``spec.input_size``.
+
+        Returns:
+            In the order of ``OUTPUTS``: how sure a pixel is lesion, (B, H, W) uint8, lesion from 128 on (there the
+            best lesion class beats background, so no threshold is tuned); the best lesion class from 1, (B, H, W)
+            uint8; the confounder readout (B, M) float; the selected cells (B, h, w) uint8; logits (B, K+1, H, W).
+        """
+        images = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        features = self.encoder(pad_to_stride(images, self.encoder.stride))
+        f, indices, confounders = self.network(features.tokens)
+        coarse = self.head(scatter_tokens(f, indices, self.encoder.grid), features.details)
+        size = self.spec.input_size
+        margins = to_input_size(coarse[:, 1:] - coarse[:, :1], self.encoder, size)  # linear, so as good as logits
+        best, label = margins.max(dim=1)
+        score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)  # floor: 128 is a half
+        cells = selected_cells(indices, self.encoder.grid).to(torch.uint8)
+        logits = to_input_size(coarse, self.encoder, size)
+        return score, (label + 1).to(torch.uint8), confounders, cells, logits

@@ -1,0 +1,135 @@
+"""Recorded procedures: each input becomes an annotated video and a lossless label video in the output folder.
+
+``NAME.annotated.mp4`` is for people. ``NAME.labels.mkv`` (FFV1, lossless) holds the class id of every pixel, 0 for
+background, in all three channels. One input that cannot be read does not stop the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mcdrl_rt.errors import McdrlError, SinkError, SourceError
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.stream.pipeline import Segmented, run
+from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.video.sink import Sink, open_sink
+from mcdrl_rt.video.source import Source, open_source
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and what it becomes."""
+
+    source: Path
+    annotated: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended: a summary, or the reason there is none."""
+
+    job: Job
+    summary: Summary | None = None
+    error: str | None = None
+
+
+def plan(inputs: list[Path], output: Path) -> list[Job]:
+    """Find the videos in ``inputs`` (files, or folders looked through) and name their outputs.
+
+    Raises:
+        SourceError: an input does not exist, holds no video, or two would get the same name.
+        SinkError: the output folder is an input, lies in one, or cannot be made.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise SourceError(f"no such file or folder: {path}")
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if path.is_dir() else [path]
+        if not found:
+            raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEO_SUFFIXES))}")
+        files += found
+    jobs = [Job(file, output / f"{file.stem}.annotated.mp4", output / f"{file.stem}.labels.mkv") for file in files]
+    names = [job.annotated for job in jobs]
+    twice = sorted({job.source.stem for job in jobs if names.count(job.annotated) > 1})
+    if twice:
+        raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"cannot make the output folder {output}: {error.strerror}") from error
+    return jobs
+
+
+def process(
+    jobs: list[Job],
+    segmenter: Segmenter,
+    *,
+    opacity: float = 0.35,
+    on_start: Callable[[Job, Source], Callable[[int], None] | None] | None = None,
+) -> list[Outcome]:
+    """Run every job; one that fails is reported in its outcome and leaves nothing behind.
+
+    Args:
+        jobs: from ``plan``.
+        segmenter: used for all of them in turn.
+        opacity: of the lesions' tint.
+        on_start: called with each job and its opened source; may return a function to be called with the number of
+            frames written so far.
+    """
+    outcomes = []
+    for job in jobs:
+        try:
+            outcomes.append(Outcome(job, _process_one(job, segmenter.for_stream(), opacity, on_start)))
+        except McdrlError as error:
+            outcomes.append(Outcome(job, error=str(error)))
+    return outcomes
+
+
+def _process_one(
+    job: Job,
+    segmenter: Segmenter,
+    opacity: float,
+    on_start: Callable[[Job, Source], Callable[[int], None] | None] | None,
+) -> Summary:
+    with open_source(str(job.source)) as source:
+        on_frame = on_start(job, source) if on_start else None
+
+        def sink(path: Path, codec: str | None = None) -> Sink:
+            return open_sink(
+                str(path),
+                size=source.size,
+                time_base=source.time_base,
+                rate=source.rate,
+                color=source.color,
+                codec=codec,
+                from_zero=source.live,
+            )
+
+        with sink(job.annotated) as annotated, sink(job.labels, "ffv1") as labels:
+            writer = [_label_writer(labels)]
+            return run(
+                source,
+                segmenter,
+                annotated,
+                output=str(job.annotated),
+                opacity=opacity,
+                on_frame=on_frame,
+                writers=writer,
+            )
+
+
+def _label_writer(sink: Sink) -> Callable[[Segmented], None]:
+    def write(item: Segmented) -> None:
+        labels = item.segmentation.labels
+        sink.write(item.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2)))
+
+    return write

@@ -1,0 +1,178 @@
+"""The fused operator ``mcdrl_rt::select_intervene`` and its attention half, ``mcdrl_rt::intervene``.
+
+Here are the schemas, the reference implementations (every device, ``CompositeExplicitAutograd``) and the fake
+ones that ``torch.export`` traces with. A native library only adds faster CUDA implementations to the same names,
+so the dispatcher is the fallback and no caller has an ``if``. The dictionary Z is constant at inference, which
+folds a cross-attention block into two thin products (``fold_attention``), exactly.
+
+    >>> out, readout = torch.ops.mcdrl_rt.intervene(tokens, a, c, b, heads, eps)   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_library = torch.library.Library("mcdrl_rt", "DEF")
+_library.define("intervene(Tensor tokens, Tensor a, Tensor c, Tensor b, int heads, float eps) -> (Tensor, Tensor)")
+_library.define(
+    "select_intervene(Tensor features, Tensor texts, Tensor a, Tensor c, Tensor b, int count, int heads, float eps)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+def similarity(features: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of every grid token with every class text (Eq. 6).
+
+    Args:
+        features: C, (B, T, d) float.
+        texts: e, (K, d) float.
+
+    Returns:
+        S, (B, T, K) in [-1, 1], at least float32.
+    """
+    features, texts = _at_least_float32(features), _at_least_float32(texts)
+    return F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).mT
+
+
+def top_tokens(similarities: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` tokens most like any class text, best first, ties to the lower index (§4.1).
+
+    Args:
+        similarities: S, (B, T, K).
+        count: N, in 1…T.
+
+    Returns:
+        (B, N) int64.
+    """
+    best = similarities.amax(dim=-1)  # (B, T)
+    return best.argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
+def gather_tokens(features: Tensor, indices: Tensor) -> Tensor:
+    """F, (B, N, d): the rows of C (B, T, d) named by ``indices`` (B, N)."""
+    return features.gather(1, indices.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+
+
+class FoldedAttention(NamedTuple):
+    """Cross-attention to a constant dictionary as two thin products: ``softmax(norm(F)·a + c)·b``."""
+
+    a: Tensor  # (d, heads·M)
+    c: Tensor  # (heads·M,)
+    b: Tensor  # (heads·M, d)
+
+
+def fold_attention(
+    query_norm: nn.LayerNorm, query: nn.Linear, key: nn.Linear, value: nn.Linear, out: nn.Linear, z: Tensor, heads: int
+) -> FoldedAttention:
+    """Fold a pre-norm multi-head cross-attention over the constant context ``z`` exactly, in float64.
+
+    Per head j, with K_j and V_j the keys and values of z: ``a_j = γ·W_q,j·K_jᵀ/√d_h``, ``c_j`` the same of the
+    biases, ``b_j = V_j·W_o,j``. The output bias is spread over heads: each head's softmax sums to one, so a
+    ``1/heads`` share added to every row of ``b_j`` adds up to it.
+
+    Args:
+        query_norm: LayerNorm of the queries; its affine part is folded too.
+        query, key, value, out: projections d → d.
+        z: (M, d), the normalised dictionary as keys and values see it.
+        heads: number of heads, a divisor of d.
+
+    Returns:
+        The folded attention in float64.
+    """
+    dim, count = query.in_features, z.shape[0]
+    head_dim = dim // heads
+
+    def matrix(linear: nn.Linear) -> Tensor:
+        return linear.weight.detach().double()
+
+    def bias(linear: nn.Linear) -> Tensor:
+        return linear.bias.detach().double()
+
+    z = z.detach().double()
+    keys = (z @ matrix(key).T + bias(key)).view(count, heads, head_dim)  # (M, heads, d_h)
+    values = (z @ matrix(value).T + bias(value)).view(count, heads, head_dim)
+    gamma, beta = query_norm.weight.detach().double(), query_norm.bias.detach().double()
+    w_q = (matrix(query) * gamma).view(heads, head_dim, dim)
+    b_q = (bias(query) + matrix(query) @ beta).view(heads, head_dim)
+    w_o = matrix(out).view(dim, heads, head_dim)
+    scale = head_dim**-0.5
+    a = torch.einsum("jed,mje->djm", w_q, keys) * scale  # (d, heads, M)
+    c = torch.einsum("je,mje->jm", b_q, keys) * scale  # (heads, M)
+    b = torch.einsum("mje,dje->jmd", values, w_o) + bias(out) / heads  # (heads, M, d)
+    return FoldedAttention(a.reshape(dim, -1), c.reshape(-1), b.reshape(-1, dim))
+
+
+def intervene_reference(
+    tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Residual folded attention, ``F + softmax(norm(F)·a + c)·b`` (Eq. 8 with §7's fold).
+
+    Args:
+        tokens: F, (B, N, d) float16/32/64.
+        a, c, b: the folded attention, ``fold_attention``.
+        heads: number of heads.
+        eps: of the LayerNorm, whose affine part is inside ``a`` and ``c``.
+
+    Returns:
+        Intervened tokens (B, N, d) in the type of ``tokens``, and the attention over the M confounders averaged
+        over heads and tokens, (B, M), at least float32; each row sums to one.
+    """
+    wide = _at_least_float32(tokens)
+    scores = F.layer_norm(wide, wide.shape[-1:], eps=eps) @ a.to(wide.dtype) + c.to(wide.dtype)
+    weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1)  # (B, N, heads, M)
+    update = weights.flatten(2) @ b.to(wide.dtype)  # (B, N, d)
+    return (wide + update).to(tokens.dtype), weights.mean(dim=(1, 2))
+
+
+def select_intervene_reference(
+    features: Tensor, texts: Tensor, a: Tensor, c: Tensor, b: Tensor, count: int, heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick the N tokens nearest the class texts, then intervene on them: the first causal block's attention.
+
+    Args:
+        features: C, (B, T, d) float16/32/64.
+        texts: e, (K, d).
+        a, c, b, heads, eps: as in ``intervene_reference``.
+        count: N, in 1…T.
+
+    Returns:
+        Intervened tokens (B, N, d); their grid indices (B, N) int64, best first, ties to the lower index; and the
+        confounder readout (B, M).
+    """
+    indices = top_tokens(similarity(features, texts), count)
+    tokens, readout = intervene_reference(gather_tokens(features, indices), a, c, b, heads, eps)
+    return tokens, indices, readout
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _intervene_fake(
+    tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(tokens), _readout_like(tokens, a, heads)
+
+
+def _select_intervene_fake(
+    features: Tensor, texts: Tensor, a: Tensor, c: Tensor, b: Tensor, count: int, heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, dim = features.shape
+    tokens = features.new_empty(batch, count, dim)
+    indices = features.new_empty((batch, count), dtype=torch.int64)
+    return tokens, indices, _readout_like(features, a, heads)
+
+
+def _readout_like(tokens: Tensor, a: Tensor, heads: int) -> Tensor:
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    return tokens.new_empty((tokens.shape[0], a.shape[1] // heads), dtype=dtype)
+
+
+_library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")
+_library.impl("select_intervene", select_intervene_reference, "CompositeExplicitAutograd")
+torch.library.register_fake("mcdrl_rt::intervene", _intervene_fake, lib=_library)
+torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake, lib=_library)

@@ -1,0 +1,194 @@
+"""Source → segment → overlay → sinks, each on its own thread, frames in order and with their own times.
+
+    >>> with open_source("in.mp4") as source, open_sink(...) as sink:          # doctest: +SKIP
+    ...     summary = run(source, segmenter, sink)                             # doctest: +SKIP
+
+Files block: every frame is segmented. Live sources drop their oldest waiting frame, and the drop is counted. An
+exception in any stage stops all of them and is raised once, from ``run``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.stream.channel import Channel, Stopped
+from mcdrl_rt.stream.telemetry import Summary, Telemetry
+from mcdrl_rt.types import Frame, Segmentation
+from mcdrl_rt.video.overlay import Hud, draw
+from mcdrl_rt.video.sink import Sink
+from mcdrl_rt.video.source import Source
+
+QUEUE = 4  # frames between two stages: enough to ride out a slow one, few enough to stay current
+
+
+class Segmented(NamedTuple):
+    """A frame and what the model said of it."""
+
+    frame: Frame
+    segmentation: Segmentation
+
+
+Writer = Callable[[Segmented], None]
+
+
+class Pipeline:
+    """One run over one source.
+
+    Args:
+        source: opened.
+        segmenter: used from one thread only.
+        writers: called in order for every segmented frame, on the writing thread.
+        on_frame: called with the number of frames written so far, on the writing thread.
+    """
+
+    def __init__(
+        self, source: Source, segmenter: Segmenter, writers: list[Writer], on_frame: Callable[[int], None] | None = None
+    ) -> None:
+        self.source, self.segmenter, self.writers, self.on_frame = source, segmenter, writers, on_frame
+        self.telemetry = Telemetry()
+        self.frames_in = self.frames_out = self.frames_with_lesion = 0
+        self._decoded: Channel[Frame] = Channel(QUEUE, drop_oldest=source.live)
+        self._segmented: Channel[Segmented] = Channel(QUEUE)
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._first_pts_s = self._last_pts_s = 0.0
+
+    def run(self) -> None:
+        """Run to the end of the source; raises what any stage raised, after all have stopped."""
+        threads = [
+            threading.Thread(target=self._guard, args=(stage,), name=stage.__name__.strip("_"), daemon=True)
+            for stage in (self._decode, self._segment, self._write)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():  # joined in slices, so that Ctrl-C is seen at once
+                    thread.join(0.2)
+        except BaseException as error:
+            self._fail(error)
+            for thread in threads:
+                thread.join(5)
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def dropped(self) -> int:
+        """Frames a live source delivered that the model had no time for."""
+        return self._decoded.dropped
+
+    @property
+    def video_s(self) -> float:
+        """Duration of what was written: from the first frame's time to one frame past the last's."""
+        if not self.frames_out:
+            return 0.0
+        return self._last_pts_s - self._first_pts_s + float(1 / self.source.rate)
+
+    def _decode(self) -> None:
+        frames = iter(self.source)
+        while True:
+            with self.telemetry.time("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            self.frames_in += 1
+            self._decoded.put(frame)
+        self._decoded.end()
+
+    def _segment(self) -> None:
+        while (frame := self._decoded.get()) is not None:
+            with self.telemetry.time("segment"):
+                segmentation = self.segmenter(frame.pixels)
+            self._segmented.put(Segmented(frame, segmentation))
+        self._segmented.end()
+
+    def _write(self) -> None:
+        while (item := self._segmented.get()) is not None:
+            for writer in self.writers:
+                writer(item)
+            self._count(item)
+            if self.on_frame is not None:
+                self.on_frame(self.frames_out)
+
+    def _count(self, item: Segmented) -> None:
+        if self.frames_out == 0:
+            self._first_pts_s = item.frame.pts_s
+        self._last_pts_s = item.frame.pts_s
+        self.frames_out += 1
+        self.frames_with_lesion += bool(item.segmentation.labels.any())
+        self.telemetry.frame_out(item.frame.capture_time_s)
+
+    def _guard(self, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+        self._decoded.stop()
+        self._segmented.stop()
+
+
+def annotate(sink: Sink, segmenter: Segmenter, telemetry: Telemetry, opacity: float = 0.35) -> Writer:
+    """A writer that draws lesions and HUD on each frame and hands it to ``sink``."""
+    model = f"{segmenter.spec.name} · {segmenter.engine.name}"
+
+    def write(item: Segmented) -> None:
+        with telemetry.time("overlay"):
+            hud = Hud(model, age_ms=0.0)  # each frame carries its own mask here
+            pixels = draw(item.frame.pixels, item.segmentation, colors=segmenter.spec.colors, hud=hud, opacity=opacity)
+        with telemetry.time("write"):
+            sink.write(item.frame.with_pixels(pixels))
+
+    return write
+
+
+def run(
+    source: Source,
+    segmenter: Segmenter,
+    sink: Sink,
+    *,
+    output: str = "",
+    opacity: float = 0.35,
+    on_frame: Callable[[int], None] | None = None,
+    writers: list[Writer] | None = None,
+) -> Summary:
+    """Segment ``source``, write it annotated to ``sink``, and say what happened.
+
+    Args:
+        source, segmenter, sink: opened; the caller closes them.
+        output: the sink's name, for the summary.
+        opacity: of the lesions' tint, 0…1.
+        on_frame: called with the number of frames written so far.
+        writers: further writers, called for each frame after the annotated one.
+    """
+    pipeline = Pipeline(source, segmenter, [], on_frame)
+    pipeline.writers = [annotate(sink, segmenter, pipeline.telemetry, opacity), *(writers or [])]
+    started = time.monotonic()
+    pipeline.run()
+    seconds = time.monotonic() - started
+    first = pipeline.telemetry.first_frame_s
+    return Summary(
+        source=source.name,
+        output=output,
+        model=segmenter.spec.name,
+        engine=segmenter.engine.name,
+        frames_in=pipeline.frames_in,
+        frames_out=pipeline.frames_out,
+        frames_dropped=pipeline.dropped,
+        frames_with_lesion=pipeline.frames_with_lesion,
+        seconds=round(seconds, 3),
+        fps=round(pipeline.frames_out / seconds, 2) if seconds else 0.0,
+        realtime=round(pipeline.video_s / seconds, 2) if seconds else 0.0,
+        first_frame_s=None if first is None else round(first, 3),
+        stages=pipeline.telemetry.percentiles(),
+        problem="; ".join(text for text in (source.problem, sink.problem) if text) or None,
+    )

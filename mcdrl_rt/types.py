@@ -1,0 +1,211 @@
+"""The nouns every other module speaks in: frames, segmentations, and what a model is.
+
+Plain frozen dataclasses over NumPy arrays; this module imports nothing of ours but the errors, and neither
+torch nor OpenVINO.
+
+    >>> spec = ModelSpec(name="demo", encoder="mcdrl-small", input_size=(224, 224), classes=("polyp",))
+    >>> ModelSpec.from_json(spec.to_json()) == spec
+    True
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcdrl_rt.errors import SpecError
+
+UInt8Array = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+# One colour per lesion class, in order: green, cyan, yellow, magenta and orange stand out against mucosa.
+CLASS_COLORS: tuple[tuple[int, int, int], ...] = (
+    (64, 255, 96),
+    (64, 208, 255),
+    (255, 232, 64),
+    (255, 96, 232),
+    (255, 160, 48),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One video frame with the time its source gave it.
+
+    Args:
+        pixels: (H, W, 3) uint8, RGB.
+        pts: presentation time in units of ``time_base``; never re-invented between source and sink.
+        time_base: seconds per unit of ``pts``.
+        index: position in the source, from 0.
+        capture_time_s: ``time.monotonic()`` at which the frame came into being here.
+    """
+
+    pixels: UInt8Array
+    pts: int
+    time_base: Fraction
+    index: int = 0
+    capture_time_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def pts_s(self) -> float:
+        """Presentation time in seconds."""
+        return float(self.pts * self.time_base)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return int(self.pixels.shape[0]), int(self.pixels.shape[1])
+
+    def with_pixels(self, pixels: UInt8Array) -> Frame:
+        """The same moment with other pixels (an overlay, say)."""
+        return dataclasses.replace(self, pixels=pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of a frame, in pixels: rows ``top:top+height``, columns ``left:left+width``."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slices, to index an (H, W, …) array."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """What the model says of one frame.
+
+    Args:
+        labels: (H, W) uint8 at the frame's own size; 0 is background, ``i`` is ``classes[i - 1]``.
+        classes: names of the K lesion classes.
+        confounders: (M,) float32, non-negative, summing to 1: how much of each imaging condition the causal
+            network attended to (method: CDRL readout).
+        confounder_names: the M conditions.
+        selected: (h, w) bool, the grid cells the text prompts selected (method: MTRS).
+        region: the part of the frame the model looked at, the endoscope's field of view.
+        latency_ms: time from pixels in to labels out.
+    """
+
+    labels: UInt8Array
+    classes: tuple[str, ...]
+    confounders: FloatArray
+    confounder_names: tuple[str, ...]
+    selected: BoolArray
+    region: Region
+    latency_ms: float
+
+    def top_confounders(self, count: int = 3) -> list[tuple[str, float]]:
+        """The ``count`` imaging conditions with the largest weight, largest first."""
+        order = np.argsort(-self.confounders, kind="stable")[:count]
+        return [(self.confounder_names[i], float(self.confounders[i])) for i in order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything that travels with a model, from training to runtime, and is written nowhere else.
+
+    Args:
+        name: short name shown to people.
+        encoder: an open_clip configuration (``RN50``, ``ViT-B-16``, ``ViT-L-14`` …) or ``mcdrl-small``.
+        input_size: (height, width) in pixels the network takes.
+        classes: the K lesion classes.
+        confounders: the M imaging conditions of the dictionary.
+        colors: RGB of each class, 0…255; by default the first K of ``CLASS_COLORS``.
+        mean, std: per channel, in the unit of pixels / 255.
+        grid: (h, w) cells of the feature grid; 0 until the model has been built for ``input_size``.
+        embed_dim: d, width of the joint text-image space; 0 until built.
+        alpha: share of grid cells selected by the text prompts, in (0, 1].
+        depth: number of causal blocks L.
+        heads: attention heads in each causal block.
+        grid_stride: pixels to a grid cell where a timm trunk shall have a finer grid; 0 is the encoder's own.
+        readout: dense readout: ``clearclip``, ``maskclip``, ``plain`` (ViT), ``native``; empty until built.
+        head: ``detail`` or ``grid``.
+        dtype: type the weights are stored in.
+        provenance: training data, recipe, seed, measurements: free text for people.
+    """
+
+    name: str
+    encoder: str
+    input_size: tuple[int, int]
+    classes: tuple[str, ...]
+    confounders: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    grid: tuple[int, int] = (0, 0)
+    embed_dim: int = 0
+    alpha: float = 0.5
+    depth: int = 3
+    heads: int = 8
+    grid_stride: int = 0
+    readout: str = ""
+    head: str = "detail"
+    dtype: str = "float32"
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.colors:
+            cycle = (CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(len(self.classes)))
+            object.__setattr__(self, "colors", tuple(cycle))
+        problems = [
+            (not 1 <= len(self.classes) <= 254, "needs between 1 and 254 classes"),
+            (len(set(self.classes)) != len(self.classes), "names a class twice"),
+            (len(self.colors) != len(self.classes), "needs one colour for each class"),
+            (len(self.input_size) != 2 or min(self.input_size) < 32, "needs an input size of at least 32×32"),
+            (not 0 < self.alpha <= 1, "needs alpha in (0, 1]"),
+            (self.depth < 0 or self.heads < 1, "needs depth ≥ 0 and heads ≥ 1"),
+            (len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0, "needs 3 means and 3 positive stds"),
+        ]
+        for wrong, what in problems:
+            if wrong:
+                raise SpecError(f"model specification {self.name!r} {what}")
+
+    @property
+    def tokens(self) -> int:
+        """T, the number of grid cells."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def selected(self) -> int:
+        """N = round(α·T), the static number of selected tokens (method §2)."""
+        return max(1, min(self.tokens, round(self.alpha * self.tokens)))
+
+    def to_json(self) -> str:
+        """One line of JSON, the form carried by checkpoints, ONNX files and engine sidecars."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            SpecError: the text is no specification, or one that does not add up.
+        """
+        try:
+            raw = json.loads(text)
+            known = {f.name for f in dataclasses.fields(cls)}
+            unknown = sorted(set(raw) - known)
+            if unknown:
+                raise SpecError(f"model specification has unknown fields {', '.join(unknown)}; update mcdrl-rt")
+            return cls(**{name: _as_tuple(value) for name, value in raw.items()})
+        except (ValueError, TypeError) as error:
+            raise SpecError(f"not a model specification: {error}") from error
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON lists as the tuples a frozen dataclass compares with."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

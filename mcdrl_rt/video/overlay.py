@@ -1,0 +1,208 @@
+"""What the endoscopist sees: lesions tinted and outlined, and a line (the HUD) that says what the model is doing.
+
+Only lesions, their outlines and the HUD's strip are touched; all other pixels stay as the camera gave them.
+
+    >>> shown = draw(frame.pixels, segmentation, colors=spec.colors, hud=Hud(model=spec.name, age_ms=40.0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from mcdrl_rt.types import Region, Segmentation, UInt8Array
+
+Color = tuple[int, int, int]
+
+_FONT = cv2.FontFace("sans")  # OpenCV 5 carries a TrueType font; hershey strokes are hard to read over mucosa
+_REGULAR, _BOLD = 400, 700
+_PLATE: Color = (12, 14, 18)
+_PLATE_OPACITY = 0.8
+_TEXT: Color = (236, 238, 240)
+_FAINT: Color = (184, 190, 198)
+_STALE: Color = (255, 176, 64)
+_MAX_ROWS = 2
+_STALE_AGE_MS = 250.0  # a mask this old has come apart from what is on the screen
+
+
+@dataclass(frozen=True)
+class Hud:
+    """What the line at the bottom edge says besides what the segmentation itself knows.
+
+    Args:
+        model: name of the model.
+        age_ms: how long before this frame the shown mask's frame was captured; None leaves it out.
+        note: a word on the state of the stream (``paused``, ``no signal``), shown in amber.
+    """
+
+    model: str
+    age_ms: float | None = None
+    note: str = ""
+
+
+def draw(
+    pixels: UInt8Array,
+    segmentation: Segmentation,
+    *,
+    colors: Sequence[Color],
+    hud: Hud | None = None,
+    opacity: float = 0.35,
+    out: UInt8Array | None = None,
+) -> UInt8Array:
+    """Draw the lesions, and the line at the bottom edge if there is a ``hud``.
+
+    Args:
+        pixels: (H, W, 3) uint8, RGB; left alone unless it is also ``out``.
+        segmentation: its labels are (H, W), the frame's own size.
+        colors: RGB of each class, in the order of ``segmentation.classes``.
+        hud: what to write besides; None writes nothing at all.
+        opacity: of the tint inside a lesion, 0…1; the outline is always opaque.
+        out: (H, W, 3) uint8 buffer to draw into; ``out=pixels`` draws in place.
+
+    Returns:
+        ``out``, or a new array.
+
+    Raises:
+        ValueError: ``out`` is not C-contiguous.
+    """
+    if out is not None and not out.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous: OpenCV would draw into a copy of it")
+    if out is None:
+        out = pixels.copy()
+    elif out is not pixels:
+        np.copyto(out, pixels)
+    lesions = list(_lesions(segmentation))
+    for label, box, mask in lesions:
+        _tint(out[box.slices], colors[label - 1], opacity, mask)
+    for label, box, mask in lesions:
+        _outline(out, box, mask, colors[label - 1])
+    if hud is not None:
+        _write(out, _items(segmentation, hud, {label for label, _, _ in lesions}, colors))
+    return out
+
+
+def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
+    """Each class that is present: its label, its bounding box, and its mask (0 or 255) inside the box."""
+    around = _bounds(segmentation.labels, top=0, left=0)
+    if not around.height:
+        return
+    for label in range(1, len(segmentation.classes) + 1):
+        mask = np.asarray(cv2.inRange(segmentation.labels[around.slices], label, label), np.uint8)
+        box = _bounds(mask, around.top, around.left)
+        if box.height:
+            top, left = box.top - around.top, box.left - around.left
+            yield label, box, mask[top : top + box.height, left : left + box.width]
+
+
+def _bounds(values: UInt8Array, top: int, left: int) -> Region:
+    """Bounding box of what is not zero in a cut-out that begins at (top, left) of the frame; may be empty."""
+    x, y, width, height = cv2.boundingRect(values)
+    return Region(top + y, left + x, height, width)
+
+
+def _tint(patch: UInt8Array, color: Color, opacity: float, mask: UInt8Array | None = None) -> None:
+    """Blend a colour into a patch in place, where the mask is set; 8-bit all the way."""
+    share = np.rint([*(channel * opacity for channel in color), 0])  # four numbers are a scalar to OpenCV
+    cv2.add(cv2.convertScaleAbs(patch, alpha=1 - opacity), share, patch, mask)
+
+
+def _outline(out: UInt8Array, box: Region, mask: UInt8Array, color: Color) -> None:
+    thickness = max(2, round(min(out.shape[:2]) / 400))
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(box.left, box.top))
+    # a mask comes from a coarse grid: half a line's width of freedom hides its steps, and draws six times faster
+    smooth = [cv2.approxPolyDP(contour, thickness / 2, closed=True) for contour in contours]
+    cv2.drawContours(out, smooth, -1, color, thickness, cv2.LINE_AA)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One entry of the HUD: text, and the text it keeps room for, so that changing digits move nothing."""
+
+    text: str
+    room: str = ""
+    color: Color = _TEXT
+    weight: int = _REGULAR
+    swatch: Color | None = None
+    filled: bool = True
+    importance: int = 9  # the least important goes first when the frame is narrow
+
+
+def _items(segmentation: Segmentation, hud: Hud, found: set[int], colors: Sequence[Color]) -> list[_Item]:
+    """What the HUD says, from left to right; what changes its width comes last."""
+    items = []
+    for label, name in enumerate(segmentation.classes, start=1):
+        seen = label in found
+        color, weight = (_TEXT, _BOLD) if seen else (_FAINT, _REGULAR)
+        items.append(_Item(name, color=color, weight=weight, swatch=colors[label - 1], filled=seen))
+    items.append(_Item(hud.model, color=_FAINT, importance=2))
+    items.append(_Item(f"{segmentation.latency_ms:.1f} ms", room="000.0 ms", importance=8))
+    if hud.age_ms is not None:
+        color = _STALE if hud.age_ms > _STALE_AGE_MS else _TEXT
+        items.append(_Item(f"age {hud.age_ms:.0f} ms", room="age 000 ms", color=color, importance=7))
+    if hud.note:
+        items.append(_Item(hud.note, color=_STALE, weight=_BOLD, importance=10))
+    for rank, (name, share) in enumerate(segmentation.top_confounders(3)):
+        items.append(_Item(f"{name} {share:.0%}", room=f"{name} 00%", color=_FAINT, importance=6 - rank))
+    return items
+
+
+def _write(out: UInt8Array, items: list[_Item]) -> None:
+    """The HUD, on a dark plate along the bottom edge: one line, or two where the frame is narrow."""
+    size = _font_size(out)
+    rows = _rows(items, size, out.shape[1])
+    pitch = round(1.55 * size)
+    top = out.shape[0] - pitch * len(rows)
+    _tint(out[top:], _PLATE, _PLATE_OPACITY)
+    for row in rows:
+        left, baseline = size, top + round(0.5 * pitch + 0.36 * size)
+        for item in row:
+            _put(out, item, left, baseline, size)
+            left += _width(item, size) + size
+        top += pitch
+
+
+def _rows(items: list[_Item], size: int, width: int) -> list[list[_Item]]:
+    """Items broken into lines; beyond two, the least important item goes."""
+    rows: list[list[_Item]] = [[]]
+    used = size
+    for item in items:
+        step = _width(item, size) + size
+        if rows[-1] and used + step > width:
+            rows.append([])
+            used = size
+        rows[-1].append(item)
+        used += step
+    if len(rows) <= _MAX_ROWS:
+        return rows
+    least = min(range(len(items)), key=lambda i: items[i].importance)
+    return _rows(items[:least] + items[least + 1 :], size, width)
+
+
+def _put(out: UInt8Array, item: _Item, left: int, baseline: int, size: int) -> None:
+    if item.swatch is not None:
+        side = round(0.62 * size)
+        edge = -1 if item.filled else max(1, size // 12)
+        cv2.rectangle(out, (left, baseline - side), (left + side, baseline), item.swatch, edge)
+        left += size
+    cv2.putText(out, item.text, (left, baseline), item.color, _FONT, size, item.weight)
+
+
+def _font_size(out: UInt8Array) -> int:
+    """Pixels; read from across the room at any resolution, and never so small that it cannot be read at all."""
+    height, width = int(out.shape[0]), int(out.shape[1])
+    return max(12, round(min(height / 42, width / 44)))
+
+
+def _width(item: _Item, size: int) -> int:
+    text = _text_width(item.room or item.text, size, item.weight)
+    return text + (0 if item.swatch is None else size)
+
+
+@lru_cache(maxsize=256)
+def _text_width(text: str, size: int, weight: int) -> int:
+    _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, weight)
+    return width

@@ -1,0 +1,143 @@
+"""Where in the frame the endoscope's picture is, so that its black surround stays out of the model's input.
+
+Processors draw the picture into a larger black canvas, with patient data beside it. This module finds the
+bounding box of the lit field of view, to crop by (never to squash). It errs on the generous side: a black margin
+costs a little resolution, a lesion cropped away costs the lesion.
+
+    >>> track = RegionTracker()
+    >>> rows, columns = track(frame.pixels).slices
+    >>> picture = frame.pixels[rows, columns]
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import cv2
+import numpy as np
+
+from mcdrl_rt.types import BoolArray, Region, UInt8Array
+
+_SAMPLES = 160  # cells along the longer side of the grid we look at: a cell is 12 px at 1080p
+_CONTRAST = 14  # grey levels between the surround and the darkest mucosa we insist on
+_BRIGHTEST_SURROUND = 40  # a border brighter than this is picture, not surround
+_KEEP_SHARE = 0.02  # patches at least this large, relative to the largest, belong to the picture
+_MIN_LIT = 0.08  # less of the frame lit than this says nothing about the field of view
+_FULL = 0.97  # a box this large is the full frame: cropping it would only add jitter
+
+
+def find_region(rgb: UInt8Array) -> Region:
+    """Bounding box of the lit field of view.
+
+    Args:
+        rgb: (H, W, 3) uint8, RGB.
+
+    Returns:
+        The box, with a margin of one grid cell (1/160 of the longer side); the full frame when the picture fills
+        it, or when too little is lit to tell.
+    """
+    return _measure(rgb) or _full(rgb)
+
+
+class RegionTracker:
+    """The region of a running video: steady, cheap, and never shrunk by a dark moment.
+
+    A field of view does not move while an endoscope is plugged in, so the region is the union of the last
+    ``memory`` boxes: it grows as soon as more is seen to be lit and shrinks only when all of the memory agrees.
+
+    Args:
+        every: measure one frame in this many (the others cost nothing).
+        memory: measurements that must agree before the region shrinks; 20 times 15 frames are 10 s at 30 fps.
+    """
+
+    def __init__(self, every: int = 15, memory: int = 20) -> None:
+        self._every = every
+        self._boxes: deque[Region] = deque(maxlen=memory)
+        self._size = (0, 0)
+        self._frames = 0
+        self._region = Region(0, 0, 0, 0)
+
+    def __call__(self, rgb: UInt8Array) -> Region:
+        """The region for this frame.
+
+        Args:
+            rgb: (H, W, 3) uint8, RGB.
+        """
+        if rgb.shape[:2] != self._size:
+            self._restart(rgb)
+        # until something lit has been seen every frame is measured: a procedure starts in the dark
+        if not self._boxes or self._frames % self._every == 0:
+            self._update(rgb)
+        self._frames += 1
+        return self._region
+
+    def _restart(self, rgb: UInt8Array) -> None:
+        self._size = (int(rgb.shape[0]), int(rgb.shape[1]))
+        self._boxes.clear()
+        self._frames = 0
+        self._region = _full(rgb)
+
+    def _update(self, rgb: UInt8Array) -> None:
+        box = _measure(rgb)
+        if box is None:  # darkness says nothing of where the picture ends
+            return
+        first = not self._boxes
+        self._boxes.append(box)
+        seen = _union(self._boxes)
+        ready_to_shrink = len(self._boxes) == self._boxes.maxlen and _much_smaller(seen, self._region)
+        self._region = seen if first or ready_to_shrink else _union([self._region, seen])
+
+
+def _measure(rgb: UInt8Array) -> Region | None:
+    """The lit box, or None when the frame is too dark to say."""
+    height, width = rgb.shape[:2]
+    step = max(1, -(-max(height, width) // _SAMPLES))
+    # the brightest channel, not luma: mucosa in shadow is dark red, and luma all but ignores red
+    level = rgb[step // 2 :: step, step // 2 :: step].max(axis=2)  # (h, w)
+    picture = _picture(level > _surround(level) + _CONTRAST)
+    if picture is None:
+        return None
+    rows, columns = np.flatnonzero(picture.any(axis=1)), np.flatnonzero(picture.any(axis=0))
+    # one cell of margin: the true edge lies between the last lit sample and the first dark one
+    top, left = max(0, (int(rows[0]) - 1) * step), max(0, (int(columns[0]) - 1) * step)
+    bottom, right = min(height, (int(rows[-1]) + 2) * step), min(width, (int(columns[-1]) + 2) * step)
+    if (bottom - top) * (right - left) >= _FULL * height * width:
+        return _full(rgb)
+    return Region(top, left, bottom - top, right - left)
+
+
+def _surround(level: UInt8Array) -> int:
+    """Grey level of the surround: what is dark along the frame's border (0 when none of it is)."""
+    border = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
+    dark = border[border <= _BRIGHTEST_SURROUND]
+    return int(np.median(dark)) if dark.size else 0
+
+
+def _picture(lit: BoolArray) -> BoolArray | None:
+    """The lit patches that make up the endoscope's picture, without text, icons and noise beside it."""
+    if lit.mean() < _MIN_LIT:
+        return None
+    # opening removes what is thinner than 3 cells: letters, rulers, single noisy samples
+    opened = cv2.morphologyEx(lit.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count < 2 or areas.max() < _MIN_LIT * lit.size:
+        return None
+    # a dark lumen may cut the picture in two, so every patch of some size counts, not only the largest
+    keep = np.flatnonzero(areas >= _KEEP_SHARE * areas.max()) + 1
+    return np.isin(labels, keep)
+
+
+def _full(rgb: UInt8Array) -> Region:
+    return Region(0, 0, int(rgb.shape[0]), int(rgb.shape[1]))
+
+
+def _union(boxes: deque[Region] | list[Region]) -> Region:
+    top, left = min(b.top for b in boxes), min(b.left for b in boxes)
+    bottom, right = max(b.top + b.height for b in boxes), max(b.left + b.width for b in boxes)
+    return Region(top, left, bottom - top, right - left)
+
+
+def _much_smaller(box: Region, than: Region) -> bool:
+    """Whether a side shrank by more than 4 %: less is noise at the edge, not worth a jump."""
+    return box.height < 0.96 * than.height or box.width < 0.96 * than.width

@@ -1,0 +1,142 @@
+"""Region: the box holds the picture, ignores what is beside it, and stays put."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcdrl_rt.types import Region, UInt8Array
+from mcdrl_rt.video.region import RegionTracker, find_region
+
+DATA = Path(os.environ.get("MCDRL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def scope(size: tuple[int, int], box: Region, level: int = 150, surround: int = 0) -> UInt8Array:
+    """A canvas with an evenly lit picture in ``box``."""
+    rgb = np.full((*size, 3), surround, np.uint8)
+    rgb[box.slices] = (level, level // 2, level // 3)
+    return rgb
+
+
+def holds(outer: Region, inner: Region) -> bool:
+    return (
+        outer.top <= inner.top
+        and outer.left <= inner.left
+        and outer.top + outer.height >= inner.top + inner.height
+        and outer.left + outer.width >= inner.left + inner.width
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_box_holds_the_picture_and_little_more(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(64, 700)), data.draw(st.integers(64, 900))
+    tall, wide = data.draw(st.integers(height // 2, height)), data.draw(st.integers(width // 2, width))
+    top, left = data.draw(st.integers(0, height - tall)), data.draw(st.integers(0, width - wide))
+    box = Region(top, left, tall, wide)
+    found = find_region(scope((height, width), box, surround=data.draw(st.integers(0, 25))))
+    assert holds(found, box)
+    margin = 3 * (max(height, width) // 160 + 1)
+    full = Region(0, 0, height, width)
+    assert found == full or (found.height <= tall + 2 * margin and found.width <= wide + 2 * margin)
+
+
+@pytest.mark.parametrize("level", [0, 5, 12])
+def test_darkness_is_the_full_frame(level: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, level + 1, (480, 640, 3)).astype(np.uint8)
+    assert find_region(rgb) == Region(0, 0, 480, 640)
+
+
+def test_full_bleed_is_the_full_frame() -> None:
+    assert find_region(np.full((480, 640, 3), 120, np.uint8)) == Region(0, 0, 480, 640)
+
+
+def test_dark_lumen_in_the_middle_is_inside() -> None:
+    box = Region(40, 300, 640, 700)
+    rgb = scope((720, 1280), box)
+    rgb[40:680, 560:700] = (9, 4, 3)  # cuts the picture in two
+    assert holds(find_region(rgb), box)
+
+
+def test_text_and_icons_beside_the_picture_are_outside() -> None:
+    box = Region(40, 700, 1000, 1000)
+    rgb = scope((1080, 1920), box, surround=8)
+    for row in range(200, 700, 70):
+        cv2.putText(rgb, "DOE JANE 12/03/2024", (40, row), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (255, 255, 255), 3)
+    found = find_region(rgb)
+    assert holds(found, box)
+    assert found.left > 650
+
+
+def test_strided_input_is_fine() -> None:
+    box = Region(50, 60, 300, 400)
+    rgb = scope((400, 600), box)
+    assert find_region(np.asfortranarray(rgb)) == find_region(rgb)
+
+
+def test_tracker_is_not_shrunk_by_a_dark_moment() -> None:
+    box = Region(40, 200, 400, 400)
+    track = RegionTracker(every=1, memory=5)
+    lit = track(scope((480, 800), box))
+    dark = scope((480, 800), box, level=10)
+    half = scope((480, 800), Region(40, 200, 200, 400))  # lumen: half of the picture is dark
+    assert [track(rgb) for rgb in [dark] * 9 + [half] * 3] == [lit] * 12
+
+
+def test_tracker_grows_at_once_and_shrinks_when_sure() -> None:
+    small, large = Region(100, 300, 250, 250), Region(40, 200, 400, 400)
+    track = RegionTracker(every=1, memory=5)
+    assert not holds(track(scope((480, 800), small)), large)
+    grown = track(scope((480, 800), large))
+    assert holds(grown, large)
+    after = [track(scope((480, 800), small)) for _ in range(6)]
+    assert after[:4] == [grown] * 4
+    assert after[-1].height < 300
+
+
+def test_tracker_does_not_jitter() -> None:
+    track = RegionTracker(every=1, memory=4)
+    rng = np.random.default_rng(1)
+    seen = []
+    for _ in range(60):
+        top, left = (int(value) for value in rng.integers(36, 44, 2))
+        seen.append(track(scope((480, 640), Region(top, left, 400, 500))))
+    assert len(set(seen)) <= 4  # it may grow a little as more is seen …
+    assert len(set(seen[30:])) == 1  # … then it stands
+
+
+def test_tracker_starts_over_with_another_size() -> None:
+    track = RegionTracker()
+    track(scope((480, 800), Region(40, 200, 400, 400)))
+    assert track(np.full((720, 1280, 3), 120, np.uint8)) == Region(0, 0, 720, 1280)
+
+
+def test_tracker_waits_for_light() -> None:
+    track, box = RegionTracker(every=1000), Region(40, 200, 400, 400)
+    assert track(np.zeros((480, 800, 3), np.uint8)) == Region(0, 0, 480, 800)
+    assert track(scope((480, 800), box)).width < 500
+
+
+@pytest.mark.skipif(not (DATA / "CVC-ClinicDB").exists(), reason="needs the data sets (MCDRL_DATA)")
+@pytest.mark.parametrize(
+    ("images", "masks", "step"),
+    [
+        ("Kvasir-SEG/images", "Kvasir-SEG/masks", 20),
+        ("CVC-ClinicDB/PNG/Original", "CVC-ClinicDB/PNG/Ground Truth", 6),
+    ],
+)
+def test_no_lesion_is_cropped_away(images: str, masks: str, step: int) -> None:
+    outside = total = 0
+    for path in sorted((DATA / images).iterdir())[::step]:
+        rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        lesion = cv2.imread(str(DATA / masks / path.name), cv2.IMREAD_GRAYSCALE) > 127
+        total += int(lesion.sum())
+        outside += int(lesion.sum() - lesion[find_region(rgb).slices].sum())
+    assert total > 0
+    assert outside <= 0.0005 * total

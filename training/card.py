@@ -1,0 +1,100 @@
+"""The model card: written by the evaluation from what it measured, and from what the checkpoint carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mcdrl_rt.types import ModelSpec
+
+_ROWS = (
+    ("images", "images"),
+    ("dice", "mean Dice"),
+    ("iou", "mean IoU"),
+    ("accuracy", "pixel accuracy"),
+    ("selection_recall", "selection recall (share of lesion pixels under selected cells)"),
+    ("dice_small", "Dice, lesions < 2 % of the image"),
+    ("dice_medium", "Dice, lesions 2–10 %"),
+    ("dice_large", "Dice, lesions ≥ 10 %"),
+    ("recall_small", "selection recall, lesions < 2 %"),
+)
+
+_TEXT = """# Model card: {name}
+
+**Research use only. Not a medical device.** The model marks polyps in colonoscopy images. It was never tested in
+patients, and no decision about a patient may rest on it.
+
+| | |
+|---|---|
+| method | MCDRL (arXiv 2508.05008), our implementation |
+| encoder | {encoder}, {height}×{width} pixels, grid {grid}, d = {dim} |
+| classes | {classes} |
+| selection | α = {alpha}: {selected} of {tokens} cells |
+| causal network | depth {depth}, {confounders} confounders |
+| text tower | random and frozen (seed {seed}): prompts are fixed directions, not learned language. Cell–text alignment is trained (dense term); what the confounder readout means has not been measured |
+
+## Training data
+- Kvasir-SEG (Jha et al. 2020), as published in HyperKvasir under CC BY 4.0 (Borgli et al. 2020): all but
+  {held} images, which were drawn at random (seed {seed}) and held out.
+- {phantom} frames of this package's procedural phantom.
+- Encoder start: MobileNetV2 ImageNet weights (Apache-2.0, google-coral/test_data, dequantised).
+- Never trained on, nor selected with: CVC-ClinicDB (Bernal et al. 2015). The weights are the moving average at the last
+  epoch; no image chose them.
+
+## Measured
+At each image's own size, labels without a threshold, per image and then averaged. Engine: {engine}.
+
+{table}
+
+Known limits: one lesion class; one training hospital; small and flat polyps are missed more often than large ones (see
+the rows by size); text, instruments and bubbles can be marked.
+
+## Recipe
+`python -m training.train training/recipes/small.toml --run runs/small`, then
+`python -m training.evaluate runs/small/{name}.safetensors --card`. Seed {seed}. The settings the checkpoint carries:
+
+```json
+{recipe}
+```
+"""
+
+
+def write_card(checkpoint: Path, spec: ModelSpec, engine: str, figures: dict[str, dict[str, float]]) -> None:
+    """Write ``CHECKPOINT.json`` (the figures) and ``CHECKPOINT.md`` (the card made from them)."""
+    measured = {"model": spec.name, "engine": engine, "sites": figures}
+    checkpoint.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n")
+    checkpoint.with_suffix(".md").write_text(render_card(spec, measured))
+
+
+def render_card(spec: ModelSpec, measured: dict) -> str:
+    """The card's text for a specification and the content of its figures file."""
+    recipe = json.loads(spec.provenance.get("recipe", "{}"))
+    return _TEXT.format(
+        name=spec.name,
+        encoder=spec.encoder,
+        height=spec.input_size[0],
+        width=spec.input_size[1],
+        grid=f"{spec.grid[0]}×{spec.grid[1]}",
+        dim=spec.embed_dim,
+        classes=", ".join(spec.classes),
+        alpha=spec.alpha,
+        selected=spec.selected,
+        tokens=spec.tokens,
+        depth=spec.depth,
+        confounders=len(spec.confounders),
+        held=recipe.get("validation_count"),
+        phantom=recipe.get("phantom_count"),
+        seed=recipe.get("seed"),
+        engine=measured["engine"],
+        table=_table(measured["sites"]),
+        recipe=json.dumps(recipe, indent=1, sort_keys=True),
+    )
+
+
+def _table(sites: dict[str, dict[str, float]]) -> str:
+    lines = ["| | " + " | ".join(sites) + " |", "|---|" + "---|" * len(sites)]
+    for key, title in _ROWS:
+        cells = [f"{site[key]:.0f}" if key == "images" else f"{site[key]:.3f}" for site in sites.values() if key in site]
+        if len(cells) == len(sites):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""The losses, one function for each equation of the paper (§4.2.3), and two of our own, named so."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 10: pixel-wise cross-entropy of logits (B, K+1, H, W) with labels (B, H, W) int64, 0 = background."""
+    return F.cross_entropy(logits, labels)
+
+
+def causal_loss(intervened: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
+    """Eq. 11: squared distance of pooled F_ca to the mean of t_k,m over the dictionary, both of unit length.
+
+    Args:
+        intervened: F_ca, (B, N, d).
+        targets: mean over m of t_k,m, (K, d).
+        classes: (B,) int64, the image's lesion class from 1; 0 = no lesion, which takes no part.
+    """
+    lesion = classes > 0
+    pooled = F.normalize(intervened.mean(dim=1), dim=-1)
+    target = F.normalize(targets, dim=-1)[(classes - 1).clamp_min(0)]
+    return _mean_where((pooled - target).square().sum(dim=-1), lesion)
+
+
+def contrast_loss(summary: Tensor, texts: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    """Eq. 12: InfoNCE of the image feature (B, d) over the K class texts (K, d); no lesion, no part."""
+    logits = F.normalize(summary, dim=-1) @ F.normalize(texts, dim=-1).T / temperature
+    losses = F.cross_entropy(logits, (classes - 1).clamp_min(0), reduction="none")
+    return _mean_where(losses, classes > 0)
+
+
+def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
+    """Ours, not the paper's: 1 − Dice of the lesion probability (any class) per image, averaged."""
+    lesion = 1 - logits.softmax(dim=1)[:, 0]  # (B, H, W)
+    truth = (labels > 0).to(lesion.dtype)
+    overlap = (lesion * truth).sum(dim=(1, 2))
+    total = lesion.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
+    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+
+
+def dense_alignment_loss(
+    similarities: Tensor, labels: Tensor, grid: tuple[int, int], scale: float, positive_weight: float = 3.0
+) -> Tensor:
+    """Ours, not the paper's (after DenseCLIP, arXiv 2112.01518): token–text similarity against the mask.
+
+    A cell that a lesion touches shall be like its class text, every other unlike all; selection ranks by this.
+
+    Args:
+        similarities: S, (B, T, K).
+        labels: (B, H, W) int64.
+        grid: (h, w) with h·w = T.
+        scale: turns a cosine into a logit.
+        positive_weight: lesion cells are few; how much more each counts.
+    """
+    classes = similarities.shape[-1]
+    one_hot = F.one_hot(labels, classes + 1)[..., 1:].permute(0, 3, 1, 2).float()  # (B, K, H, W)
+    touched = F.adaptive_max_pool2d(one_hot, grid).flatten(2).mT  # (B, T, K)
+    weight = torch.tensor(positive_weight, device=similarities.device)
+    return F.binary_cross_entropy_with_logits(similarities * scale, touched, pos_weight=weight)
+
+
+def _mean_where(values: Tensor, condition: Tensor) -> Tensor:
+    return (values * condition).sum() / condition.sum().clamp_min(1)

@@ -1,0 +1,76 @@
+"""Per-image figures of a segmentation against its mask, and their means (method §6: per image, then averaged)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mcdrl_rt.types import BoolArray, Region, UInt8Array
+
+SMALL = 0.02  # lesions below this share of the image
+LARGE = 0.10
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's figures.
+
+    Args:
+        dice, iou: of the lesion class; both 1 where neither mask has a pixel.
+        accuracy: share of pixels right.
+        recall: share of lesion pixels under selected cells; NaN without lesion.
+        lesion: share of the image that is lesion.
+    """
+
+    dice: float
+    iou: float
+    accuracy: float
+    recall: float
+    lesion: float
+
+
+def score_image(predicted: UInt8Array, truth: UInt8Array, selected: BoolArray, region: Region) -> ImageScore:
+    """Score labels (H, W) against the mask (H, W) of the same size.
+
+    Args:
+        predicted, truth: label ids, 0 = background.
+        selected: (h, w), the selected cells.
+        region: the part of the image the cells lie on.
+    """
+    one, other = predicted > 0, truth > 0
+    both, either = int((one & other).sum()), int((one | other).sum())
+    total = int(one.sum()) + int(other.sum())
+    seen = np.zeros(truth.shape, bool)
+    cells = cv2.resize(selected.view(np.uint8), (region.width, region.height), interpolation=cv2.INTER_NEAREST)
+    seen[region.slices] = cells.astype(bool)
+    return ImageScore(
+        dice=2 * both / total if total else 1.0,
+        iou=both / either if either else 1.0,
+        accuracy=float((predicted == truth).mean()),
+        recall=float(seen[other].mean()) if other.any() else float("nan"),
+        lesion=float(other.mean()),
+    )
+
+
+def summarise(scores: list[ImageScore]) -> dict[str, float]:
+    """Means over images; selection recall is over lesion pixels, Dice also by lesion size."""
+    lesion = np.array([s.lesion for s in scores])
+    dice, recall = np.array([s.dice for s in scores]), np.array([s.recall for s in scores])
+    with_lesion = lesion > 0
+    bands = {"small": lesion < SMALL, "medium": (lesion >= SMALL) & (lesion < LARGE), "large": lesion >= LARGE}
+    figures = {
+        "images": float(len(scores)),
+        "dice": float(dice.mean()),
+        "iou": float(np.mean([s.iou for s in scores])),
+        "accuracy": float(np.mean([s.accuracy for s in scores])),
+        "selection_recall": float(np.average(recall[with_lesion], weights=lesion[with_lesion])),
+        "selection_recall_per_image": float(recall[with_lesion].mean()),
+    }
+    for name, band in bands.items():
+        band = band & with_lesion
+        if band.any():
+            figures |= {f"dice_{name}": float(dice[band].mean()), f"recall_{name}": float(recall[band].mean())}
+            figures[f"images_{name}"] = float(band.sum())
+    return {name: round(value, 4) for name, value in figures.items()}
