@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint bench picture clean
 
 demo: .venv/.run
-	$(BIN)/mcdrl-rt stream --input phantom:size=1280x720,frames=360,seed=7 --output demo.mp4
+	$(BIN)/mcdrl-rt stream --input phantom:size=1280x720,frames=450,seed=15 --output demo.mp4
 
 test: lint
 	$(BIN)/python -m pytest

@@ -43,15 +43,19 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     fast = resolve_precision("auto")
-    print(f"{'depth':>5} {'parameters':>11} {'torch fp32':>12} {'openvino fp32':>14} {'openvino ' + fast:>14}   p50, ms")
+    columns = f"{'torch fp32':>12} {'openvino fp32':>14} {'openvino ' + fast:>14}"
+    print(f"{'depth':>5} {'parameters':>11} {columns}   p50, ms")
     rows = []
     for depth in arguments.depths:
         row = measure_depth(arguments.encoder, arguments.input_size, depth, arguments.runs, fast)
         rows.append(row)
-        times = (row["p50_ms"][name] for name in ("torch fp32, literal", "openvino fp32", f"openvino {fast}"))
-        print(f"{depth:>5} {row['parameters'] / 1e6:>9.2f} M {''.join(f'{value:>13.2f}' for value in times)}", flush=True)
+        names = ("torch fp32, literal", "openvino fp32", f"openvino {fast}")
+        torch_ms, *openvino_ms = (row["p50_ms"][name] for name in names)
+        values = f"{torch_ms:>12.2f} " + " ".join(f"{value:>14.2f}" for value in openvino_ms)
+        print(f"{depth:>5} {row['parameters'] / 1e6:>9.2f} M {values}", flush=True)
     shipped = measure_shipped(arguments.runs)
-    print(f"shipped model, {shipped['engine']}: engine {shipped['engine_p50_ms']:.2f} ms, frame {shipped['frame_p50_ms']:.2f} ms")
+    alone, whole = shipped["engine_p50_ms"], shipped["frame_p50_ms"]
+    print(f"shipped model, {shipped['engine']}: engine {alone:.2f} ms, frame {whole:.2f} ms")
     result = {"benchmark": "latency", "encoder": arguments.encoder, "input_size": arguments.input_size}
     result |= {"runs": arguments.runs, "depths": rows, "shipped": shipped, "machine": describe()}
     if arguments.save:
@@ -108,7 +112,8 @@ def interleaved(forms: dict[str, Callable[[], Any]], runs: int) -> dict[str, dic
             if round_ >= 5:
                 times[name].append((time.perf_counter() - started) * 1e3)
     return {
-        f"p{q}_ms": {name: round(float(np.percentile(values, q)), 3) for name, values in times.items()} for q in (50, 95)
+        f"p{q}_ms": {name: round(float(np.percentile(values, q)), 3) for name, values in times.items()}
+        for q in (50, 95)
     }
 
 

@@ -15,7 +15,7 @@ from mcdrl_rt.video.overlay import Hud, draw
 from mcdrl_rt.video.phantom import SITES, Phantom
 
 SIZE = (360, 448)  # (height, width) of each panel
-SEED, MOMENT = 7, 45  # a scene and a frame of it with a polyp in view
+SEED, MOMENT = 15, 90  # a scene and a frame of it with a polyp in view
 
 
 def main(path: str) -> None:

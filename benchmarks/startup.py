@@ -1,6 +1,6 @@
 """How long a user waits: import, help, the first frame out. One JSON line at the end.
 
-    python benchmarks/startup.py [--runs 5]
+    python benchmarks/startup.py [--runs 5] [--save NAME]
 
 Each figure is the median over whole processes; the first frame is timed with the engine already built.
 """
@@ -13,7 +13,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+from machine import describe
+
+RESULTS = Path(__file__).parent / "results"
 FIRST_FRAME = "stream --input phantom:size=640x480,frames=1 --output null --json"
 
 
@@ -21,7 +25,9 @@ def main() -> None:
     """Run the measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    arguments = parser.parse_args()
+    runs = arguments.runs
     cli = [sys.executable, "-m", "mcdrl_rt.cli"]
     commands = {
         "python": [sys.executable, "-c", "pass"],
@@ -30,10 +36,14 @@ def main() -> None:
         "mcdrl-rt stream, one frame": [*cli, *FIRST_FRAME.split()],
     }
     subprocess.run(commands["mcdrl-rt stream, one frame"], check=True, capture_output=True)  # builds the engine
-    seconds = {name: round(statistics.median(_time(command) for _ in range(runs)), 3) for name, command in commands.items()}
+    medians = {name: statistics.median(_time(command) for _ in range(runs)) for name, command in commands.items()}
+    seconds = {name: round(median, 3) for name, median in medians.items()}
     for name, value in seconds.items():
         print(f"{name:<28} {value:6.3f} s")
-    print(json.dumps({"benchmark": "startup", "runs": runs, "median_s": seconds}))
+    result = {"benchmark": "startup", "runs": runs, "median_s": seconds, "machine": describe()}
+    if arguments.save:
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
 
 
 def _time(command: list[str]) -> float:

@@ -9,21 +9,24 @@ import contextlib
 import dataclasses
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
+from rich.text import Text
 
 from mcdrl_rt import __version__
-from mcdrl_rt.errors import McdrlError, SinkError
+from mcdrl_rt.errors import McdrlError, SinkError, SourceError
 
 if TYPE_CHECKING:
     from mcdrl_rt.segmenter import Segmenter
     from mcdrl_rt.stream.telemetry import Summary
+    from mcdrl_rt.video.source import Source
 
 app = typer.Typer(
     help="Real-time lesion segmentation for endoscopy video. Research use only; not a medical device.",
@@ -31,7 +34,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_err = Console(stderr=True)
+
+
+class _Stderr(Console):
+    """Standard error; that nobody reads it any more is no reason to lose a recording."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+_err = _Stderr(stderr=True)
+
+_INPUT = "A file, a URL, /dev/video0, or phantom (its options: site, size=WxH, frames, seed; phantom:frames=90,seed=3)."
+_OUTPUT = "A file (.mp4 .m4v .mov .mkv .avi .webm), or null."
 
 Model = Annotated[
     Path | None,
@@ -40,26 +55,23 @@ Model = Annotated[
 EngineName = Annotated[str, typer.Option(help="auto, openvino or torch.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16 (auto: bf16 where the processor computes in it).")]
 Device = Annotated[str, typer.Option(help="auto, or a device of the engine: CPU, GPU (openvino), cpu, cuda (torch).")]
-Opacity = Annotated[float, typer.Option(min=0.0, max=1.0, help="Opacity of the tint over a lesion.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a machine-readable summary on standard output.")]
+Opacity = Annotated[float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Opacity of the tint over a lesion.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a summary for programs: one JSON line for each video.")]
 
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=_err, show_time=False, show_path=False, show_level=False)],
-    )
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an arrow must not crash an ASCII terminal
+    # only errors of the libraries: they warn of much that no user can act on
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[_LogLines()])
     logging.getLogger("mcdrl_rt").setLevel(logging.INFO)
+    _on_signals(_quit)
     try:
-        app()
+        app(prog_name="mcdrl-rt")
     except McdrlError as error:
-        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        _say(str(error), "error:", "bold red")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _err.print("stopped", highlight=False)
-        sys.exit(130)
 
 
 def _version(wanted: bool) -> None:
@@ -70,14 +82,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None: ...
 
 
 @app.command()
 def stream(
-    input: Annotated[str, typer.Option(help="File, URL, /dev/video0, or phantom[:site=…,size=WxH,frames=N,seed=S].")],
-    output: Annotated[str, typer.Option(help="File (.mp4 .m4v .mov .mkv .avi .webm), or null.")] = "null",
+    input: Annotated[str, typer.Option(help=_INPUT, metavar="SOURCE")],
+    output: Annotated[str, typer.Option(help=_OUTPUT, metavar="FILE")] = "null",
     model: Model = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
@@ -85,14 +99,14 @@ def stream(
     opacity: Opacity = 0.35,
     as_json: AsJson = False,
 ) -> None:
-    """Segment one video and write it with the lesions drawn on."""
+    """Segment one video and write it with the lesions drawn on. Ctrl-C ends it and keeps what was written."""
     from mcdrl_rt.stream.pipeline import run
     from mcdrl_rt.video.sink import open_sink
     from mcdrl_rt.video.source import open_source
 
-    if output != "null" and Path(output).exists() and Path(input).exists() and Path(output).samefile(input):
-        raise SinkError(f"the output {output} is the input; choose another name")
-    with open_source(input) as source:
+    _check_not_input(input, output)
+    stop = _Stop()
+    with open_source(input) as source, _progress(source.name, source.frame_count, not as_json) as advance:
         opened = open_sink(
             output,
             size=source.size,
@@ -103,9 +117,13 @@ def stream(
         )
         with opened as sink:
             segmenter = _segmenter(model, engine, precision, device).for_stream()
-            with _progress(source.name, source.frame_count, not as_json) as advance:
-                summary = run(source, segmenter, sink, output=output, opacity=opacity, on_frame=advance)
+            _on_signals(stop)
+            summary = run(source, segmenter, sink, output=output, opacity=opacity, on_frame=advance, stop=stop)
     _report(summary, as_json)
+    if summary.stopped:
+        raise typer.Exit(128 + stop.number)
+    if not summary.frames_out:
+        raise SourceError(f"{source.name} has no frames; nothing was written")
 
 
 @app.command()
@@ -124,22 +142,24 @@ def process(
 
     jobs = offline.plan(inputs, output)
     segmenter = _segmenter(model, engine, precision, device)
-    with contextlib.ExitStack() as bars:
+    failed = 0
+    with contextlib.ExitStack() as bar:
 
-        def start(job: offline.Job, source: Any) -> Callable[[int], None] | None:
-            bars.pop_all().close()  # the previous file's bar ends where this one's begins
-            return bars.enter_context(_progress(job.source.name, source.frame_count, not as_json))
+        def start(job: offline.Job, source: Source) -> Callable[[int], None] | None:
+            return bar.enter_context(_progress(job.source.name, source.frame_count, not as_json))
 
-        outcomes = offline.process(jobs, segmenter, opacity=opacity, on_start=start)
-    for outcome in outcomes:
-        if outcome.summary is not None:
-            _report(outcome.summary, as_json)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    if as_json:
-        print(json.dumps({"failed": {str(o.job.source): o.error for o in failed}}))
+        for outcome in offline.process(jobs, segmenter, opacity=opacity, on_start=start):
+            bar.close()
+            if outcome.summary is not None:
+                _report(outcome.summary, as_json)
+                continue
+            failed += 1
+            _say(f"{outcome.error}", "error:", "bold red")
+            if as_json:
+                print(json.dumps({"source": str(outcome.job.source), "error": outcome.error}), flush=True)
     if failed:
-        lines = "; ".join(f"{outcome.error}" for outcome in failed)
-        raise McdrlError(f"{len(failed)} of {len(outcomes)} inputs failed: {lines}")
+        _say(f"{failed} of {len(jobs)} videos failed")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -159,11 +179,9 @@ def build(
     else:
         with _err.status(f"building {output.name} from {checkpoint.name} …"):
             parity = build_openvino(checkpoint, output, precision)["parity"]
-    _err.print(
+    _say(
         f"{output}: ready; against float32 torch {parity['label_flips']:.3%} of labels differ, mask IoU "
-        f"{parity['mask_iou']:.4f}, over {parity['frames']} synthetic frames",
-        highlight=False,
-        soft_wrap=True,
+        f"{parity['mask_iou']:.4f}, over {parity['frames']} synthetic frames"
     )
 
 
@@ -172,10 +190,11 @@ def doctor() -> None:
     """Say what this machine has: devices, runtimes, codecs, the embedded model; and what to install for more."""
     from mcdrl_rt.doctor import examine
 
-    marks = {True: "[green]✓[/]", False: "[yellow]–[/]"}
-    console = Console(soft_wrap=True, highlight=False)
+    marks = {True: ("✓", "green"), False: ("–", "yellow")}
+    console = Console()
     for finding in examine():
-        console.print(f"{marks[finding.present]} {finding.what}: {_plain(finding.detail)}")
+        line = Text.assemble(marks[finding.present], f" {finding.what}: {finding.detail}")
+        console.print(line, soft_wrap=True)
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str) -> Segmenter:
@@ -190,35 +209,79 @@ def _progress(name: str, total: int | None, shown: bool) -> Iterator[Callable[[i
     if not shown or not _err.is_terminal:
         yield None
         return
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=_err) as progress:
-        task = progress.add_task(_plain(name), total=total)
+        short = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"  # a longer one would leave no room for the bar
+        task = progress.add_task(escape(short), total=total)
         yield lambda frames: progress.update(task, completed=frames)
 
 
 def _report(summary: Summary, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary)))
+        print(json.dumps(dataclasses.asdict(summary)), flush=True)
         return
     segment = summary.stages.get("segment", {})
+    stopped = "stopped after " if summary.stopped else ""
     dropped = f", {summary.frames_dropped} dropped" if summary.frames_dropped else ""
-    _err.print(
-        f"{summary.source} → {summary.output}: {summary.frames_out} frames in {summary.seconds:.1f} s "
-        f"({summary.fps:.0f} fps, {summary.realtime:.1f}× real time{dropped}), lesion in {summary.frames_with_lesion}; "
-        f"{summary.engine}, {segment.get('p50_ms', 0):.1f} ms a frame (p95 {segment.get('p95_ms', 0):.1f})",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+    _say(
+        f"{summary.source} → {summary.output}: {stopped}{summary.frames_out} frames{dropped}, "
+        f"{summary.frames_with_lesion} with a lesion"
+    )
+    _say(
+        f"  {summary.seconds:.1f} s, {summary.fps:.0f} fps, {summary.realtime:.1f}× real time; {summary.engine}, "
+        f"{segment.get('p50_ms', 0):.1f} ms a frame (p95 {segment.get('p95_ms', 0):.1f})"
     )
     if summary.problem:
-        _err.print(f"[yellow]warning:[/] {_plain(summary.problem)}", highlight=False, soft_wrap=True)
+        _say(summary.problem, "warning:", "yellow")
 
 
-def _plain(text: str) -> str:
-    """Text as it is: no square bracket of a file's name is taken for a colour."""
-    return text.replace("[", r"\[")
+def _check_not_input(input: str, output: str) -> None:
+    """Refuse to replace the video being read, by whatever names it goes."""
+    read, written = Path(input.removeprefix("file://")), Path(output)
+    if output != "null" and written.exists() and read.exists() and written.samefile(read):
+        raise SinkError(f"the output {output} is the input; choose another name")
+
+
+def _say(text: str, label: str = "", style: str = "") -> None:
+    """A line for people, on standard error; never broken, and no bracket in it is taken for a colour."""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        _err.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
+
+
+class _LogLines(logging.Handler):
+    """Log records as plain lines, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
+
+
+def _on_signals(handle: Callable[[int, Any], None]) -> None:
+    """Answer Ctrl-C, a request to end, and the loss of the terminal; not what ``nohup`` and the like hold off."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows lacks the last
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def _quit(number: int, _: object) -> NoReturn:
+    """Leave, discarding what was begun."""
+    _say("stopped")
+    raise SystemExit(128 + number)
+
+
+class _Stop(threading.Event):
+    """Set by the first signal, so that a stream ends and its output is kept; a second one quits."""
+
+    number = 0
+
+    def __call__(self, number: int, _: object) -> None:
+        self.number = number
+        self.set()
+        _on_signals(_quit)
+        _say("stopping; a second Ctrl-C discards the output")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import importlib.util
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mcdrl_rt import __version__
 
@@ -24,75 +25,84 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Look at everything the package can use; never raises."""
-    for look in (_package, _gpu, _torch, _tensorrt, _openvino, _codecs, _devices, _model):
+    looks: dict[str, Callable[[], tuple[bool, str]]] = {
+        "mcdrl-rt": _package,
+        "NVIDIA GPU": _gpu,
+        "PyTorch": _torch,
+        "TensorRT": _tensorrt,
+        "OpenVINO": _openvino,
+        "codecs": _codecs,
+        "capture devices": _devices,
+        "default model": _model,
+    }
+    for what, look in looks.items():
         try:
-            yield look()
+            yield Finding(what, *look())
+        except ModuleNotFoundError as error:
+            yield Finding(what, False, f"needs {error.name}, which is not installed; reinstall mcdrl-rt")
         except Exception as error:  # a broken driver or library is a finding, not a crash
-            yield Finding(look.__name__.strip("_"), False, f"broken: {_first_line(error)}")
+            yield Finding(what, False, f"broken: {_first_line(error)}")
 
 
-def _package() -> Finding:
-    return Finding("mcdrl-rt", True, f"{__version__} on Python {platform.python_version()}, {platform.machine()}")
+def _package() -> tuple[bool, str]:
+    return True, f"{__version__} on Python {platform.python_version()}, {platform.machine()}"
 
 
-def _gpu() -> Finding:
+def _gpu() -> tuple[bool, str]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Finding("NVIDIA GPU", False, "none found (no nvidia-smi); the CPU engine is used")
+        return False, "none found (no nvidia-smi); the CPU engine is used"
     query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
     lines = answer.stdout.strip().splitlines()
-    return Finding("NVIDIA GPU", bool(lines), "; ".join(lines) or "nvidia-smi finds none")
+    return bool(lines), "; ".join(lines) or "nvidia-smi finds none"
 
 
-def _torch() -> Finding:
+def _torch() -> tuple[bool, str]:
     import torch
 
     cuda = torch.cuda.is_available()
-    return Finding("PyTorch", True, f"{torch.__version__}, {'CUDA ready' if cuda else 'CPU only'}")
+    return True, f"{torch.__version__}, {'CUDA ready' if cuda else 'CPU only'}"
 
 
-def _tensorrt() -> Finding:
+def _tensorrt() -> tuple[bool, str]:
     if importlib.util.find_spec("tensorrt") is None:
-        return Finding("TensorRT", False, "not installed, and not used by this version yet")
-    return Finding("TensorRT", True, f"{importlib.metadata.version('tensorrt')}, not used by this version yet")
+        return False, "not installed, and not used by this version yet"
+    return True, f"{importlib.metadata.version('tensorrt')}, not used by this version yet"
 
 
-def _openvino() -> Finding:
+def _openvino() -> tuple[bool, str]:
     import openvino as ov
 
     core = ov.Core()
-    devices = [
-        f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME')}: "
-        f"{' '.join(p for p in core.get_property(name, 'OPTIMIZATION_CAPABILITIES') if p in {'FP32', 'BF16', 'FP16', 'INT8'})})"
-        for name in core.available_devices
-    ]
+    devices = []
+    for name in core.available_devices:
+        types = {"FP32", "BF16", "FP16", "INT8"} & set(core.get_property(name, "OPTIMIZATION_CAPABILITIES"))
+        devices.append(f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME')}: {' '.join(sorted(types))})")
     version = ov.__version__.split("-")[0]
-    return Finding("OpenVINO", bool(devices), f"{version}, devices: {', '.join(devices) or 'none'}")
+    return bool(devices), f"{version}, devices: {', '.join(devices) or 'none'}"
 
 
-def _codecs() -> Finding:
+def _codecs() -> tuple[bool, str]:
     import av
 
-    wanted = ("libx264", "libvpx-vp9", "ffv1", "h264_nvenc", "hevc_nvenc")
+    wanted = ("libx264", "libvpx-vp9", "mpeg4", "ffv1")
     have = [name for name in wanted if name in av.codecs_available]
-    return Finding("codecs", "libx264" in have, f"PyAV {av.__version__}, encoders: {' '.join(have)}")
+    return "libx264" in have, f"PyAV {av.__version__}, encoders: {' '.join(have)}"
 
 
-def _devices() -> Finding:
-    from pathlib import Path
-
+def _devices() -> tuple[bool, str]:
     devices = sorted(str(path) for path in Path("/dev").glob("video*"))
-    return Finding("capture devices", bool(devices), " ".join(devices) or "none (/dev/video*)")
+    return bool(devices), " ".join(devices) or "none (/dev/video*)"
 
 
-def _model() -> Finding:
+def _model() -> tuple[bool, str]:
     from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
     from mcdrl_rt.model.checkpoint import read_spec
 
     spec = read_spec(DEFAULT_CHECKPOINT)
     size = "×".join(map(str, spec.input_size))
-    return Finding("default model", True, f"{spec.name}: {spec.encoder}, {size}, classes {', '.join(spec.classes)}")
+    return True, f"{spec.name}: {spec.encoder}, {size}, classes {', '.join(spec.classes)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ background, in all three channels. One input that cannot be read does not stop t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
 
     Raises:
         SourceError: an input does not exist, holds no video, or two would get the same name.
-        SinkError: the output folder is an input, lies in one, or cannot be made.
+        SinkError: the output folder is an input, lies in one, or cannot be made, or a result would replace an input.
     """
     files: list[Path] = []
     for path in inputs:
@@ -53,7 +53,7 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
             raise SourceError(f"no such file or folder: {path}")
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES) if path.is_dir() else [path]
+        found = _videos(path) if path.is_dir() else [path]
         if not found:
             raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEO_SUFFIXES))}")
         files += found
@@ -62,10 +62,13 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
     twice = sorted({job.source.stem for job in jobs if names.count(job.annotated) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
+    replaced = {job.annotated.resolve() for job in jobs} & {file.resolve() for file in files}
+    if replaced:
+        raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SinkError(f"cannot make the output folder {output}: {error.strerror}") from error
+        raise SinkError(f"cannot make the output folder {output}: {str(error.strerror).lower()}") from error
     return jobs
 
 
@@ -75,8 +78,8 @@ def process(
     *,
     opacity: float = 0.35,
     on_start: Callable[[Job, Source], Callable[[int], None] | None] | None = None,
-) -> list[Outcome]:
-    """Run every job; one that fails is reported in its outcome and leaves nothing behind.
+) -> Iterator[Outcome]:
+    """Run every job and yield how it ended, one after the other; one that fails leaves nothing behind.
 
     Args:
         jobs: from ``plan``.
@@ -85,13 +88,22 @@ def process(
         on_start: called with each job and its opened source; may return a function to be called with the number of
             frames written so far.
     """
-    outcomes = []
     for job in jobs:
         try:
-            outcomes.append(Outcome(job, _process_one(job, segmenter.for_stream(), opacity, on_start)))
+            outcome = Outcome(job, _process_one(job, segmenter.for_stream(), opacity, on_start))
         except McdrlError as error:
-            outcomes.append(Outcome(job, error=str(error)))
-    return outcomes
+            named = job.source.name in str(error)
+            outcome = Outcome(job, error=str(error) if named else f"{job.source}: {error}")
+        yield outcome
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Videos in a folder and its folders, without hidden files: a Mac puts a ``._NAME.mp4`` beside each on a disk."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
 
 
 def _process_one(

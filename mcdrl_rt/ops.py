@@ -49,7 +49,7 @@ def top_tokens(similarities: Tensor, count: int) -> Tensor:
         (B, N) int64.
     """
     best = similarities.amax(dim=-1)  # (B, T)
-    return best.argsort(dim=-1, descending=True, stable=True)[:, :count]
+    return best.argsort(dim=-1, descending=True, stable=True)[:, :count].contiguous()
 
 
 def gather_tokens(features: Tensor, indices: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Segmenter:
             SourceError: ``rgb`` is something else.
             EngineError: the engine failed.
         """
-        if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.shape[2:] != (3,) or not rgb.size:
             got = f"{getattr(rgb, 'dtype', type(rgb).__name__)} of shape {getattr(rgb, 'shape', '?')}"
             raise SourceError(f"a picture is an (H, W, 3) uint8 array, RGB; got {got}")
         started = time.perf_counter()

@@ -196,7 +196,7 @@ class ModelSpec:
             SpecError: the text is no specification, or one that does not add up.
         """
         try:
-            raw = json.loads(text)
+            raw = dict(json.loads(text))
             known = {f.name for f in dataclasses.fields(cls)}
             unknown = sorted(set(raw) - known)
             if unknown:

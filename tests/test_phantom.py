@@ -139,8 +139,8 @@ def test_blood_is_redder(by_site: dict[str, list[PhantomFrame]]) -> None:
 def test_mixed_shows_every_site_in_turn() -> None:
     phantom = Phantom((64, 64), "mixed", fps=30)
     assert {phantom.site_at(index) for index in range(0, 30 * 30, 15)} == set(SITES)
-    assert [phantom.site_at(index) for index in (0, 179, 180)] == [SITES[0], SITES[0], SITES[1]]
-    assert phantom.render(180).site == SITES[1]
+    assert [phantom.site_at(index) for index in (0, 89, 90)] == [SITES[0], SITES[0], SITES[1]]
+    assert phantom.render(90).site == SITES[1]
 
 
 def test_length_and_iteration() -> None:

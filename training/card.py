@@ -56,7 +56,7 @@ the rows by size); text, instruments and bubbles can be marked.
 ```json
 {recipe}
 ```
-"""
+"""  # noqa: E501 (a table row is one line)
 
 
 def write_card(checkpoint: Path, spec: ModelSpec, engine: str, figures: dict[str, dict[str, float]]) -> None:
@@ -94,7 +94,8 @@ def render_card(spec: ModelSpec, measured: dict) -> str:
 def _table(sites: dict[str, dict[str, float]]) -> str:
     lines = ["| | " + " | ".join(sites) + " |", "|---|" + "---|" * len(sites)]
     for key, title in _ROWS:
-        cells = [f"{site[key]:.0f}" if key == "images" else f"{site[key]:.3f}" for site in sites.values() if key in site]
+        digits = 0 if key == "images" else 3
+        cells = [f"{site[key]:.{digits}f}" for site in sites.values() if key in site]
         if len(cells) == len(sites):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

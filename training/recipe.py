@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,20 +64,22 @@ class Recipe:
     seed: int = 0
 
 
-def load_recipe(path: Path, overrides: dict[str, str] | None = None) -> Recipe:
-    """Read a recipe and apply ``name=value`` overrides, the values written as in TOML.
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides, each a line of TOML: ``epochs=3``, ``encoder='RN50'``.
 
     Raises:
         SpecError: the file is missing or no TOML, or names a setting that does not exist.
     """
     try:
         values = tomllib.loads(path.read_text())
-        for name, text in (overrides or {}).items():
-            values |= tomllib.loads(f"{name} = {text}")
+        for line in overrides:
+            values |= tomllib.loads(line)
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"cannot read recipe {path}: {error}") from error
+        raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
     known = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise SpecError(f"recipe {path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if "name" not in values:
+        raise SpecError(f"recipe {path} has no name")
     return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -52,7 +52,8 @@ def load_site(folder: Path) -> list[Sample]:
     paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".png"})
     missing = [path.name for path in paths if not (masks / path.name).is_file()]
     if missing or not paths:
-        raise SourceError(f"{folder}: {len(missing)} of {len(paths)} images have no mask in {masks.name}/ {missing[:3]}")
+        lack = f"{len(missing)} of {len(paths)} images have no mask in {masks.name}/"
+        raise SourceError(f"{folder}: {lack} {', '.join(missing[:3])}".rstrip())
     clinic = images.name == "Original"
     return [Sample(path, masks / path.name, _sequence(path) if clinic else path.stem) for path in paths]
 

@@ -41,8 +41,7 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings in place of the recipe's")
     arguments = parser.parse_args()
     try:
-        overrides = dict(setting.split("=", 1) for setting in arguments.set if "=" in setting)
-        train(load_recipe(arguments.recipe, overrides), arguments.data, arguments.run)
+        train(load_recipe(arguments.recipe, arguments.set), arguments.data, arguments.run)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

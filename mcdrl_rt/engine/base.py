@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 
 from mcdrl_rt.types import FloatArray, ModelSpec, UInt8Array
 
-
 LESION = 128  # scores from here on are lesion
 
 

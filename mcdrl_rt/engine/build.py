@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import platformdirs
 
@@ -52,7 +53,7 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
     from mcdrl_rt.model.checkpoint import load_checkpoint
     from mcdrl_rt.model.folded import FoldedMCDRL
 
-    if output.suffix != ".xml":
+    if output.suffix != ".xml" or output.is_dir():
         raise EngineError(f"an OpenVINO engine is an .xml file, not {output.name}")
     precision = resolve_precision(precision, device)
     folded = FoldedMCDRL(load_checkpoint(checkpoint))
@@ -62,7 +63,7 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
         raise EngineError(f"cannot write an engine to {output.parent}: {error.strerror}; choose another") from error
     try:
         partial = folder / output.name
-        model = ov.convert_model(_saved(inlined(export_onnx(folded)), folder / "model.onnx"))
+        model = _converted(inlined(export_onnx(folded)), folder / "model.onnx")
         ov.save_model(model, partial, compress_to_fp16=False)
         engine = OpenVinoEngine(partial, folded.spec, precision, device)
         sidecar = _sidecar(checkpoint, folded.spec, _parity(engine, TorchEngine(folded), precision), precision)
@@ -84,7 +85,7 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
         raise EngineError(f"no engine at {engine}; make one with 'mcdrl-rt build'")
     try:
         sidecar = json.loads(engine.with_suffix(".json").read_text())
-        if sidecar["format"] == FORMAT:
+        if sidecar["format"] == FORMAT and {"spec", "precision"} <= sidecar.keys():
             return dict(sidecar)
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -95,9 +96,9 @@ def cached_engine(checkpoint: Path) -> Path:
     """The engine of a checkpoint for this machine, built the first time it is asked for.
 
     The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
-    the versions involved.
+    the versions involved, and what this processor computes in (a home may be shared between machines).
     """
-    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {resolve_precision('auto')}".encode()).hexdigest()[:16]
     root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
     engine = root / key / f"{checkpoint.stem}.xml"
     if not engine.is_file():
@@ -123,9 +124,13 @@ def file_hash(path: Path) -> str:
         raise EngineError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _saved(proto: Any, path: Path) -> Path:
+def _converted(proto: Any, path: Path) -> ov.Model:
     path.write_bytes(proto.SerializeToString())
-    return path
+    try:
+        return ov.convert_model(path)
+    except Exception as error:  # the converter's errors have no common base but this
+        reason = str(error).strip().splitlines()[-1:]
+        raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {' '.join(reason)}") from error
 
 
 def _versions() -> dict[str, str]:
@@ -166,4 +171,5 @@ def _probe_frames(size: tuple[int, int], count: int = 10) -> Iterator[UInt8Array
 
     for i in range(count):
         phantom = Phantom((288, 352), site=SITES[i % len(SITES)], seed=i)
-        yield cv2.resize(phantom.render(10 * i).pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        pixels = phantom.render(10 * i).pixels
+        yield np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)

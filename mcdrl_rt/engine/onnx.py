@@ -16,8 +16,7 @@ import onnx
 import onnx.inliner
 import torch
 from onnx import numpy_helper
-from onnxscript import FLOAT, INT64, script, values
-from onnxscript import opset18 as op
+from onnxscript import FLOAT, INT64, opset18, script, values
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
@@ -27,6 +26,7 @@ from mcdrl_rt.types import ModelSpec
 
 SPEC_KEY = "mcdrl_rt.spec"
 OPSET = 18  # what the exporter translates to
+op: Any = opset18  # its stubs know tensors only as unions, which no arithmetic fits
 _domain = values.Opset("mcdrl_rt", 1)
 
 
@@ -87,7 +87,7 @@ def export_onnx(model: FoldedMCDRL, batch: int = 1) -> onnx.ModelProto:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
             program = torch.export.export(model.eval(), (frames,), strict=False)
-            exported = torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 program.run_decompositions(_NODES),
                 dynamo=True,
                 opset_version=OPSET,

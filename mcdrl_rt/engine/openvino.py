@@ -47,7 +47,7 @@ class OpenVinoEngine:
         try:
             model = ov.Core().read_model(path)
             results = [model.output(name) for name in _RESULTS]  # logits are for referees, not for running
-            model = ov.Model(results, model.get_parameters(), spec.name)
+            model = _ties_to_lower_index(ov.Model(results, model.get_parameters(), spec.name))
             self._request = ov.Core().compile_model(model, device, options).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run {path.name} on {device}: {_first_line(error)}") from error
@@ -68,16 +68,24 @@ def resolve_precision(precision: str, device: str = "CPU") -> str:
     Raises:
         EngineError: an unknown precision, or no such device.
     """
-    if precision == "auto":
-        try:
-            capable = "BF16" in ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
-        except RuntimeError as error:
-            have = ", ".join(ov.Core().available_devices)
-            raise EngineError(f"OpenVINO has no device {device!r} here; it has {have}") from error
-        return "bf16" if capable else "fp32"
-    if precision not in PRECISIONS:
+    if precision not in ("auto", *PRECISIONS):
         raise EngineError(f"OpenVINO engines come in {' and '.join(PRECISIONS)}, not {precision!r}")
+    try:
+        capable = "BF16" in ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+    except RuntimeError as error:
+        have = ", ".join(ov.Core().available_devices)
+        raise EngineError(f"OpenVINO has no device {device!r} here; it has {have}") from error
+    if precision == "auto":
+        return "bf16" if capable else "fp32"
     return precision
+
+
+def _ties_to_lower_index(model: ov.Model) -> ov.Model:
+    """ONNX's TopK gives ties to the lower index, and so does MTRS; OpenVINO's reader drops that (seen: 2026.4)."""
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            node.set_attribute("stable", True)
+    return model
 
 
 def _first_line(error: BaseException) -> str:

@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> MCDRL:
     """
     with _open(path) as file:
         spec = _spec(path, file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     model = build_empty(spec)
     expected = model.state_dict()
     wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]

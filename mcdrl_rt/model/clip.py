@@ -12,8 +12,10 @@ per location.
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +73,7 @@ def load_clip(name: str, pretrained: str | None = None) -> nn.Module:
     """
     config = clip_config(name, pretrained)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # open_clip warns of "no pretrained weights", which is what was asked
+        with _hushed():
             clip = open_clip.create_model(config, pretrained=pretrained, pretrained_text=False)
     except Exception as error:
         raise SpecError(_load_problem(name, pretrained, error)) from error
@@ -92,6 +93,28 @@ def _load_problem(name: str, pretrained: str | None, error: Exception) -> str:
         return f"no encoder {name!r}; try RN50, ViT-B-16, ViT-L-14, {SMALL} or another open_clip configuration"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"cannot load {name} with pretrained={pretrained!r} ({reason}); is this machine online?"
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep open_clip's remarks ("no pretrained weights": as asked) off stderr; what matters is in the exception.
+
+    It logs to the root logger itself, which would also give that logger a handler for good, had it none.
+    """
+    root, sink = logging.getLogger(), logging.NullHandler()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    root.addHandler(sink)
+    root.addFilter(drop)  # of the root logger itself: records of named loggers do not pass here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeFilter(drop)
+        root.removeHandler(sink)
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ class FoldedMCDRL(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(model.spec.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(model.spec.std).view(1, 3, 1, 1) * 255)
+        self.mean: Tensor
+        self.std: Tensor
         self.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ what draws the boundary is the picture, what decides is F_ca.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class DetailHead(nn.Module):
         pairs = list(zip(widths[:-1], detail_channels, strict=True))
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for width, channels in pairs)
         self.gate = nn.ModuleList(nn.Conv2d(width, width, 1) for width, _ in pairs)
-        self.merge = nn.ModuleList(_conv_norm(*step) for step in zip(widths[:-1], widths[1:], strict=True))
+        self.merge = nn.ModuleList(_conv_norm(*step) for step in pairwise(widths))
         self.classify = nn.Conv2d(widths[-1], labels, 1)
 
     def forward(self, grid: Tensor, details: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,9 @@ deployed (Z is constant at inference, see ``mcdrl_rt.ops.fold_attention``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,11 +54,13 @@ class InterventionNetwork(nn.Module):
 
     def __init__(self, dim: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(CausalBlock(dim, heads) for _ in range(depth))
-        for block in self.blocks:  # small residual branches: switching the network on in mid-training is no shock
-            for last in (block.out, block.ffn[-1]):
+        blocks = [CausalBlock(dim, heads) for _ in range(depth)]
+        for block in blocks:  # small residual branches: switching the network on in mid-training is no shock
+            branches: tuple[Any, Any] = (block.out, block.ffn[-1])
+            for last in branches:
                 nn.init.normal_(last.weight, std=0.02 / (2 * depth) ** 0.5)
                 nn.init.zeros_(last.bias)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """F_ca (B, N, d), and the attention over Z averaged over blocks, heads and tokens (B, M)."""
@@ -82,7 +87,7 @@ class FoldedBlock(nn.Module):
         self.b: Tensor
         self.c: Tensor
         self.ffn_eps = block.norm_ffn.eps
-        self.expand, self.contract = _fold_norm(block.norm_ffn, block.ffn[0]), block.ffn[2]
+        self.expand, self.contract = _fold_norm(block.norm_ffn, cast(nn.Linear, block.ffn[0])), block.ffn[2]
 
     def select_intervene(self, features: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The whole block with MTRS in front: C (B, T, d) → F (B, N, d), indices (B, N), readout (B, M)."""
@@ -113,14 +118,14 @@ class FoldedNetwork(nn.Module):
 
     def __init__(self, network: InterventionNetwork, z: Tensor, texts: Tensor, count: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(FoldedBlock(block, z) for block in network.blocks)
+        self.blocks = nn.ModuleList(FoldedBlock(block, z) for block in cast(Sequence[CausalBlock], network.blocks))
         self.register_buffer("texts", F.normalize(texts.double(), dim=-1).float())
         self.texts: Tensor
         self.count = count
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """C (B, T, d) → F_ca (B, N, d), indices (B, N), readout (B, M)."""
-        first, *later = self.blocks
+        first, *later = cast(Sequence[FoldedBlock], self.blocks)
         f, indices, readout = first.select_intervene(features, self.texts, self.count)
         readouts = [readout]
         for block in later:

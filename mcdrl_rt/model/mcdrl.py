@@ -137,6 +137,8 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
 
 
 def _complete(spec: ModelSpec, encoder: DenseEncoder, config: str) -> ModelSpec:
+    if spec.head not in HEADS:
+        raise SpecError(f"no head {spec.head!r}; choose {' or '.join(HEADS)}")
     if encoder.dim % spec.heads:
         raise SpecError(f"{spec.heads} heads do not divide the width {encoder.dim} of {spec.encoder}")
     readout = getattr(encoder, "readout", "native")

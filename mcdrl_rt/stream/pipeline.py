@@ -4,7 +4,8 @@
     ...     summary = run(source, segmenter, sink)                             # doctest: +SKIP
 
 Files block: every frame is segmented. Live sources drop their oldest waiting frame, and the drop is counted. An
-exception in any stage stops all of them and is raised once, from ``run``.
+exception in any stage stops all of them and is raised once, from ``run``. Setting ``stop`` ends the source; what it
+has delivered by then is still segmented and written.
 """
 
 from __future__ import annotations
@@ -43,12 +44,20 @@ class Pipeline:
         segmenter: used from one thread only.
         writers: called in order for every segmented frame, on the writing thread.
         on_frame: called with the number of frames written so far, on the writing thread.
+        stop: set from anywhere, it ends the source as if it had no more frames.
     """
 
     def __init__(
-        self, source: Source, segmenter: Segmenter, writers: list[Writer], on_frame: Callable[[int], None] | None = None
+        self,
+        source: Source,
+        segmenter: Segmenter,
+        writers: list[Writer],
+        on_frame: Callable[[int], None] | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self.source, self.segmenter, self.writers, self.on_frame = source, segmenter, writers, on_frame
+        self.stop = stop or threading.Event()
+        self.stopped = False
         self.telemetry = Telemetry()
         self.frames_in = self.frames_out = self.frames_with_lesion = 0
         self._decoded: Channel[Frame] = Channel(QUEUE, drop_oldest=source.live)
@@ -59,20 +68,19 @@ class Pipeline:
 
     def run(self) -> None:
         """Run to the end of the source; raises what any stage raised, after all have stopped."""
-        threads = [
-            threading.Thread(target=self._guard, args=(stage,), name=stage.__name__.strip("_"), daemon=True)
-            for stage in (self._decode, self._segment, self._write)
-        ]
-        for thread in threads:
-            thread.start()
+        # events, because Thread.join takes a thread for dead when a signal's exception interrupts it (CPython 3.11)
+        ends = {stage: threading.Event() for stage in (self._decode, self._segment, self._write)}
+        for stage, end in ends.items():
+            name = stage.__name__.strip("_")
+            threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
         try:
-            for thread in threads:
-                while thread.is_alive():  # joined in slices, so that Ctrl-C is seen at once
-                    thread.join(0.2)
+            for end in ends.values():
+                while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
+                    pass
         except BaseException as error:
             self._fail(error)
-            for thread in threads:
-                thread.join(5)
+            for end in ends.values():
+                end.wait(5)
         if self._failure is not None:
             raise self._failure
 
@@ -90,13 +98,15 @@ class Pipeline:
 
     def _decode(self) -> None:
         frames = iter(self.source)
-        while True:
+        while not self.stop.is_set():
             with self.telemetry.time("decode"):
                 frame = next(frames, None)
             if frame is None:
                 break
             self.frames_in += 1
             self._decoded.put(frame)
+        else:
+            self.stopped = True
         self._decoded.end()
 
     def _segment(self) -> None:
@@ -122,13 +132,15 @@ class Pipeline:
         self.frames_with_lesion += bool(item.segmentation.labels.any())
         self.telemetry.frame_out(item.frame.capture_time_s)
 
-    def _guard(self, stage: Callable[[], None]) -> None:
+    def _guard(self, stage: Callable[[], None], end: threading.Event) -> None:
         try:
             stage()
         except Stopped:
             pass
         except BaseException as error:
             self._fail(error)
+        finally:
+            end.set()
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
@@ -160,6 +172,7 @@ def run(
     opacity: float = 0.35,
     on_frame: Callable[[int], None] | None = None,
     writers: list[Writer] | None = None,
+    stop: threading.Event | None = None,
 ) -> Summary:
     """Segment ``source``, write it annotated to ``sink``, and say what happened.
 
@@ -169,8 +182,9 @@ def run(
         opacity: of the lesions' tint, 0…1.
         on_frame: called with the number of frames written so far.
         writers: further writers, called for each frame after the annotated one.
+        stop: set it to end the run early and keep what was written.
     """
-    pipeline = Pipeline(source, segmenter, [], on_frame)
+    pipeline = Pipeline(source, segmenter, [], on_frame, stop)
     pipeline.writers = [annotate(sink, segmenter, pipeline.telemetry, opacity), *(writers or [])]
     started = time.monotonic()
     pipeline.run()
@@ -190,5 +204,6 @@ def run(
         realtime=round(pipeline.video_s / seconds, 2) if seconds else 0.0,
         first_frame_s=None if first is None else round(first, 3),
         stages=pipeline.telemetry.percentiles(),
+        stopped=pipeline.stopped,
         problem="; ".join(text for text in (source.problem, sink.problem) if text) or None,
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-
 import numpy as np
 
-STAGES = ("decode", "segment", "overlay", "write")
+SAMPLES = 100_000  # kept of each stage, the latest: an hour of video, and a stream that never ends stays small
 
 
 @dataclass
@@ -21,7 +20,7 @@ class Telemetry:
     Each stage is written by one thread only.
     """
 
-    stages_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stages_ms: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=SAMPLES)))
     started_s: float = field(default_factory=time.monotonic)
     first_frame_s: float | None = None
 
@@ -65,6 +64,7 @@ class Summary:
         realtime: duration of the video over the wall time; above 1 is faster than real time.
         first_frame_s: from the start of the run to the first frame written.
         stages: per stage percentiles, milliseconds.
+        stopped: ended by the user before its source did.
         problem: what was wrong with the input or output though the run went on; None if nothing.
     """
 
@@ -81,4 +81,5 @@ class Summary:
     realtime: float
     first_frame_s: float | None
     stages: dict[str, dict[str, float]]
+    stopped: bool = False
     problem: str | None = None

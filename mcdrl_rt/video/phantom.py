@@ -39,7 +39,7 @@ from mcdrl_rt.video.phantom_tissue import (
 __all__ = ["SITES", "Phantom", "PhantomFrame", "random_sample"]
 
 MIN_SIDE = 64
-_MIXED_S = 6.0  # seconds a "mixed" phantom stays at one site
+_MIXED_S = 3.0  # seconds a "mixed" phantom stays at one site
 _NOISE_SIDE = 1024  # more than any detail grid
 _RELIEF = 0.26  # root-mean-square slope of the fine relief
 

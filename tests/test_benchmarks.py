@@ -1,0 +1,61 @@
+"""Benchmarks run as they are typed, from the root, and end in one JSON line; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(*arguments: str) -> tuple[list[str], dict[str, Any]]:
+    """The lines for people, and the one for programs."""
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=600
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    *lines, last = ended.stdout.splitlines()
+    return lines, json.loads(last)
+
+
+def test_startup() -> None:
+    lines, result = bench("benchmarks/startup.py", "--runs", "1")
+    assert (result["benchmark"], result["runs"]) == ("startup", 1)
+    assert list(result["median_s"]) == ["python", "import mcdrl_rt", "mcdrl-rt --help", "mcdrl-rt stream, one frame"]
+    assert len(lines) == 4
+    assert all(0 < seconds < math.inf for seconds in result["median_s"].values())
+    # importing the package must not cost what using it does
+    assert result["median_s"]["import mcdrl_rt"] < result["median_s"]["mcdrl-rt stream, one frame"]
+    assert result["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+def test_latency() -> None:
+    lines, result = bench("benchmarks/latency.py", "--depths", "1", "--runs", "2")
+    assert (result["benchmark"], result["runs"]) == ("latency", 2)
+    (row,) = result["depths"]
+    assert row["depth"] == 1 and row["parameters"] > 0
+    assert {"torch fp32, literal", "openvino fp32"} <= set(row["p50_ms"])
+    assert all(row["p50_ms"][name] <= row["p95_ms"][name] for name in row["p50_ms"])
+    assert result["shipped"]["engine"].startswith("openvino ")
+    assert len(lines) == 3
+
+
+@pytest.mark.slow
+def test_picture(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.jpg"
+    subprocess.run([sys.executable, "benchmarks/picture.py", str(path)], cwd=ROOT, check=True, timeout=600)
+    assert path.read_bytes()[:3] == b"\xff\xd8\xff"
+
+
+@pytest.mark.parametrize("program", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_no_result_names_its_machine(program: str) -> None:
+    """A benchmark may print versions and the processor, never a host or a user."""
+    text = (ROOT / "benchmarks" / program).read_text()
+    assert not any(word in text for word in ("gethostname", "platform.node", "getuser", "getlogin"))

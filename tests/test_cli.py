@@ -1,0 +1,460 @@
+"""The command line: every command as it is typed, and every mistake answered by one clear line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from clips import read_pixels, read_pts, write_clip
+
+from mcdrl_rt import __version__, cli
+
+CLI = [sys.executable, "-m", "mcdrl_rt.cli"]
+
+
+def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, without a terminal."""
+    return subprocess.run(
+        [*CLI, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        env=os.environ | {"COLUMNS": "80"} | environment,
+    )
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """The command in this process: all of it but the start of Python, which would be most of the time."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+
+    def run_here(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mcdrl-rt", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        code = exit_.value.code
+        return Ended(code if isinstance(code, int) else 0, *capfd.readouterr())
+
+    yield run_here
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def engine(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``small_model``, built by the command."""
+    path = tmp_path_factory.mktemp("engine") / "small.xml"
+    ended = run("build", "--model", small_checkpoint, "--output", path, "--precision", "fp32")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.splitlines()[-1].startswith(f"{path}: ready; against float32 torch ")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
+    return path
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that can be named by mistake."""
+    folder = tmp_path_factory.mktemp("shelf")
+    write_clip(folder / "v.mp4", size=(96, 128))
+    (folder / "link.mp4").symlink_to("v.mp4")
+    (folder / "text.mp4").write_text("This is not a video.\n")
+    (folder / "empty.mp4").touch()
+    (folder / "folder").mkdir()
+    (folder / "nothing").mkdir()
+    (folder / "foreign.safetensors").write_bytes(safetensors({}))
+    (folder / "corrupt.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "lone.xml").write_text("<net/>")
+    return folder
+
+
+def safetensors(header: dict[str, object]) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+# --- what works ---------------------------------------------------------------------------------------------------
+
+
+def test_stream_the_real_procedure(data_root: Path, tmp_path: Path) -> None:
+    """The embedded model on a real colonoscopy: what the README's first line promises."""
+    video, output = data_root / "video" / "colonoscopy_560x480_25fps.mp4", tmp_path / "out.mp4"
+    ended = run("stream", "--input", video, "--output", output)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    *building, first, second = ended.stderr.splitlines()
+    assert [line[:36] for line in building] in ([], ["building the engine of mcdrl-small f"])
+    assert first.startswith(f"{video.name} → {output}: 53 frames, ")
+    assert second.startswith("  ") and len(second) <= 80
+    assert read_pts(output) == read_pts(video)
+    assert all(picture.shape == (480, 560, 3) for picture in read_pixels(output))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_stream_with_a_built_engine_as_json(engine: Path, shelf: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.mkv"
+    ended = run("stream", "--input", shelf / "v.mp4", "--output", output, "--model", engine, "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    summary = json.loads(ended.stdout)
+    assert (summary["frames_in"], summary["frames_out"], summary["frames_dropped"]) == (12, 12, 0)
+    assert (summary["source"], summary["output"], summary["model"]) == ("v.mp4", str(output), "small")
+    assert (summary["engine"], summary["stopped"], summary["problem"]) == ("openvino fp32 CPU", False, None)
+    assert summary["seconds"] > 0 and summary["stages"]["segment"]["p95_ms"] > 0
+    assert len(read_pts(output)) == 12
+
+
+def test_stream_the_phantom(engine: Path, here: Callable[..., Ended], tmp_path: Path) -> None:
+    output = tmp_path / "out [1].mp4"  # a bracket is no colour
+    uri = "phantom:site=blood,size=160x128,frames=5,fps=10"
+    ended = here("stream", "--input", uri, "--output", output, "--model", engine)
+    assert (ended.code, ended.out) == (0, "")
+    assert ended.err.splitlines()[0].startswith(f"phantom → {output}: 5 frames, ")
+    assert [float(time) for time in read_pts(output)] == [0, 0.1, 0.2, 0.3, 0.4]
+
+
+def test_stream_with_the_torch_engine(small_checkpoint: Path, here: Callable[..., Ended], tmp_path: Path) -> None:
+    output = tmp_path / "out.avi"
+    uri = "phantom:size=160x128,frames=2"
+    ended = here("stream", "--input", uri, "--output", output, "--model", small_checkpoint, "--engine", "torch")
+    assert (ended.code, ended.out) == (0, "")
+    assert "; torch fp32 cpu, " in ended.err
+    assert len(read_pts(output)) == 2
+
+
+def test_process_a_folder(engine: Path, tmp_path: Path) -> None:
+    """Annotated and label videos; the label video is what Segmenter says, and one bad file costs only itself."""
+    from mcdrl_rt import Segmenter
+    from mcdrl_rt.video.source import open_source
+
+    (tmp_path / "in").mkdir()
+    write_clip(tmp_path / "in" / "a.mp4", size=(96, 128), pts=[0, 1, 4])
+    (tmp_path / "in" / "bad.mp4").write_text("not a video")
+    write_clip(tmp_path / "in" / "c.mkv", size=(96, 128), pts=range(3))
+    ended = run("process", tmp_path / "in", "--output", tmp_path / "out", "--model", engine, "--json")
+    assert ended.returncode == 1
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "a.annotated.mp4",
+        "a.labels.mkv",
+        "c.annotated.mp4",
+        "c.labels.mkv",
+    ]
+    a, bad, c = map(json.loads, ended.stdout.splitlines())
+    assert (a["frames_out"], c["frames_out"], set(bad)) == (3, 3, {"source", "error"})
+    error, count = ended.stderr.splitlines()
+    assert error == f"error: {bad['error']}" and "bad.mp4" in error
+    assert count == "1 of 3 videos failed"
+    assert read_pts(tmp_path / "out" / "a.annotated.mp4") == read_pts(tmp_path / "in" / "a.mp4")
+
+    segmenter = Segmenter.load(engine).for_stream()
+    with open_source(str(tmp_path / "in" / "a.mp4")) as source:
+        expected = [segmenter(frame.pixels).labels for frame in source]
+    assert any(labels.any() for labels in expected)
+    decoded = read_pixels(tmp_path / "out" / "a.labels.mkv")
+    np.testing.assert_array_equal(np.stack(decoded)[..., 0], np.stack(expected))
+
+
+def test_a_truncated_video_is_processed_as_far_as_it_goes(
+    engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    noise = [np.random.default_rng(i).integers(0, 255, (48, 64, 3)).astype(np.uint8) for i in range(40)]
+    whole = write_clip(
+        tmp_path / "whole.mp4",
+        pts=range(40),
+        pictures=noise,
+        codec_options={"g": "10", "bf": "0"},
+        container_options={"movflags": "faststart"},
+    ).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    ended = here("stream", "--input", tmp_path / "cut.mp4", "--output", tmp_path / "out.mp4", "--model", engine)
+    assert ended.code == 0
+    written = len(read_pts(tmp_path / "out.mp4"))
+    assert 10 < written < 30
+    assert ended.err.splitlines()[-1] == f"warning: truncated: decoded {written} of about 40 frames"
+
+
+def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
+    ended = here("doctor")
+    assert (ended.code, ended.err) == (0, "")
+    names = [line[2:].partition(":")[0] for line in ended.out.splitlines()]
+    expected = ["mcdrl-rt", "NVIDIA GPU", "PyTorch", "TensorRT", "OpenVINO", "codecs", "capture devices"]
+    assert names == [*expected, "default model"]
+    assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
+
+
+def test_doctor_when_nothing_is_there() -> None:
+    """No runtime, no decoder, no nvidia-smi, and a terminal that knows no check marks."""
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'openvino', 'av', 'safetensors', 'tensorrt'): sys.modules[name] = None\n"
+        "sys.argv = ['mcdrl-rt', 'doctor']\n"
+        "from mcdrl_rt.cli import main\n"
+        "main()\n"
+    )
+    environment = os.environ | {"PATH": "", "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 8
+    assert [line[0] for line in lines] == ["?"] * 8
+    assert "PyTorch: needs torch, which is not installed; reinstall mcdrl-rt" in ended.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("stream",), ("process",), ("build",), ("doctor",)])
+def test_help(command: tuple[str, ...], here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = here(*command, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Usage: mcdrl-rt" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "…" not in ended.out  # nothing is cut off
+
+
+def test_version(here: Callable[..., Ended]) -> None:
+    assert here("--version") == (0, f"mcdrl-rt {__version__}\n", "")
+
+
+# --- what cannot work ---------------------------------------------------------------------------------------------
+
+STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stream", "--input", "gone.mp4", "--output", "o.mp4"), "no such file: gone.mp4"),
+        (("stream", "--input", "folder", "--output", "o.mp4"), "folder is a folder; name a video file inside it"),
+        (("stream", "--input", "text.mp4", "--output", "o.mp4"), "cannot open text.mp4: not a video"),
+        (("stream", "--input", "empty.mp4", "--output", "o.mp4"), "empty.mp4 is empty (0 bytes)"),
+        (("stream", "--input", "phantom:sice=1", "--output", "o.mp4"), "phantom has no option 'sice'"),
+        (("stream", "--input", "v.mp4", "--output", "v.mp4"), "the output v.mp4 is the input; choose another name"),
+        (("stream", "--input", "v.mp4", "--output", "link.mp4"), "the output link.mp4 is the input"),
+        (("stream", "--input", "link.mp4", "--output", "v.mp4"), "the output v.mp4 is the input"),
+        (("stream", "--input", "v.mp4", "--output", "o.gif"), "the name must end in one of .mp4"),
+        (("stream", "--input", "v.mp4", "--output", "no/o.mp4"), "does not exist; create it first"),
+        (("stream", "--input", "v.mp4", "--output", "text.mp4/o.mp4"), "is not a folder"),
+        (("stream", "--input", "v.mp4", "--output", "folder"), "the name must end in one of .mp4"),
+        ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, openvino, torch"),
+        ((*STREAM, "--precision", "int3"), "int3"),
+        ((*STREAM, "--device", "abacus"), "abacus"),
+        ((*STREAM, "--engine", "torch", "--device", "abacus"), "torch has no device 'abacus' here"),
+        ((*STREAM, "--model", "gone.safetensors"), "no checkpoint at gone.safetensors"),
+        ((*STREAM, "--model", "foreign.safetensors"), "is a safetensors file, but not a checkpoint of mcdrl-rt"),
+        ((*STREAM, "--model", "corrupt.safetensors"), "corrupt.safetensors is not a safetensors file"),
+        ((*STREAM, "--model", "cut.safetensors"), "cut.safetensors is not a safetensors file or is cut off"),
+        ((*STREAM, "--model", "lone.xml"), "lone.xml has no sidecar of mcdrl-rt beside it"),
+        ((*STREAM, "--model", "gone.xml"), "no engine at gone.xml; make one with 'mcdrl-rt build'"),
+        ((*STREAM, "--model", "text.mp4"), "text.mp4 is neither a checkpoint (.safetensors) nor a built engine"),
+        (("process", "gone", "--output", "out"), "no such file or folder: gone"),
+        (("process", "nothing", "--output", "out"), "no video in nothing"),
+        (("process", ".", "--output", "out"), "the output folder out lies in the input ."),
+        (("process", "v.mp4", "folder/../v.mp4", "--output", "out"), "several inputs are named v"),
+        (("process", "v.mp4", "--output", "text.mp4"), "cannot make the output folder text.mp4"),
+        (("build", "--output", "o.txt"), "an OpenVINO engine is an .xml file, not o.txt"),
+        (("build", "--output", "no/o.xml"), "cannot write an engine to no"),
+        (("build", "--model", "foreign.safetensors", "--output", "o.xml"), "not a checkpoint of mcdrl-rt"),
+        (("build", "--model", "gone.safetensors", "--output", "o.xml"), "no checkpoint at gone.safetensors"),
+        (("build", "--output", "o.xml", "--precision", "int3"), "int3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_gets_one_clear_line(
+    arguments: tuple[str, ...],
+    message: str,
+    shelf: Path,
+    small_checkpoint: Path,
+    engine: Path,
+    here: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(shelf)
+    (shelf / "cut.safetensors").write_bytes(small_checkpoint.read_bytes()[:5000])
+    if arguments[0] != "build" and "--model" not in arguments:  # no need to build the embedded model for this
+        torch = "torch" in arguments
+        arguments = (*arguments, "--model", str(small_checkpoint if torch else engine))
+    before = content(shelf)
+    ended = here(*arguments)
+    assert (ended.code, ended.out) == (1, "")
+    lines = [line for line in ended.err.splitlines() if not line.startswith("building the engine of ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ") and message in lines[0].replace("ABACUS", "abacus")
+    assert content(shelf) == before
+
+
+def test_a_file_url_is_the_file(shelf: Path, engine: Path, here: Callable[..., Ended]) -> None:
+    before = content(shelf)
+    url = f"file://{(shelf / 'v.mp4').absolute()}"
+    ended = here("stream", "--input", url, "--output", shelf / "v.mp4", "--model", engine)
+    assert (ended.code, ended.err) == (1, f"error: the output {shelf / 'v.mp4'} is the input; choose another name\n")
+    assert content(shelf) == before
+
+
+def test_a_video_without_frames_is_an_error(engine: Path, here: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = here("stream", "--input", "phantom:frames=0", "--output", tmp_path / "o.mp4", "--model", engine)
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot write to")
+def test_an_output_that_cannot_be_written(shelf: Path, engine: Path, here: Callable[..., Ended]) -> None:
+    ended = here("stream", "--input", shelf / "v.mp4", "--output", "/proc/o.mp4", "--model", engine)
+    assert (ended.code, ended.err) == (1, "error: cannot write in the folder /proc: no new files are allowed there\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("stream", "--input", "v.mp4", "--opacity", "2"), "'--opacity'"),
+        (("stream",), "Missing option '--input'"),
+        (("process", "v.mp4"), "Missing option '--output'"),
+        (("stream", "--input", "v.mp4", "--frobnicate"), "--frobnicate"),
+        (("dance",), "dance"),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...], message: str, here: Callable[..., Ended]) -> None:
+    ended = here(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err and "Usage: mcdrl-rt" in ended.err and "Traceback" not in ended.err
+
+
+# --- being stopped ------------------------------------------------------------------------------------------------
+
+
+def endless(output: Path, engine: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """A phantom without end being recorded, past its first frames."""
+    arguments = ["stream", "--input", "phantom:size=160x128", "--output", str(output), "--model", str(engine)]
+    process = subprocess.Popen([*CLI, *arguments], stderr=stderr, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    partial = f".{output.stem}.partial-{process.pid}{output.suffix}"
+    # AVI is written as it goes: frames are there once the file is larger than its header
+    while time.monotonic() < deadline and process.poll() is None:
+        if (output.parent / partial).exists() and (output.parent / partial).stat().st_size > 20_000:
+            break
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_recording_is_kept(number: signal.Signals, engine: Path, tmp_path: Path) -> None:
+    output = tmp_path / "live.avi"
+    process = endless(output, engine)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    frames = len(read_pts(output))
+    assert frames > 0
+    assert err.splitlines()[0] == "stopping; a second Ctrl-C discards the output"
+    assert err.splitlines()[1].startswith(f"phantom → {output}: stopped after {frames} frames, ")
+    assert [path.name for path in tmp_path.iterdir()] == ["live.avi"]
+
+
+def test_a_second_signal_discards_the_recording(engine: Path, tmp_path: Path) -> None:
+    process = endless(tmp_path / "live.avi", engine)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, err = process.communicate(timeout=20)
+    if "stopped after" not in err:  # it may have been done in between
+        assert (process.returncode, err.splitlines()[-1]) == (130, "stopped")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_outlives_its_terminal(engine: Path, tmp_path: Path) -> None:
+    """The connection breaks: nobody reads standard error any more, and SIGHUP comes."""
+    reader, writer = os.pipe()
+    process = endless(tmp_path / "live.avi", engine, stderr=writer)
+    os.close(writer)
+    os.close(reader)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 128 + signal.SIGHUP
+    assert len(read_pts(tmp_path / "live.avi")) > 0
+
+
+def test_process_keeps_only_whole_videos_when_stopped(engine: Path, tmp_path: Path) -> None:
+    write_clip(tmp_path / "long.mp4", pts=range(3000), codec_options={"preset": "ultrafast"})
+    output = tmp_path / "out"
+    arguments = ["process", str(tmp_path / "long.mp4"), "--output", str(output), "--model", str(engine)]
+    process = subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (output.exists() and list(output.iterdir())):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, "stopped\n")
+    assert list(output.iterdir()) == []
+
+
+def test_a_terminal_gets_a_progress_bar(engine: Path, shelf: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    video = tmp_path / f"{'a_long_name_' * 10}[1].mp4"
+    video.write_bytes((shelf / "v.mp4").read_bytes())
+    arguments = ["stream", "--input", str(video), "--output", str(tmp_path / "o.mp4"), "--model", str(engine)]
+    process = subprocess.Popen(
+        [*CLI, *arguments],
+        stdin=subprocess.DEVNULL,
+        stderr=theirs,
+        env=os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            seen += (chunk := os.read(ours, 4096))
+        except OSError:  # how Linux tells the end
+            break
+        if not chunk:
+            break
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert b"12/12" in seen and f"{video.name} → ".encode() in seen
+
+
+# --- what starting costs ------------------------------------------------------------------------------------------
+
+
+def imported_by(program: str) -> set[str]:
+    """Top-level modules a program has imported by its end."""
+    program += "\nfinally:\n import sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+    return set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.split())
+
+
+def test_importing_and_helping_are_light() -> None:
+    heavy = {"torch", "openvino", "cv2", "av", "open_clip", "timm", "onnx", "numpy"}
+    assert imported_by("try: import mcdrl_rt") & heavy <= {"numpy"}
+    helping = "import sys; sys.argv = ['mcdrl-rt', '--help']\ntry:\n from mcdrl_rt.cli import main; main()"
+    assert "rich" in imported_by(helping)
+    assert imported_by(helping) & heavy <= {"numpy"}
+
+
+def test_streaming_with_a_ready_engine_needs_no_training_stack(engine: Path, small_checkpoint: Path) -> None:
+    uri = "phantom:size=160x128,frames=2"
+    stream = f"import sys; sys.argv = ['mcdrl-rt', 'stream', '--input', '{uri}', '--model', '{engine}']\ntry:\n"
+    imported = imported_by(stream + " from mcdrl_rt.cli import main; main()")
+    assert {"openvino", "cv2", "av"} <= imported
+    assert imported & {"torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript", "safetensors"} == set()

@@ -1,0 +1,183 @@
+"""ONNX: one file, the fused operator a function in it, and every runtime computes what torch does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino as ov
+import pytest
+import torch
+from onnx.checker import check_model
+from test_model import with_depth
+
+from mcdrl_rt.engine.onnx import (
+    OPSET,
+    export_onnx,
+    inlined,
+    intervene,
+    read_onnx_spec,
+    select_intervene,
+    with_half_weights,
+)
+from mcdrl_rt.engine.openvino import OpenVinoEngine
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
+from mcdrl_rt.model.mcdrl import MCDRL
+from mcdrl_rt.types import UInt8Array
+
+
+class Exported(NamedTuple):
+    """A model, its export, and what torch says of some frames."""
+
+    model: FoldedMCDRL
+    proto: onnx.ModelProto
+    frames: UInt8Array  # (batch, H, W, 3)
+    expected: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", params=[(1, 2), (3, 1)], ids=lambda p: f"depth{p[0]}-batch{p[1]}")
+def exported(request: pytest.FixtureRequest, small_model: MCDRL, pictures: UInt8Array) -> Exported:
+    depth, batch = request.param
+    model, frames = FoldedMCDRL(with_depth(small_model, depth)), pictures[:batch]
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(frames))
+    expected = {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+    return Exported(model, export_onnx(model, batch), frames, expected)
+
+
+def assert_agrees(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
+    """Logits within ``tolerance`` of their scale, the same cells, and labels but for pixels on the fence."""
+    scale = np.abs(expected["logits"]).max()
+    assert np.abs(actual["logits"] - expected["logits"]).max() <= tolerance * scale
+    np.testing.assert_allclose(actual["confounders"], expected["confounders"], atol=tolerance)
+    np.testing.assert_array_equal(actual["selected"], expected["selected"])
+    assert np.abs(actual["score"].astype(int) - expected["score"]).max() <= 1 + 256 * tolerance * scale
+    assert (actual["label"] != expected["label"]).mean() <= 10 * tolerance
+    assert {name: (a.shape, a.dtype) for name, a in actual.items()} == {
+        name: (e.shape, e.dtype) for name, e in expected.items()
+    }
+
+
+def run_onnxruntime(proto: onnx.ModelProto, frames: UInt8Array) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"frames": frames}), strict=True))
+
+
+def run_openvino(proto: onnx.ModelProto, frames: UInt8Array, folder: Path) -> dict[str, np.ndarray]:
+    onnx.save(proto, folder / "model.onnx")
+    compiled = ov.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled(frames)
+    return {name: np.array(results[name]) for name in OUTPUTS}
+
+
+def test_file_passes_the_checker_and_every_shape_is_static(exported: Exported) -> None:
+    check_model(exported.proto, full_check=True)
+    graph = exported.proto.graph
+    assert [o.name for o in graph.output] == list(OUTPUTS)
+    for value in (*graph.input, *graph.output):
+        assert all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim), value.name
+
+
+def test_fused_operator_is_one_node_with_a_body_in_the_file(exported: Exported) -> None:
+    functions = {(f.domain, f.name) for f in exported.proto.functions}
+    assert functions == {("mcdrl_rt", "intervene"), ("mcdrl_rt", "select_intervene")}
+    nodes = [node for node in exported.proto.graph.node if node.domain == "mcdrl_rt"]
+    depth = exported.model.spec.depth
+    assert Counter(node.op_type for node in nodes) == Counter({"select_intervene": 1, "intervene": depth - 1})
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in nodes[0].attribute}
+    assert (attributes["count"], attributes["heads"]) == (exported.model.spec.selected, 8)
+    assert attributes["eps"] == pytest.approx(1e-5)
+
+
+def test_onnxruntime_runs_the_file_as_it_is(exported: Exported) -> None:
+    assert_agrees(run_onnxruntime(exported.proto, exported.frames), exported.expected)
+
+
+def test_openvino_runs_the_inlined_file(exported: Exported, tmp_path: Path) -> None:
+    flat = inlined(exported.proto)
+    assert not flat.functions
+    assert all(node.domain != "mcdrl_rt" for node in flat.graph.node)
+    assert_agrees(run_openvino(flat, exported.frames, tmp_path), exported.expected)
+
+
+def test_half_weights_are_half_the_file_and_the_same_labels(exported: Exported) -> None:
+    half = with_half_weights(exported.proto)
+    check_model(half)
+    assert half.ByteSize() < 0.55 * exported.proto.ByteSize()
+    actual = run_onnxruntime(half, exported.frames)
+    labels, expected = (np.where(o["score"] >= 128, o["label"], 0) for o in (actual, exported.expected))
+    assert (labels != expected).mean() <= 0.01
+
+
+def test_specification_is_in_the_metadata(exported: Exported) -> None:
+    assert read_onnx_spec(exported.proto, "model.onnx") == exported.model.spec
+    assert read_onnx_spec(inlined(exported.proto), "model.onnx") == exported.model.spec
+    assert read_onnx_spec(with_half_weights(exported.proto), "model.onnx") == exported.model.spec
+
+
+def test_foreign_file_is_named() -> None:
+    with pytest.raises(EngineError, match=r"other\.onnx was not exported by mcdrl-rt"):
+        read_onnx_spec(onnx.ModelProto(), "other.onnx")
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(9, 4), (80, 40), (300, 100)])
+def test_operator_gives_ties_to_the_lower_index(tokens: int, count: int) -> None:
+    rng = np.random.default_rng(tokens)
+    features = rng.standard_normal((3, 8)).astype(np.float32)[rng.integers(0, 3, (2, tokens))]  # of three kinds
+    texts, a, c, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 8), (8, 10), (10,), (10, 8)))
+    inputs = {"features": features, "texts": texts, "a": a, "c": c, "b": b}
+    arrays = [torch.from_numpy(value) for value in inputs.values()]
+    out, indices, readout = torch.ops.mcdrl_rt.select_intervene(*arrays, count, 2, 1e-5)
+
+    proto = operator_alone(inputs, count).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    answer = session.run(["out", "indices", "readout"], inputs)
+    np.testing.assert_array_equal(answer[1], indices)
+    np.testing.assert_allclose(answer[0], out, atol=1e-5)
+    np.testing.assert_allclose(answer[2], readout, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_engine_gives_ties_to_the_lower_index(exported: Exported, tmp_path: Path, precision: str) -> None:
+    proto = inlined(exported.proto)
+    texts = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.texts")
+    nothing = np.zeros_like(onnx.numpy_helper.to_array(texts))
+    texts.CopyFrom(onnx.numpy_helper.from_array(nothing, texts.name))  # every cell is as unlike every class
+    onnx.save(proto, tmp_path / "model.onnx")
+    engine = OpenVinoEngine(tmp_path / "model.onnx", exported.model.spec, precision)
+    selected = engine.infer(exported.frames).selected.reshape(len(exported.frames), -1)
+    count = exported.model.spec.selected
+    assert (selected[:, :count] == 1).all()
+    assert (selected[:, count:] == 0).all()
+
+
+def operator_alone(inputs: dict[str, np.ndarray], count: int) -> onnx.ModelProto:
+    """A model of the one node ``select_intervene``, two heads, with its local functions."""
+    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    outputs = ["out", "indices", "readout"]
+    node = make.make_node(
+        "select_intervene", list(inputs), outputs, domain="mcdrl_rt", count=count, heads=2, eps=1e-5
+    )
+    graph = make.make_graph(
+        [node],
+        "operator",
+        [make.make_tensor_value_info(name, float32, value.shape) for name, value in inputs.items()],
+        [
+            make.make_tensor_value_info("out", float32, [2, count, 8]),
+            make.make_tensor_value_info("indices", onnx.TensorProto.INT64, [2, count]),
+            make.make_tensor_value_info("readout", float32, [2, 5]),
+        ],
+    )
+    return make.make_model(
+        graph,
+        opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid("mcdrl_rt", 1)],
+        functions=[intervene.to_function_proto(), select_intervene.to_function_proto()],
+        ir_version=10,
+    )
