@@ -398,12 +398,13 @@ def test_a_recording_outlives_its_terminal(engine: Path, tmp_path: Path) -> None
 
 
 def test_process_keeps_only_whole_videos_when_stopped(engine: Path, tmp_path: Path) -> None:
-    write_clip(tmp_path / "long.mp4", pts=range(3000), codec_options={"preset": "ultrafast"})
+    write_clip(tmp_path / "long.mp4", pts=range(2000), codec_options={"preset": "ultrafast"})
     output = tmp_path / "out"
     arguments = ["process", str(tmp_path / "long.mp4"), "--output", str(output), "--model", str(engine)]
     process = subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (output.exists() and list(output.iterdir())):
+    while process.poll() is None and not (output.exists() and len(list(output.iterdir())) == 2):
         time.sleep(0.05)
+    time.sleep(0.5)  # both are open now, and it will take much longer
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "stopped\n")

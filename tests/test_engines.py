@@ -68,10 +68,21 @@ def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path)
     pictures = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
     frames = [cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8) for p in pictures]
     assert len(frames) == 50
+    answers = [reference.infer(frame[None]) for frame in frames]
     for precision, flips in (("fp32", 0.005), ("bf16", 0.01)):
-        parity = compare(OpenVinoEngine(engine_file, reference.spec, precision), reference, frames)
+        parity = compare(OpenVinoEngine(engine_file, reference.spec, precision), Recorded(answers), frames)
         assert parity.label_flips <= flips, precision
         assert parity.mask_iou >= 0.95, precision
+
+
+class Recorded:
+    """An engine that gives the answers of another once more: torch is slow."""
+
+    def __init__(self, answers: list[RawOutput]) -> None:
+        self.answers = iter(answers)
+
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        return next(self.answers)
 
 
 @pytest.mark.gpu

@@ -28,7 +28,7 @@ from mcdrl_rt.engine.openvino import OpenVinoEngine
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.mcdrl import MCDRL
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import ModelSpec, UInt8Array
 
 
 class Exported(NamedTuple):
@@ -128,52 +128,44 @@ def test_foreign_file_is_named() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(9, 4), (80, 40), (300, 100)])
-def test_operator_gives_ties_to_the_lower_index(tokens: int, count: int) -> None:
+def test_every_runtime_gives_ties_to_the_lower_index(
+    small_spec: ModelSpec, tokens: int, count: int, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(tokens)
     features = rng.standard_normal((3, 8)).astype(np.float32)[rng.integers(0, 3, (2, tokens))]  # of three kinds
-    texts, a, c, b = (rng.standard_normal(s).astype(np.float32) for s in ((2, 8), (8, 10), (10,), (10, 8)))
-    inputs = {"features": features, "texts": texts, "a": a, "c": c, "b": b}
-    arrays = [torch.from_numpy(value) for value in inputs.values()]
+    constants = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"texts": (2, 8), "a": (8, 10), "c": (10,), "b": (10, 8)}.items()
+    }
+    arrays = [torch.from_numpy(value) for value in (features, *constants.values())]
     out, indices, readout = torch.ops.mcdrl_rt.select_intervene(*arrays, count, 2, 1e-5)
 
-    proto = operator_alone(inputs, count).SerializeToString()
-    session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-    answer = session.run(["out", "indices", "readout"], inputs)
-    np.testing.assert_array_equal(answer[1], indices)
-    np.testing.assert_allclose(answer[0], out, atol=1e-5)
-    np.testing.assert_allclose(answer[2], readout, atol=1e-6)
+    proto = operator_alone(features, constants, count)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    onnx.save(inlined(proto), tmp_path / "operator.onnx")
+    engine = OpenVinoEngine(tmp_path / "operator.onnx", small_spec, "fp32")
+    for answer in (session.run(None, {"features": features}), engine.infer(features)):  # type: ignore[arg-type]
+        np.testing.assert_array_equal(answer[1], indices)
+        np.testing.assert_allclose(answer[0], out, atol=1e-5)
+        np.testing.assert_allclose(answer[2], readout, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_openvino_engine_gives_ties_to_the_lower_index(exported: Exported, tmp_path: Path, precision: str) -> None:
-    proto = inlined(exported.proto)
-    texts = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.texts")
-    nothing = np.zeros_like(onnx.numpy_helper.to_array(texts))
-    texts.CopyFrom(onnx.numpy_helper.from_array(nothing, texts.name))  # every cell is as unlike every class
-    onnx.save(proto, tmp_path / "model.onnx")
-    engine = OpenVinoEngine(tmp_path / "model.onnx", exported.model.spec, precision)
-    selected = engine.infer(exported.frames).selected.reshape(len(exported.frames), -1)
-    count = exported.model.spec.selected
-    assert (selected[:, :count] == 1).all()
-    assert (selected[:, count:] == 0).all()
-
-
-def operator_alone(inputs: dict[str, np.ndarray], count: int) -> onnx.ModelProto:
-    """A model of the one node ``select_intervene``, two heads, with its local functions."""
-    make, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    outputs = ["out", "indices", "readout"]
-    node = make.make_node(
-        "select_intervene", list(inputs), outputs, domain="mcdrl_rt", count=count, heads=2, eps=1e-5
-    )
+def operator_alone(features: np.ndarray, constants: dict[str, np.ndarray], count: int) -> onnx.ModelProto:
+    """A model of the one node ``select_intervene``, two heads, its outputs under the names an engine looks for."""
+    make, float32, int64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    inputs, outputs = ["features", *constants], ["score", "label", "confounders"]
+    node = make.make_node("select_intervene", inputs, outputs, domain="mcdrl_rt", count=count, heads=2, eps=1e-5)
     graph = make.make_graph(
-        [node],
+        [node, make.make_node("Identity", ["label"], ["selected"])],
         "operator",
-        [make.make_tensor_value_info(name, float32, value.shape) for name, value in inputs.items()],
+        [make.make_tensor_value_info("features", float32, features.shape)],
         [
-            make.make_tensor_value_info("out", float32, [2, count, 8]),
-            make.make_tensor_value_info("indices", onnx.TensorProto.INT64, [2, count]),
-            make.make_tensor_value_info("readout", float32, [2, 5]),
+            make.make_tensor_value_info("score", float32, [2, count, 8]),
+            make.make_tensor_value_info("label", int64, [2, count]),
+            make.make_tensor_value_info("confounders", float32, [2, 5]),
+            make.make_tensor_value_info("selected", int64, [2, count]),
         ],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return make.make_model(
         graph,

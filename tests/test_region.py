@@ -140,3 +140,8 @@ def test_no_lesion_is_cropped_away(images: str, masks: str, step: int) -> None:
         outside += int(lesion.sum() - lesion[find_region(rgb).slices].sum())
     assert total > 0
     assert outside <= 0.0005 * total
+
+
+@pytest.mark.parametrize("size", [(1, 640), (2, 640), (640, 2), (1, 1)])
+def test_a_sliver_of_a_frame_is_its_own_region(size: tuple[int, int]) -> None:
+    assert find_region(np.full((*size, 3), 120, np.uint8)) == Region(0, 0, *size)

@@ -344,6 +344,19 @@ def test_resumed_run_is_the_run_itself(tiny: Recipe, tmp_path: Path, capsys: pyt
     assert "epochs 2 to 2" in capsys.readouterr().out
 
 
+def test_order_of_the_data_depends_on_seed_and_epoch_alone(tiny: Recipe, tmp_path: Path) -> None:
+    dataset = LesionDataset(load_site(tmp_path / "tiny"), tiny.input_size, augment=True)
+
+    def first(recipe: Recipe, epoch: int) -> Tensor:
+        torch.manual_seed(np.random.SeedSequence().entropy % 2**31)  # whatever the process drew before
+        return next(iter(training.batches(dataset, recipe, epoch)))[0]
+
+    again = first(tiny, 1)
+    assert torch.equal(first(tiny, 1), again)
+    assert not torch.equal(first(tiny, 0), again)
+    assert not torch.equal(first(dataclasses.replace(tiny, seed=8), 1), again)
+
+
 def test_checkpoint_carries_its_recipe(tiny: Recipe, tmp_path: Path) -> None:
     path = training.train(dataclasses.replace(tiny, epochs=1), tmp_path, tmp_path / "run")
     spec = read_spec(path)

@@ -93,7 +93,7 @@ def _measure(rgb: UInt8Array) -> Region | None:
     height, width = rgb.shape[:2]
     step = max(1, -(-max(height, width) // _SAMPLES))
     # the brightest channel, not luma: mucosa in shadow is dark red, and luma all but ignores red
-    level = rgb[step // 2 :: step, step // 2 :: step].max(axis=2)  # (h, w)
+    level = rgb[min(step // 2, height - 1) :: step, min(step // 2, width - 1) :: step].max(axis=2)  # (h, w)
     picture = _picture(level > _surround(level) + _CONTRAST)
     if picture is None:
         return None

@@ -193,9 +193,11 @@ class _VideoFile(Sink):
         self._done = False
         try:
             self._open(muxer, codec, rate, color)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            self.abort()
-            raise SinkError(f"cannot write {target}: {_reason(error)}") from None
+        except BaseException as error:
+            self.abort()  # whatever stopped it, Ctrl-C included: nothing half-written stays
+            if isinstance(error, av.FFmpegError | OSError | ValueError):
+                raise SinkError(f"cannot write {target}: {_reason(error)}") from None
+            raise
 
     def _open(self, muxer: str, codec: str, rate: Fraction, color: str) -> None:
         options = {}
@@ -246,9 +248,11 @@ class _VideoFile(Sink):
             self._container.close()
             _flush_to_disk(self._partial)
             os.replace(self._partial, self._target)
-        except (av.FFmpegError, OSError) as error:
+        except BaseException as error:
             self.abort()
-            raise SinkError(f"cannot finish {self._target}: {_reason(error)}") from None
+            if isinstance(error, av.FFmpegError | OSError):
+                raise SinkError(f"cannot finish {self._target}: {_reason(error)}") from None
+            raise
         self._done = True
 
     def abort(self) -> None:
@@ -270,7 +274,7 @@ class _VideoFile(Sink):
 
     def _encoded(self, pixels: UInt8Array, pts: int) -> VideoFrame:
         """The frame as the encoder wants it: its size, its pixel format, its time."""
-        pixels = _fit(pixels, self._picture_size)
+        pixels = _fit(pixels, self._picture_size, exact=self._codec.pix_fmt == "bgr0")
         below, right = self.size[0] - pixels.shape[0], self.size[1] - pixels.shape[1]
         if below or right:
             pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
@@ -325,8 +329,11 @@ def _even(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] + size[0] % 2, size[1] + size[1] % 2
 
 
-def _fit(pixels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """Scale into ``size`` with black bars, keeping the shape of things; usually there is nothing to do."""
+def _fit(pixels: UInt8Array, size: tuple[int, int], exact: bool) -> UInt8Array:
+    """Scale into ``size`` with black bars, keeping the shape of things; usually there is nothing to do.
+
+    ``exact`` invents no value between two: what is written losslessly may be class ids.
+    """
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
@@ -334,8 +341,8 @@ def _fit(pixels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     inner = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     fitted = np.zeros((*size, 3), np.uint8)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    scaled = cv2.resize(pixels, inner[::-1], interpolation=method)
+    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    scaled = cv2.resize(pixels, inner[::-1], interpolation=cv2.INTER_NEAREST if exact else smooth)
     fitted[top : top + inner[0], left : left + inner[1]] = scaled
     return fitted
 
