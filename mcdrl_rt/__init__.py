@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.types import Frame, ModelSpec, Region, Segmentation
+from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
     from mcdrl_rt.segmenter import Segmenter
 
-__version__ = "0.1.0"
 __all__ = ["Frame", "McdrlError", "ModelSpec", "Region", "Segmentation", "Segmenter", "__version__"]
 
 

@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt import __version__
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError
+from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
     from mcdrl_rt.segmenter import Segmenter
@@ -174,7 +174,7 @@ def build(
 
     checkpoint = model or DEFAULT_CHECKPOINT
     if output is None:
-        output = cached_engine(checkpoint)
+        output = cached_engine(checkpoint, precision)
         parity = read_sidecar(output)["parity"]
     else:
         with _err.status(f"building {output.name} from {checkpoint.name} …"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcdrl_rt import __version__
+from mcdrl_rt.version import __version__
 
 
 @dataclass(frozen=True)

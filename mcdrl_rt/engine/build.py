@@ -24,6 +24,7 @@ import platformdirs
 from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import ModelSpec, UInt8Array
+from mcdrl_rt.version import __version__
 
 FORMAT = "mcdrl-rt engine 1"
 MAX_FLIPS = {"fp32": 0.005, "bf16": 0.01}  # share of labels that may differ from float32 torch
@@ -92,13 +93,14 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     raise EngineError(f"{engine} has no sidecar of mcdrl-rt beside it; rebuild it with 'mcdrl-rt build'")
 
 
-def cached_engine(checkpoint: Path) -> Path:
-    """The engine of a checkpoint for this machine, built the first time it is asked for.
+def cached_engine(checkpoint: Path, precision: str = "auto") -> Path:
+    """The engine of a checkpoint for this machine, built and checked in ``precision`` the first time it is asked for.
 
     The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
-    the versions involved, and what this processor computes in (a home may be shared between machines).
+    the versions involved, and the precision (a home may be shared between machines).
     """
-    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {resolve_precision('auto')}".encode()).hexdigest()[:16]
+    precision = resolve_precision(precision)
+    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {precision}".encode()).hexdigest()[:16]
     root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
     engine = root / key / f"{checkpoint.stem}.xml"
     if not engine.is_file():
@@ -107,7 +109,7 @@ def cached_engine(checkpoint: Path) -> Path:
         except OSError as error:
             raise EngineError(f"cannot write the engine cache {root}: {error.strerror}; set MCDRL_CACHE") from error
         _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
-        build_openvino(checkpoint, engine)
+        build_openvino(checkpoint, engine, precision)
     return engine
 
 
@@ -134,8 +136,6 @@ def _converted(proto: Any, path: Path) -> ov.Model:
 
 
 def _versions() -> dict[str, str]:
-    from mcdrl_rt import __version__
-
     return {"mcdrl_rt": __version__, "openvino": ov.__version__}
 
 
@@ -158,7 +158,7 @@ def _parity(engine: OpenVinoEngine, reference: Any, precision: str) -> dict[str,
     if parity.label_flips > MAX_FLIPS[precision]:
         raise EngineError(
             f"the {precision} engine of {engine.spec.name} disagrees with the reference on {parity.label_flips:.2%} of "
-            f"labels (at most {MAX_FLIPS[precision]:.1%}); build it with --precision fp32"
+            f"labels (at most {MAX_FLIPS[precision]:.1%}); use --precision fp32"
         )
     return dataclasses.asdict(parity)
 

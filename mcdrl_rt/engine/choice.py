@@ -57,7 +57,7 @@ def _openvino(path: Path, precision: str, device: str) -> Engine:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}")
-        path = cached_engine(path)
+        path = cached_engine(path, precision)
     sidecar = read_sidecar(path)
     spec = ModelSpec.from_json(json.dumps(sidecar["spec"]))
     if precision == "auto":

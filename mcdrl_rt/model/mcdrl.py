@@ -74,7 +74,7 @@ class MCDRL(nn.Module):
         features = self.encoder(pad_to_stride(images, self.encoder.stride), summary)
         selection = select(features.tokens, self.text_classes, self.spec.selected)
         f, readout = selection.tokens, None
-        if intervene:
+        if intervene and self.spec.depth:
             f, readout = self.network(f, self.text_dictionary)
         if readout is None:
             readout = images.new_full((len(images), len(self.text_dictionary)), 1 / len(self.text_dictionary))

@@ -30,6 +30,7 @@ class Path:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Path:
+        """A random path."""
         speed = rng.choice([-1, 1]) * rng.uniform(0.1, 0.22)
         return cls(float(rng.uniform(0, TUBE_LENGTH)), float(speed), rng.uniform(0, 2 * np.pi, 12))
 
