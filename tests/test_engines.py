@@ -59,7 +59,6 @@ def test_openvino_gives_the_references_labels(
     assert [a.shape for a in outputs[0]] == [a.shape for a in outputs[1]]
 
 
-@pytest.mark.skipif(not DEFAULT_CHECKPOINT.is_file(), reason=f"no trained weights at {DEFAULT_CHECKPOINT}")
 def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path) -> None:
     engine_file = cached_engine(DEFAULT_CHECKPOINT)
     reference = TorchEngine.from_checkpoint(DEFAULT_CHECKPOINT)

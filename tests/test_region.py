@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 
 from mcdrl_rt.types import Region, UInt8Array
 from mcdrl_rt.video.region import RegionTracker, find_region
-
-DATA = Path(os.environ.get("MCDRL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def scope(size: tuple[int, int], box: Region, level: int = 150, surround: int = 0) -> UInt8Array:
@@ -123,7 +120,6 @@ def test_tracker_waits_for_light() -> None:
     assert track(scope((480, 800), box)).width < 500
 
 
-@pytest.mark.skipif(not (DATA / "CVC-ClinicDB").exists(), reason="needs the data sets (MCDRL_DATA)")
 @pytest.mark.parametrize(
     ("images", "masks", "step"),
     [
@@ -131,11 +127,11 @@ def test_tracker_waits_for_light() -> None:
         ("CVC-ClinicDB/PNG/Original", "CVC-ClinicDB/PNG/Ground Truth", 6),
     ],
 )
-def test_no_lesion_is_cropped_away(images: str, masks: str, step: int) -> None:
+def test_no_lesion_is_cropped_away(images: str, masks: str, step: int, data_root: Path) -> None:
     outside = total = 0
-    for path in sorted((DATA / images).iterdir())[::step]:
+    for path in sorted((data_root / images).iterdir())[::step]:
         rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        lesion = cv2.imread(str(DATA / masks / path.name), cv2.IMREAD_GRAYSCALE) > 127
+        lesion = cv2.imread(str(data_root / masks / path.name), cv2.IMREAD_GRAYSCALE) > 127
         total += int(lesion.sum())
         outside += int(lesion.sum() - lesion[find_region(rgb).slices].sum())
     assert total > 0

@@ -165,10 +165,6 @@ def test_boundary_is_drawn_between_the_networks_pixels() -> None:
     assert labels_at(surer, Region(0, 0, 1, 40), (1, 40)).sum() > 21
 
 
-@pytest.mark.skipif(
-    not (Path(mcdrl_rt.__file__).parent / "weights" / "mcdrl-small.safetensors").is_file(),
-    reason="no trained weights in mcdrl_rt/weights",
-)
 def test_embedded_default_finds_polyps_it_has_never_seen(data_root: Path) -> None:
     segmenter = Segmenter.load()
     assert segmenter.spec.classes == ("polyp",)
@@ -179,4 +175,4 @@ def test_embedded_default_finds_polyps_it_has_never_seen(data_root: Path) -> Non
         found = segmenter(rgb).labels > 0
         scores.append(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
     assert len(scores) == 25
-    assert np.mean(scores) > 0.4  # a floor that noise or a wrong channel order falls through
+    assert np.mean(scores) > 0.7  # all 612 average 0.83: a wrong channel order or a shifted mask falls below

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 import threading
 import time
@@ -21,7 +20,6 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.source import open_source
 
-DATA = Path(os.environ.get("MCDRL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FINE = {"crf": "1"}  # close enough to compare pixels
 
 
@@ -281,9 +279,8 @@ def test_a_silent_network_stream_ends_in_an_error(monkeypatch: pytest.MonkeyPatc
             open_source(f"tcp://127.0.0.1:{server.getsockname()[1]}")
 
 
-@pytest.mark.skipif(not (DATA / "video").exists(), reason="needs the data sets (MCDRL_DATA)")
-def test_the_real_procedure() -> None:
-    with open_source(str(DATA / "video" / "colonoscopy_560x480_25fps.mp4")) as source:
+def test_the_real_procedure(data_root: Path) -> None:
+    with open_source(str(data_root / "video" / "colonoscopy_560x480_25fps.mp4")) as source:
         frames = list(source)
     assert (len(frames), source.frame_count, source.size, source.problem) == (53, 53, (480, 560), None)
     assert [frame.pts for frame in frames] == [512 * i for i in range(53)]

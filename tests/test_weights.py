@@ -1,0 +1,24 @@
+"""The default weights: small enough to ship, and a card that says what was measured and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.model.checkpoint import read_spec
+from training.card import render_card
+
+
+def test_the_card_is_what_the_evaluation_wrote() -> None:
+    measured = json.loads(DEFAULT_CHECKPOINT.with_suffix(".json").read_text())
+    assert DEFAULT_CHECKPOINT.with_suffix(".md").read_text() == render_card(read_spec(DEFAULT_CHECKPOINT), measured)
+
+
+def test_the_figures_clear_the_bars_the_default_was_shipped_for() -> None:
+    sites = json.loads(DEFAULT_CHECKPOINT.with_suffix(".json").read_text())["sites"]
+    assert sites["Kvasir-SEG (held out)"]["dice"] >= 0.82
+    assert sites["CVC-ClinicDB (unseen)"]["dice"] >= 0.78
+
+
+def test_the_weights_folder_stays_under_16_mb() -> None:
+    assert sum(path.stat().st_size for path in DEFAULT_CHECKPOINT.parent.iterdir()) <= 16_000_000
