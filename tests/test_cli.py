@@ -20,6 +20,7 @@ from clips import read_pixels, read_pts, write_clip
 from mcdrl_rt import __version__, cli
 
 CLI = [sys.executable, "-m", "mcdrl_rt.cli"]
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
 def run(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -347,24 +348,50 @@ def test_usage_errors(arguments: tuple[str, ...], message: str, here: Callable[.
 # --- being stopped ------------------------------------------------------------------------------------------------
 
 
-def endless(output: Path, engine: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """A phantom without end being recorded, past its first frames."""
-    arguments = ["stream", "--input", "phantom:size=160x128", "--output", str(output), "--model", str(engine)]
-    process = subprocess.Popen([*CLI, *arguments], stderr=stderr, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
-    partial = f".{output.stem}.partial-{process.pid}{output.suffix}"
-    # AVI is written as it goes: frames are there once the file is larger than its header
-    while time.monotonic() < deadline and process.poll() is None:
-        if (output.parent / partial).exists() and (output.parent / partial).stat().st_size > 20_000:
-            break
-        time.sleep(0.05)
-    return process
+@pytest.fixture
+def spawn() -> Iterator[Start]:
+    """Start the command in a process of its own that heeds signals, and is gone when the test is."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # a test run in the background ignores SIGINT, and under nohup SIGHUP; a child would inherit that
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        command = [*CLI, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stderr=stderr, text=True, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def endless(spawn: Start, engine: Path) -> Start:
+    """Record a phantom without end; returns once its first frames are in the file."""
+
+    def start(output: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        source = "phantom:size=160x128"
+        process = spawn("stream", "--input", source, "--output", output, "--model", engine, stderr=stderr)
+        deadline = time.monotonic() + 60
+        partial = output.parent / f".{output.stem}.partial-{process.pid}{output.suffix}"
+        # AVI is written as it goes: frames are there once the file is larger than its header
+        while time.monotonic() < deadline and process.poll() is None:
+            if partial.exists() and partial.stat().st_size > 20_000:
+                break
+            time.sleep(0.05)
+        return process
+
+    return start
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_recording_is_kept(number: signal.Signals, engine: Path, tmp_path: Path) -> None:
+def test_a_stopped_recording_is_kept(number: signal.Signals, endless: Start, tmp_path: Path) -> None:
     output = tmp_path / "live.avi"
-    process = endless(output, engine)
+    process = endless(output)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
@@ -375,8 +402,8 @@ def test_a_stopped_recording_is_kept(number: signal.Signals, engine: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["live.avi"]
 
 
-def test_a_second_signal_discards_the_recording(engine: Path, tmp_path: Path) -> None:
-    process = endless(tmp_path / "live.avi", engine)
+def test_a_second_signal_discards_the_recording(endless: Start, tmp_path: Path) -> None:
+    process = endless(tmp_path / "live.avi")
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
@@ -386,10 +413,10 @@ def test_a_second_signal_discards_the_recording(engine: Path, tmp_path: Path) ->
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recording_outlives_its_terminal(engine: Path, tmp_path: Path) -> None:
+def test_a_recording_outlives_its_terminal(endless: Start, tmp_path: Path) -> None:
     """The connection breaks: nobody reads standard error any more, and SIGHUP comes."""
     reader, writer = os.pipe()
-    process = endless(tmp_path / "live.avi", engine, stderr=writer)
+    process = endless(tmp_path / "live.avi", stderr=writer)
     os.close(writer)
     os.close(reader)
     process.send_signal(signal.SIGHUP)
@@ -397,11 +424,10 @@ def test_a_recording_outlives_its_terminal(engine: Path, tmp_path: Path) -> None
     assert len(read_pts(tmp_path / "live.avi")) > 0
 
 
-def test_process_keeps_only_whole_videos_when_stopped(engine: Path, tmp_path: Path) -> None:
+def test_process_keeps_only_whole_videos_when_stopped(spawn: Start, engine: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "long.mp4", pts=range(2000), codec_options={"preset": "ultrafast"})
     output = tmp_path / "out"
-    arguments = ["process", str(tmp_path / "long.mp4"), "--output", str(output), "--model", str(engine)]
-    process = subprocess.Popen([*CLI, *arguments], stderr=subprocess.PIPE, text=True)
+    process = spawn("process", tmp_path / "long.mp4", "--output", output, "--model", engine)
     while process.poll() is None and not (output.exists() and len(list(output.iterdir())) == 2):
         time.sleep(0.05)
     time.sleep(0.5)  # both are open now, and it will take much longer

@@ -151,15 +151,17 @@ def test_engine_is_built_once_and_whole(
     assert cached_engine(small_checkpoint) == small_engine
 
 
-def test_another_content_is_another_engine(
+def test_another_content_or_precision_is_another_engine(
     small_engine: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / small_checkpoint.name
     other.write_bytes(small_checkpoint.read_bytes() + b"\0")
     asked = []
-    monkeypatch.setattr(build, "build_openvino", lambda checkpoint, output: asked.append(output))
-    assert cached_engine(other) == asked[0] != small_engine
-    asked[0].parent.rmdir()
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "build_openvino", lambda _, output, precision: asked.append((output, precision)))
+    engines = [cached_engine(other, precision) for precision in ("fp32", "bf16")]
+    assert asked == list(zip(engines, ("fp32", "bf16"), strict=True))
+    assert len({engine.parent.name for engine in (small_engine, *engines)}) == 3
 
 
 def test_sidecar_says_what_the_engine_is(small_engine: Path, small_checkpoint: Path, reference: TorchEngine) -> None:
