@@ -264,7 +264,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, openvino, torch"),
         ((*STREAM, "--precision", "int3"), "int3"),
         ((*STREAM, "--device", "abacus"), "abacus"),
-        ((*STREAM, "--engine", "torch", "--device", "abacus"), "torch has no device 'abacus' here"),
+        ((*STREAM, "--engine", "torch", "--device", "abacus"), "runs on cpu, cuda or cuda:N, not on 'abacus'"),
         ((*STREAM, "--model", "gone.safetensors"), "no checkpoint at gone.safetensors"),
         ((*STREAM, "--model", "foreign.safetensors"), "is a safetensors file, but not a checkpoint of mcdrl-rt"),
         ((*STREAM, "--model", "corrupt.safetensors"), "corrupt.safetensors is not a safetensors file"),

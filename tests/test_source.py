@@ -286,6 +286,15 @@ def test_the_real_procedure(data_root: Path) -> None:
     assert [frame.pts for frame in frames] == [512 * i for i in range(53)]
 
 
+def test_a_healthy_variable_rate_is_not_called_damage(tmp_path: Path) -> None:
+    pts = [0, 40, 80, 500, 540, 1500, 1540, 1580, 2900, 3000]  # ms: far fewer frames than its best rate would give
+    write_clip(tmp_path / "vfr.mkv", pts=pts, time_base=Fraction(1, 1000))
+    with open_source(str(tmp_path / "vfr.mkv")) as source:
+        assert [frame.pts for frame in source] == pts
+        assert source.frame_count is None or source.frame_count > 2 * len(pts)
+    assert source.problem is None
+
+
 def test_decoding_is_quiet(tmp_path: Path, long_clip: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.mp4").write_bytes(long_clip[: len(long_clip) // 2])
     with open_source(str(tmp_path / "cut.mp4")) as source:

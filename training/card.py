@@ -31,7 +31,7 @@ patients, and no decision about a patient may rest on it.
 | classes | {classes} |
 | selection | α = {alpha}: {selected} of {tokens} cells |
 | causal network | depth {depth}, {confounders} confounders |
-| text tower | random and frozen (seed {seed}): prompts are fixed directions, not learned language. Cell–text alignment is trained (dense term); the confounder readout hardly moves between imaging conditions and is not to be read as a measurement |
+| text tower | random and frozen (seed {seed}): prompts are fixed directions, not learned language. Cell–text alignment is trained (dense term); the confounder readout hardly moves between imaging conditions and is not to be read as a measurement. With one class the contrastive loss (Eq. 12) is zero |
 
 ## Training data
 - Kvasir-SEG (Jha et al. 2020), as published in HyperKvasir under CC BY 4.0 (Borgli et al. 2020): all but

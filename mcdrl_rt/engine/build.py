@@ -68,6 +68,7 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
         ov.save_model(model, partial, compress_to_fp16=False)
         engine = OpenVinoEngine(partial, folded.spec, precision, device)
         sidecar = _sidecar(checkpoint, folded.spec, _parity(engine, TorchEngine(folded), precision), precision)
+        sidecar["sha256"] = _hashes(partial)
         partial.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True))
         for suffix in (".bin", ".json", ".xml"):  # the .xml last: with it, the engine exists
             partial.with_suffix(suffix).replace(output.with_suffix(suffix))
@@ -86,24 +87,27 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
         raise EngineError(f"no engine at {engine}; make one with 'mcdrl-rt build'")
     try:
         sidecar = json.loads(engine.with_suffix(".json").read_text())
-        if sidecar["format"] == FORMAT and {"spec", "precision"} <= sidecar.keys():
-            return dict(sidecar)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise EngineError(f"{engine} has no sidecar of mcdrl-rt beside it; rebuild it with 'mcdrl-rt build'")
+        ours = sidecar["format"] == FORMAT and {"spec", "precision", "sha256"} <= sidecar.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise EngineError(f"{engine} has no sidecar of mcdrl-rt beside it; rebuild it with 'mcdrl-rt build'")
+    if not engine.with_suffix(".bin").is_file() or sidecar["sha256"] != _hashes(engine):
+        raise EngineError(f"{engine} or its .bin is not what was built; rebuild it with 'mcdrl-rt build'")
+    return dict(sidecar)
 
 
 def cached_engine(checkpoint: Path, precision: str = "auto") -> Path:
     """The engine of a checkpoint for this machine, built and checked in ``precision`` the first time it is asked for.
 
     The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
-    the versions involved, and the precision (a home may be shared between machines).
+    the versions involved, and the precision (a home may be shared between machines). A damaged entry is built again.
     """
     precision = resolve_precision(precision)
     key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {precision}".encode()).hexdigest()[:16]
     root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
     engine = root / key / f"{checkpoint.stem}.xml"
-    if not engine.is_file():
+    if not _is_whole(engine):
         try:
             engine.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -124,6 +128,20 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise EngineError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_whole(engine: Path) -> bool:
+    """Whether an engine and its companions are there and as they were built."""
+    try:
+        read_sidecar(engine)
+    except EngineError:
+        return False
+    return True
+
+
+def _hashes(engine: Path) -> dict[str, str]:
+    """SHA-256 of an engine's two files."""
+    return {suffix: file_hash(engine.with_suffix(suffix)) for suffix in (".xml", ".bin")}
 
 
 def _converted(proto: Any, path: Path) -> ov.Model:

@@ -26,6 +26,8 @@ class TorchEngine:
     """
 
     def __init__(self, model: FoldedMCDRL, device: str = "cpu") -> None:
+        if device.partition(":")[0] not in ("cpu", "cuda"):
+            raise EngineError(f"the torch engine runs on cpu, cuda or cuda:N, not on {device!r}")
         try:
             self._device = torch.device(device)
             self._model = model.eval().to(self._device)

@@ -39,6 +39,7 @@ from mcdrl_rt.video.phantom_tissue import (
 __all__ = ["SITES", "Phantom", "PhantomFrame", "random_sample"]
 
 MIN_SIDE = 64
+MAX_SIDE = 8192
 _MIXED_S = 3.0  # seconds a "mixed" phantom stays at one site
 _NOISE_SIDE = 1024  # more than any detail grid
 _RELIEF = 0.26  # root-mean-square slope of the fine relief
@@ -154,8 +155,8 @@ def random_sample(
 
 def _check(size: tuple[int, int], site: str, fps: float, frames: int | None, polyps: int | None) -> None:
     """Refuse arguments that make no phantom, in one line."""
-    if len(size) != 2 or min(size) < MIN_SIDE:
-        raise SourceError(f"phantom size must be (height, width) of at least {MIN_SIDE} pixels each, not {size}")
+    if len(size) != 2 or min(size) < MIN_SIDE or max(size) > MAX_SIDE:
+        raise SourceError(f"phantom size must be (height, width) of {MIN_SIDE} to {MAX_SIDE} pixels each, not {size}")
     if site != "mixed":
         _known(site)
     if not fps > 0:

@@ -199,14 +199,21 @@ class _Video(Source):
         # edit lists and estimates are a few frames off in sound files too, so a small shortage means nothing
         tolerance = 2 + expected // 20
         if expected - self._spanned() > tolerance:
-            return f"truncated: decoded {self._index} of about {expected} frames"
+            return f"truncated: decoded {self._index} {self._out_of(expected)}"
         if self._stopped:
             return f"ended early after {self._index} frames: {self._stopped}"
-        missing = expected - self._index
+        # only a count that the container states can miss frames: an estimate assumes a constant rate
+        missing = expected - self._index if self._stream.frames else 0
         lost = max(self._errors, missing if missing > tolerance else 0)
         if lost:
-            return f"damaged: {lost} of about {max(expected, self._index)} frames were lost or decoded with errors"
+            return f"damaged: {lost} frames were lost or decoded with errors, {self._index} were decoded"
         return None
+
+    def _out_of(self, expected: int) -> str:
+        """How much there should have been: in frames where they were counted, else in seconds."""
+        if self._stream.frames:
+            return f"of about {expected} frames"
+        return f"frames, {float(self._spanned() / self.rate):.1f} of about {float(expected / self.rate):.1f} s"
 
     def _spanned(self) -> int:
         """Frames that fit between the first one and the last one seen: gaps are not a missing end."""
