@@ -81,7 +81,7 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     """What was recorded when ``engine`` (an ``.xml``) was built.
 
     Raises:
-        EngineError: the engine or its sidecar is missing or not ours.
+        EngineError: the engine or its sidecar is missing, not ours, or not as it was built.
     """
     if not engine.is_file():
         raise EngineError(f"no engine at {engine}; make one with 'mcdrl-rt build'")

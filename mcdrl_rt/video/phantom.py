@@ -64,7 +64,7 @@ class Phantom:
     """An endless, repeatable ride through a synthetic colon.
 
     Args:
-        size: (height, width) of the frames in pixels, both at least 64.
+        size: (height, width) of the frames in pixels, both from 64 to 8192.
         site: one of ``SITES``, or "mixed" to go through all of them, a few seconds each.
         seed: decides tube, polyps, colours, camera path and the shape of the field of view.
         fps: frames per second, > 0.
@@ -128,7 +128,7 @@ def random_sample(
 
     Args:
         rng: all randomness comes from it.
-        size: (height, width) in pixels, both at least 64.
+        size: (height, width) in pixels, both from 64 to 8192.
         site: one of ``SITES``; None draws one.
         surround: black corners; None draws (three in four have them).
 
