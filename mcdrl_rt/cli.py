@@ -44,6 +44,7 @@ class _Stderr(Console):
 
 
 _err = _Stderr(stderr=True)
+INCOMPLETE = 3  # exit status: the output is there, but the input was cut off or damaged
 
 _INPUT = "A file, a URL, /dev/video0, or phantom (its options: site, size=WxH, frames, seed; phantom:frames=90,seed=3)."
 _OUTPUT = "A file (.mp4 .m4v .mov .mkv .avi .webm), or null."
@@ -99,7 +100,10 @@ def stream(
     opacity: Opacity = 0.35,
     as_json: AsJson = False,
 ) -> None:
-    """Segment one video and write it with the lesions drawn on. Ctrl-C ends it and keeps what was written."""
+    """Segment one video and write it with the lesions drawn on. Ctrl-C ends it and keeps what was written.
+
+    Exit status: 0 all is well; 3 the video was cut off or damaged, and what could be read was written; 1 an error.
+    """
     from mcdrl_rt.stream.pipeline import run
     from mcdrl_rt.video.sink import open_sink
     from mcdrl_rt.video.source import open_source
@@ -113,17 +117,20 @@ def stream(
             time_base=source.time_base,
             rate=source.rate,
             color=source.color,
+            pixel_aspect=source.pixel_aspect,
             from_zero=source.live,
         )
         with opened as sink:
             segmenter = _segmenter(model, engine, precision, device).for_stream()
             _on_signals(stop)
             summary = run(source, segmenter, sink, output=output, opacity=opacity, on_frame=advance, stop=stop)
+    if not summary.frames_out and not summary.stopped:
+        raise SourceError(f"{source.name} has no frames; nothing was written")
     _report(summary, as_json)
     if summary.stopped:
         raise typer.Exit(128 + stop.number)
-    if not summary.frames_out:
-        raise SourceError(f"{source.name} has no frames; nothing was written")
+    if summary.problem:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
@@ -137,12 +144,16 @@ def process(
     opacity: Opacity = 0.35,
     as_json: AsJson = False,
 ) -> None:
-    """Segment recorded procedures: an annotated video and a lossless label video of each."""
+    """Segment recorded procedures: an annotated video and a lossless label video of each.
+
+    A folder's videos keep their places in it. Exit status: 0 all is well; 3 a video was cut off or damaged, and what
+    could be read was written; 1 a video failed.
+    """
     from mcdrl_rt import offline
 
     jobs = offline.plan(inputs, output)
     segmenter = _segmenter(model, engine, precision, device)
-    failed = 0
+    failed = incomplete = 0
     with contextlib.ExitStack() as bar:
 
         def start(job: offline.Job, source: Source) -> Callable[[int], None] | None:
@@ -152,6 +163,7 @@ def process(
             bar.close()
             if outcome.summary is not None:
                 _report(outcome.summary, as_json)
+                incomplete += bool(outcome.summary.problem)
                 continue
             failed += 1
             _say(f"{outcome.error}", "error:", "bold red")
@@ -160,6 +172,8 @@ def process(
     if failed:
         _say(f"{failed} of {len(jobs)} videos failed")
         raise typer.Exit(1)
+    if incomplete:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
@@ -169,16 +183,15 @@ def build(
     precision: Precision = "auto",
 ) -> None:
     """Compile a checkpoint into an OpenVINO engine for this machine and check it against the reference."""
-    from mcdrl_rt.engine.build import build_openvino, cached_engine, read_sidecar
+    from mcdrl_rt.engine.build import build_openvino, cached_engine
     from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 
     checkpoint = model or DEFAULT_CHECKPOINT
     if output is None:
-        output = cached_engine(checkpoint, precision)
-        parity = read_sidecar(output)["parity"]
+        output, sidecar = cached_engine(checkpoint, precision)
     else:
-        with _err.status(f"building {output.name} from {checkpoint.name} …"):
-            parity = build_openvino(checkpoint, output, precision)["parity"]
+        sidecar = build_openvino(checkpoint, output, precision)
+    parity = sidecar["parity"]
     _say(
         f"{output}: ready; against float32 torch {parity['label_flips']:.3%} of labels differ, mask IoU "
         f"{parity['mask_iou']:.4f}, over {parity['frames']} synthetic frames"

@@ -6,7 +6,6 @@
     ├── SpecError              a model specification or checkpoint that does not add up
     │   └── CheckpointError    a checkpoint file that is foreign, corrupt or missing
     ├── EngineError            an engine that cannot be built, loaded or run here
-    │   └── MissingDependency  an optional package is needed and absent
     ├── SourceError            a video source that cannot be opened or read
     └── SinkError              an output that cannot be created or written
 
@@ -28,10 +27,6 @@ class CheckpointError(SpecError):
 
 class EngineError(McdrlError):
     """An engine that cannot be built, loaded or run on this machine."""
-
-
-class MissingDependency(EngineError):
-    """An optional dependency is needed for what was asked; the message names the extra to install."""
 
 
 class SourceError(McdrlError):

@@ -1,11 +1,14 @@
 """Recorded procedures: each input becomes an annotated video and a lossless label video in the output folder.
 
 ``NAME.annotated.mp4`` is for people. ``NAME.labels.mkv`` (FFV1, lossless) holds the class id of every pixel, 0 for
-background, in all three channels. One input that cannot be read does not stop the others.
+background, in all three channels. Results lie under the output folder as a folder's videos lie in it. H.264 takes
+even sizes only, so an annotated video of odd size has one more row or column than its labels. One input that cannot
+be read does not stop the others.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
+_RESULTS = (".annotated.mp4", ".labels.mkv")
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv"})
 
 
@@ -47,28 +51,29 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
         SourceError: an input does not exist, holds no video, or two would get the same name.
         SinkError: the output folder is an input, lies in one, or cannot be made, or a result would replace an input.
     """
-    files: list[Path] = []
+    files: list[tuple[Path, Path]] = []  # a video, and its place below the output folder
+    named = [path for path in inputs if not path.is_dir()]
     for path in inputs:
         if not path.exists():
             raise SourceError(f"no such file or folder: {path}")
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
-        found = _videos(path) if path.is_dir() else [path]
+        if path.is_dir():
+            found = [(file, file.relative_to(path)) for file in _videos(path)]
+        else:
+            found = [(path, _place(path, named))]
         if not found:
             raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEO_SUFFIXES))}")
         files += found
-    jobs = [Job(file, output / f"{file.stem}.annotated.mp4", output / f"{file.stem}.labels.mkv") for file in files]
+    jobs = [Job(file, *(output / place.with_suffix(end) for end in _RESULTS)) for file, place in files]
     names = [job.annotated for job in jobs]
     twice = sorted({job.source.stem for job in jobs if names.count(job.annotated) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
-    replaced = {job.annotated.resolve() for job in jobs} & {file.resolve() for file in files}
+    replaced = {job.annotated.resolve() for job in jobs} & {file.resolve() for file, _ in files}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SinkError(f"cannot make the output folder {output}: {str(error.strerror).lower()}") from error
+    _make_folder(output)
     return jobs
 
 
@@ -97,6 +102,21 @@ def process(
         yield outcome
 
 
+def _place(path: Path, named: list[Path]) -> Path:
+    """Where a named file's results go: under its name, or, where others have it too, where it is among them all."""
+    if sum(other.stem == path.stem for other in named) == 1:
+        return Path(path.name)
+    common = os.path.commonpath([Path(os.path.abspath(other)).parent for other in named])
+    return Path(os.path.abspath(path)).relative_to(common)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"cannot make the output folder {folder}: {str(error.strerror).lower()}") from error
+
+
 def _videos(folder: Path) -> list[Path]:
     """Videos in a folder and its folders, without hidden files: a Mac puts a ``._NAME.mp4`` beside each on a disk."""
     return sorted(
@@ -113,6 +133,7 @@ def _process_one(
     on_start: Callable[[Job, Source], Callable[[int], None] | None] | None,
 ) -> Summary:
     with open_source(str(job.source)) as source:
+        _make_folder(job.annotated.parent)
         on_frame = on_start(job, source) if on_start else None
 
         def sink(path: Path, codec: str | None = None) -> Sink:
@@ -122,6 +143,7 @@ def _process_one(
                 time_base=source.time_base,
                 rate=source.rate,
                 color=source.color,
+                pixel_aspect=source.pixel_aspect,
                 codec=codec,
                 from_zero=source.live,
             )

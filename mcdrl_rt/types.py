@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -95,7 +96,8 @@ class Segmentation:
         confounders: (M,) float32, non-negative, summing to 1: how much of each imaging condition the causal
             network attended to (method: CDRL readout).
         confounder_names: the M conditions.
-        selected: (h, w) bool, the grid cells the text prompts selected (method: MTRS).
+        selected: (h, w) bool, the grid cells the text prompts selected (method: MTRS). Cell (0, 0) is at the top left
+            of ``region`` and each is ``ModelSpec.grid_stride`` pixels of the input size wide and high.
         region: the part of the frame the model looked at, the endoscope's field of view.
         latency_ms: time from pixels in to labels out.
     """
@@ -131,7 +133,8 @@ class ModelSpec:
         alpha: share of grid cells selected by the text prompts, in (0, 1].
         depth: number of causal blocks L.
         heads: attention heads in each causal block.
-        grid_stride: pixels to a grid cell where a timm trunk shall have a finer grid; 0 is the encoder's own.
+        grid_stride: pixels to a grid cell; a timm trunk can have a finer grid than its own. 0, the encoder's own, until
+            built. Where it does not divide the input size, the last row or column of cells sticks out beyond it.
         readout: dense readout: ``clearclip``, ``maskclip``, ``plain`` (ViT), ``native``; empty until built.
         head: ``detail`` or ``grid``.
         dtype: type the weights are stored in.
@@ -158,6 +161,9 @@ class ModelSpec:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, fits in _FIELD_TYPES.items():
+            if not fits(getattr(self, name)):
+                raise SpecError(f"model specification {self.name!r} has an unusable {name}: {getattr(self, name)!r}")
         if not self.colors:
             cycle = (CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(len(self.classes)))
             object.__setattr__(self, "colors", tuple(cycle))
@@ -165,9 +171,9 @@ class ModelSpec:
             (not 1 <= len(self.classes) <= 254, "needs between 1 and 254 classes"),
             (len(set(self.classes)) != len(self.classes), "names a class twice"),
             (len(self.colors) != len(self.classes), "needs one colour for each class"),
-            (len(self.input_size) != 2 or min(self.input_size) < 32, "needs an input size of at least 32×32"),
+            (min(self.input_size) < 32, "needs an input size of at least 32×32"),
             (not 0 < self.alpha <= 1, "needs alpha in (0, 1]"),
-            (self.depth < 0 or self.heads < 1, "needs depth ≥ 0 and heads ≥ 1"),
+            (self.heads < 1, "needs heads ≥ 1"),
             (len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0, "needs 3 means and 3 positive stds"),
         ]
         for wrong, what in problems:
@@ -204,6 +210,39 @@ class ModelSpec:
             return cls(**{name: _as_tuple(value) for name, value in raw.items()})
         except (ValueError, TypeError) as error:
             raise SpecError(f"not a model specification: {error}") from error
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _tuple_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple) and all(map(fits, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_color(value: Any) -> bool:
+    return _tuple_of(_is_count)(value) and len(value) == 3 and max(value) <= 255
+
+
+# what a field of a ModelSpec must be: a specification may come from an edited file
+_FIELD_TYPES: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("name", "encoder", "readout", "head", "dtype"), _is_text),
+    **dict.fromkeys(("input_size", "grid"), lambda value: _tuple_of(_is_count)(value) and len(value) == 2),
+    **dict.fromkeys(("classes", "confounders"), _tuple_of(_is_text)),
+    **dict.fromkeys(("mean", "std"), _tuple_of(_is_finite)),
+    **dict.fromkeys(("embed_dim", "depth", "heads", "grid_stride"), _is_count),
+    "colors": _tuple_of(_is_color),
+    "alpha": _is_finite,
+    "provenance": lambda value: isinstance(value, Mapping),
+}
 
 
 def _as_tuple(value: Any) -> Any:

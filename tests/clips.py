@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -38,7 +38,7 @@ def write_clip(
     rotation: tuple[float, bool, bool] | None = None,
     pictures: Sequence[UInt8Array] | None = None,
     matrix: str = "ITU601",
-    tags: dict[str, int] | None = None,
+    tags: dict[str, Any] | None = None,
 ) -> Path:
     """Write one frame for each pts.
 

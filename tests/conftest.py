@@ -121,7 +121,7 @@ def small_engine(small_checkpoint: Path, cache: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # random weights put a tenth of all pixels on the fence; the gate is tested with others
         patch.setitem(build.MAX_FLIPS, "bf16", 0.2)
-        return build.cached_engine(small_checkpoint)
+        return build.cached_engine(small_checkpoint)[0]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,10 @@ def one_too_many(path: Path, good: Path) -> None:
     rewrite(path, good, lambda tensors: tensors.update(more=torch.zeros(1)))
 
 
+def not_a_number(path: Path, good: Path) -> None:
+    rewrite(path, good, lambda tensors: tensors["text_classes"][0].fill_(math.nan))
+
+
 def rewrite(path: Path, good: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     with safe_open(good, "pt") as file:
         metadata = file.metadata()
@@ -126,9 +131,10 @@ def rewrite(path: Path, good: Path, change: Callable[[dict[str, torch.Tensor]], 
         (foreign, "not a checkpoint of mcdrl-rt"),
         (without_spec, "no usable model specification"),
         (broken_spec, "no usable model specification"),
-        (without_a_tensor, "1 of [0-9]+ tensors missing or of another shape"),
-        (wrong_shape, "1 of [0-9]+ tensors missing or of another shape"),
-        (one_too_many, "does not hold the weights its specification describes"),
+        (without_a_tensor, "of [0-9]+ tensors 1 are missing or of another shape, and 0 have no place"),
+        (wrong_shape, "of [0-9]+ tensors 1 are missing or of another shape, and 0 have no place"),
+        (one_too_many, "0 are missing or of another shape, and 1 have no place"),
+        (not_a_number, "infinite or not numbers"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_in_one_line(
@@ -140,3 +146,13 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(
         load_checkpoint(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(small_model: MCDRL, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").mkdir()
+    (tmp_path / "m.safetensors" / "kept").touch()
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        save_checkpoint(small_model, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        save_checkpoint(small_model, tmp_path / "gone" / "m.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

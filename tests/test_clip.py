@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -211,6 +214,26 @@ def test_what_an_encoder_cannot_do_is_said_with_the_choices(
 def test_unknown_tower_is_named() -> None:
     with pytest.raises(SpecError, match="Linear"):
         dense_encoder(SimpleNamespace(visual=nn.Linear(1, 1)), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("tower", "complaint"),
+    [
+        (lambda: TimmModel("resnet10t", 32, pool="avg", proj=""), "pooled before the projection"),
+        (lambda: TimmModel("resnet10t", 32, pool="avg", proj="mlp"), "pooled before the projection"),
+        (lambda: TimmModel("vit_tiny_patch16_224", 32, pool="token", proj="linear"), "no convolutional pyramid"),
+        (lambda: TimmModel("swin_tiny_patch4_window7_224", 32, pool="avg", proj="linear"), "no convolutional pyramid"),
+        (lambda: small_vit(attentional_pool=True), "not a projected class token"),
+        (lambda: small_vit(final_ln_after_pool=True), "not a projected class token"),
+    ],
+)
+def test_towers_without_a_dense_readout_are_refused(tower: Callable[[], nn.Module], complaint: str) -> None:
+    with pytest.raises(SpecError, match=f"no dense readout: .*{complaint.removeprefix('no ')}"):
+        dense_encoder(SimpleNamespace(visual=tower()), (64, 64))
+
+
+def small_vit(**options: Any) -> VisionTransformer:
+    return VisionTransformer(64, 16, 32, 2, 2, 4.0, output_dim=32, **options)
 
 
 def test_unknown_encoder_is_refused_with_suggestions() -> None:

@@ -60,7 +60,7 @@ def test_openvino_gives_the_references_labels(
 
 
 def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path) -> None:
-    engine_file = cached_engine(DEFAULT_CHECKPOINT)
+    engine_file = cached_engine(DEFAULT_CHECKPOINT)[0]
     reference = TorchEngine.from_checkpoint(DEFAULT_CHECKPOINT)
     height, width = reference.spec.input_size
     paths = sorted((data_root / "Kvasir-SEG" / "images").iterdir())[::20][:50]
@@ -148,7 +148,7 @@ def test_engine_is_built_once_and_whole(
     assert small_engine.is_relative_to(cache)
     assert sorted(p.name for p in small_engine.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
     monkeypatch.setattr(build, "build_openvino", lambda *_: pytest.fail("built again"))
-    assert cached_engine(small_checkpoint) == small_engine
+    assert cached_engine(small_checkpoint)[0] == small_engine
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".bin", ".json"])
@@ -161,7 +161,7 @@ def test_a_damaged_cache_entry_is_built_again(
     asked = []
     monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "build_openvino", lambda _, output, precision: asked.append(output))
-    assert [cached_engine(small_checkpoint)] == asked == [entry / small_engine.name]
+    assert [cached_engine(small_checkpoint)[0]] == asked == [entry / small_engine.name]
 
 
 def test_another_content_or_precision_is_another_engine(
@@ -172,7 +172,7 @@ def test_another_content_or_precision_is_another_engine(
     asked = []
     monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "build_openvino", lambda _, output, precision: asked.append((output, precision)))
-    engines = [cached_engine(other, precision) for precision in ("fp32", "bf16")]
+    engines = [cached_engine(other, precision)[0] for precision in ("fp32", "bf16")]
     assert asked == list(zip(engines, ("fp32", "bf16"), strict=True))
     assert len({engine.parent.name for engine in (small_engine, *engines)}) == 3
 

@@ -64,10 +64,20 @@ def test_plan_finds_videos_and_names_results(archive: Path, tmp_path: Path) -> N
     jobs = plan([archive], out)
     assert jobs == [
         Job(archive / "a.mp4", out / "a.annotated.mp4", out / "a.labels.mkv"),
-        Job(archive / "deep" / "B.MP4", out / "B.annotated.mp4", out / "B.labels.mkv"),
+        Job(archive / "deep" / "B.MP4", out / "deep" / "B.annotated.mp4", out / "deep" / "B.labels.mkv"),
     ]
     assert out.is_dir()
     assert plan([archive / "notes.txt"], out)[0].source.name == "notes.txt"  # what is named is tried
+
+
+def test_plan_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "in" / name for name in ("p1/video.mp4", "p2/day.2/video.mp4", "p2/other.mp4")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    places = [str(job.labels.relative_to(tmp_path / "out")) for job in plan(paths, tmp_path / "out")]
+    assert places == ["p1/video.labels.mkv", "p2/day.2/video.labels.mkv", "other.labels.mkv"]
+    assert [job.source for job in plan([tmp_path / "in"], tmp_path / "out")] == sorted(paths)
 
 
 def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
@@ -77,6 +87,7 @@ def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
         (SourceError, "no such file or folder: .*gone", [archive, tmp_path / "gone"], out),
         (SourceError, "no video in .*empty; looked for .avi", [empty], out),
         (SourceError, "several inputs are named a;", [archive, file], out),
+        (SourceError, "several inputs are named a;", [file, file], out),
         (SinkError, "lies in the input", [archive], archive / "results"),
         (SinkError, "lies in the input", [archive], archive),
         (SinkError, "cannot make the output folder .*: not a directory", [file], archive / "notes.txt" / "out"),
@@ -129,7 +140,7 @@ def test_one_bad_input_does_not_stop_the_others(archive: Path, tmp_path: Path) -
     bad, good = outcomes
     assert bad.summary is None and bad.error is not None and "aa.mp4" in bad.error
     assert good.summary is not None and good.summary.frames_out == 5
-    assert names(tmp_path / "out") == ["B.annotated.mp4", "B.labels.mkv", "a.annotated.mp4", "a.labels.mkv"]
+    assert names(tmp_path / "out") == ["B.annotated.mp4", "B.labels.mkv", "a.annotated.mp4", "a.labels.mkv", "deep"]
     assert (started, counts) == (["a.mp4", "B.MP4"], {"a": [1, 2, 3, 4, 5], "B": [1, 2, 3, 4, 5]})
 
 
@@ -138,7 +149,7 @@ def test_a_failing_engine_is_named_with_its_file(archive: Path, tmp_path: Path) 
     bad, good = process(plan([archive], tmp_path / "out"), Segmenter(engine))
     assert bad.error == f"{archive / 'a.mp4'}: out of memory"
     assert good.error is None
-    assert names(tmp_path / "out") == ["B.annotated.mp4", "B.labels.mkv"]
+    assert names(tmp_path / "out") == ["B.annotated.mp4", "B.labels.mkv", "deep"]
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ZeroDivisionError("a bug")])
@@ -147,4 +158,4 @@ def test_an_interruption_keeps_only_what_is_whole(archive: Path, tmp_path: Path,
     next(outcomes)
     with pytest.raises(type(failure)):
         next(outcomes)
-    assert names(tmp_path / "out") == ["a.annotated.mp4", "a.labels.mkv"]
+    assert names(tmp_path / "out") == ["a.annotated.mp4", "a.labels.mkv", "deep"]

@@ -17,15 +17,13 @@ from test_model import with_depth
 
 from mcdrl_rt.engine.onnx import (
     OPSET,
+    SPEC_KEY,
     export_onnx,
     inlined,
     intervene,
-    read_onnx_spec,
     select_intervene,
-    with_half_weights,
 )
 from mcdrl_rt.engine.openvino import OpenVinoEngine
-from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.mcdrl import MCDRL
 from mcdrl_rt.types import ModelSpec, UInt8Array
@@ -107,24 +105,10 @@ def test_openvino_runs_the_inlined_file(exported: Exported, tmp_path: Path) -> N
     assert_agrees(run_openvino(flat, exported.frames, tmp_path), exported.expected)
 
 
-def test_half_weights_are_half_the_file_and_the_same_labels(exported: Exported) -> None:
-    half = with_half_weights(exported.proto)
-    check_model(half)
-    assert half.ByteSize() < 0.55 * exported.proto.ByteSize()
-    actual = run_onnxruntime(half, exported.frames)
-    labels, expected = (np.where(o["score"] >= 128, o["label"], 0) for o in (actual, exported.expected))
-    assert (labels != expected).mean() <= 0.01
-
-
 def test_specification_is_in_the_metadata(exported: Exported) -> None:
-    assert read_onnx_spec(exported.proto, "model.onnx") == exported.model.spec
-    assert read_onnx_spec(inlined(exported.proto), "model.onnx") == exported.model.spec
-    assert read_onnx_spec(with_half_weights(exported.proto), "model.onnx") == exported.model.spec
-
-
-def test_foreign_file_is_named() -> None:
-    with pytest.raises(EngineError, match=r"other\.onnx was not exported by mcdrl-rt"):
-        read_onnx_spec(onnx.ModelProto(), "other.onnx")
+    for proto in (exported.proto, inlined(exported.proto)):
+        (carried,) = (entry.value for entry in proto.metadata_props if entry.key == SPEC_KEY)
+        assert ModelSpec.from_json(carried) == exported.model.spec
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(9, 4), (80, 40), (300, 100)])

@@ -86,6 +86,18 @@ def test_turned_and_mirrored_video_is_shown_upright(tmp_path: Path, turn: tuple[
     assert difference(frame.pixels, expected) < 4
 
 
+@pytest.mark.parametrize(("degrees", "turned"), [(0, False), (180, False), (90, True)])
+def test_anamorphic_pixels_are_told_as_they_are_shown(tmp_path: Path, degrees: int, turned: bool) -> None:
+    path = write_clip(
+        tmp_path / "wide.mp4",
+        pts=range(2),
+        rotation=(degrees, False, False),
+        tags={"sample_aspect_ratio": Fraction(16, 11)},
+    )
+    with open_source(str(path)) as source:
+        assert source.pixel_aspect == (Fraction(11, 16) if turned else Fraction(16, 11))
+
+
 @pytest.mark.parametrize(
     ("size", "matrix", "tags", "color"),
     [

@@ -16,11 +16,11 @@ from torch import Tensor, tensor
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
-from mcdrl_rt.types import Region
+from mcdrl_rt.types import ModelSpec, Region
 from training import losses
 from training import train as training
 from training.dataset import LesionDataset
-from training.metrics import score_image, summarise
+from training.metrics import score_image, selected_pixels, summarise
 from training.recipe import Recipe, load_recipe
 from training.sites import Sample, hold_out, load_site, read_sample
 
@@ -87,7 +87,7 @@ def test_dense_alignment_wants_touched_cells_like_their_class_and_others_unlike_
     labels[0, 1, 1] = 2  # one pixel touches the first of 2×2 cells
     similarities = torch.zeros(1, 4, 2)
     similarities[0, 0, 1], similarities[0, 3, 0] = 0.5, -0.25
-    loss = losses.dense_alignment_loss(similarities, labels, (2, 2), scale=4.0, positive_weight=3.0)
+    loss = losses.dense_alignment_loss(similarities, labels, 2, scale=4.0, positive_weight=3.0)
 
     def softplus(x: float) -> float:
         return math.log1p(math.exp(x))
@@ -97,11 +97,11 @@ def test_dense_alignment_wants_touched_cells_like_their_class_and_others_unlike_
 
 
 def test_dense_alignment_keeps_the_grids_order() -> None:
-    labels = torch.zeros(1, 6, 6, dtype=torch.int64)
-    labels[0, :2, 4:] = 1  # top right of 2×3 cells
+    labels = torch.zeros(1, 4, 5, dtype=torch.int64)
+    labels[0, :2, 4:] = 1  # top right of 2×3 cells of stride 2, the last column of which sticks out
     right, wrong = torch.full((1, 6, 1), -1.0), torch.full((1, 6, 1), -1.0)
     right[0, 2, 0], wrong[0, 3, 0] = 1.0, 1.0
-    cost = [losses.dense_alignment_loss(s, labels, (2, 3), 10.0).item() for s in (right, wrong)]
+    cost = [losses.dense_alignment_loss(s, labels, 2, 10.0).item() for s in (right, wrong)]
     assert cost[0] < 0.01 < 1 < cost[1]
 
 
@@ -109,35 +109,44 @@ def test_dense_alignment_keeps_the_grids_order() -> None:
 
 
 def test_image_is_scored_by_hand() -> None:
-    predicted, truth = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
-    predicted[0, :3], truth[0, 1:] = 1, 1  # two of three agree
-    selected = np.array([[True, False], [False, False]])
-    score = score_image(predicted, truth, selected, Region(0, 0, 4, 4))
+    predicted, truth, seen = np.zeros((3, 4, 4), np.uint8)
+    predicted[0, :3], truth[0, 1:], seen[:2, :2] = 1, 1, 1  # two of three agree
+    score = score_image(predicted, truth, seen.astype(bool))
     assert (score.dice, score.iou, score.accuracy) == (pytest.approx(2 / 3), 0.5, 14 / 16)
-    assert score.recall == pytest.approx(1 / 3)  # of pixels 1…3 only the first lies under the selected quarter
+    assert score.recall == pytest.approx(1 / 3)  # of pixels 1…3 only the first is seen
     assert score.lesion == 3 / 16
 
 
 def test_two_empty_masks_agree_and_recall_is_undefined() -> None:
     empty = np.zeros((4, 4), np.uint8)
-    score = score_image(empty, empty, np.ones((2, 2), bool), Region(0, 0, 4, 4))
+    score = score_image(empty, empty, np.ones((4, 4), bool))
     assert (score.dice, score.iou, score.accuracy) == (1.0, 1.0, 1.0)
     assert math.isnan(score.recall)
 
 
-def test_lesion_outside_the_region_is_not_recalled() -> None:
-    truth = np.ones((4, 4), np.uint8)
-    score = score_image(truth, truth, np.ones((1, 1), bool), Region(0, 0, 4, 2))
-    assert score.recall == 0.5
+@pytest.mark.parametrize("stride", [16, 24])
+def test_cells_cover_what_they_lie_on(small_spec: ModelSpec, stride: int) -> None:
+    """Cells that stick out beyond the input are cut off, not squeezed in; outside the region nothing is seen."""
+    height, width = small_spec.input_size
+    grid = (-(-height // stride), -(-width // stride))
+    spec = dataclasses.replace(small_spec, grid_stride=stride, grid=grid)
+    cells = np.zeros(grid, bool)
+    cells[0, 1] = cells[-1, -1] = True
+    seen = selected_pixels(cells, spec, Region(4, 6, 2 * height, 2 * width), (2 * height + 9, 2 * width + 9))
+    expected = np.zeros_like(seen)
+    expected[4 : 4 + 2 * stride, 6 + 2 * stride : 6 + 4 * stride] = True
+    corner = ((grid[0] - 1) * 2 * stride, (grid[1] - 1) * 2 * stride)
+    expected[4 + corner[0] : 4 + 2 * height, 6 + corner[1] : 6 + 2 * width] = True
+    np.testing.assert_array_equal(seen, expected)
 
 
 def test_means_are_per_image_and_recall_per_lesion_pixel() -> None:
     small, large = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
     small[0, 0], large[:5] = 1, 1
-    top = np.array([[True], [False]])
+    top = np.arange(10)[:, None] < np.full(10, 5)
     scores = [
-        score_image(small, small, ~top, Region(0, 0, 10, 10)),  # missed by the selection
-        score_image(np.zeros_like(large), large, top, Region(0, 0, 10, 10)),
+        score_image(small, small, ~top),  # missed by the selection
+        score_image(np.zeros_like(large), large, top),
     ]
     figures = summarise(scores)
     assert (figures["dice"], figures["images"], figures["accuracy"]) == (0.5, 2, 0.75)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.segmenter import Segmenter
 from training.card import write_card
-from training.metrics import score_image, summarise
+from training.metrics import score_image, selected_pixels, summarise
 from training.sites import Sample, data_root, hold_out, load_site, read_sample
 
 
@@ -57,7 +57,8 @@ def evaluate_samples(segmenter: Segmenter, samples: list[Sample]) -> dict[str, f
     for sample in samples:
         pixels, truth = read_sample(sample)
         out = segmenter(pixels)
-        scores.append(score_image(out.labels, truth, out.selected, out.region))
+        seen = selected_pixels(out.selected, segmenter.spec, out.region, truth.shape)
+        scores.append(score_image(out.labels, truth, seen))
     return summarise(scores)
 
 

@@ -43,7 +43,7 @@ def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tenso
 
 
 def dense_alignment_loss(
-    similarities: Tensor, labels: Tensor, grid: tuple[int, int], scale: float, positive_weight: float = 3.0
+    similarities: Tensor, labels: Tensor, stride: int, scale: float, positive_weight: float = 3.0
 ) -> Tensor:
     """Ours, not the paper's (after DenseCLIP, arXiv 2112.01518): token–text similarity against the mask.
 
@@ -52,13 +52,13 @@ def dense_alignment_loss(
     Args:
         similarities: S, (B, T, K).
         labels: (B, H, W) int64.
-        grid: (h, w) with h·w = T.
+        stride: pixels to a grid cell; T = ⌈H / stride⌉·⌈W / stride⌉.
         scale: turns a cosine into a logit.
         positive_weight: lesion cells are few; how much more each counts.
     """
     classes = similarities.shape[-1]
     one_hot = F.one_hot(labels, classes + 1)[..., 1:].permute(0, 3, 1, 2).float()  # (B, K, H, W)
-    touched = F.adaptive_max_pool2d(one_hot, grid).flatten(2).mT  # (B, T, K)
+    touched = F.max_pool2d(one_hot, stride, ceil_mode=True).flatten(2).mT  # (B, T, K)
     weight = torch.tensor(positive_weight, device=similarities.device)
     return F.binary_cross_entropy_with_logits(similarities * scale, touched, pos_weight=weight)
 

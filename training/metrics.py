@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import BoolArray, Region, UInt8Array
+from mcdrl_rt.types import BoolArray, ModelSpec, Region, UInt8Array
 
 SMALL = 0.02  # lesions below this share of the image
 LARGE = 0.10
@@ -31,20 +31,27 @@ class ImageScore:
     lesion: float
 
 
-def score_image(predicted: UInt8Array, truth: UInt8Array, selected: BoolArray, region: Region) -> ImageScore:
+def selected_pixels(selected: BoolArray, spec: ModelSpec, region: Region, size: tuple[int, int]) -> BoolArray:
+    """The pixels (H, W) of an image of ``size`` under the selected cells (h, w), which lie on its ``region``."""
+    height, width = spec.input_size
+    pixels = selected.view(np.uint8).repeat(spec.grid_stride, axis=0).repeat(spec.grid_stride, axis=1)
+    seen = np.zeros(size, bool)
+    seen[region.slices] = cv2.resize(
+        pixels[:height, :width], (region.width, region.height), interpolation=cv2.INTER_NEAREST
+    ).astype(bool)
+    return seen
+
+
+def score_image(predicted: UInt8Array, truth: UInt8Array, seen: BoolArray) -> ImageScore:
     """Score labels (H, W) against the mask (H, W) of the same size.
 
     Args:
         predicted, truth: label ids, 0 = background.
-        selected: (h, w), the selected cells.
-        region: the part of the image the cells lie on.
+        seen: (H, W), the pixels under selected cells.
     """
     one, other = predicted > 0, truth > 0
     both, either = int((one & other).sum()), int((one | other).sum())
     total = int(one.sum()) + int(other.sum())
-    seen = np.zeros(truth.shape, bool)
-    cells = cv2.resize(selected.view(np.uint8), (region.width, region.height), interpolation=cv2.INTER_NEAREST)
-    seen[region.slices] = cells.astype(bool)
     return ImageScore(
         dice=2 * both / total if total else 1.0,
         iou=both / either if either else 1.0,

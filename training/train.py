@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mcdrl_rt.engine.openvino import resolve_precision
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import save_checkpoint
 from mcdrl_rt.model.mcdrl import MCDRL, build_model
@@ -129,6 +130,7 @@ class Trainer:
         groups = [{"params": encoder, "lr": recipe.encoder_lr}, {"params": new, "lr": recipe.lr}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.bf16 = resolve_precision("auto") == "bf16"  # in software it would be ten times slower than float32
         self.mean = torch.tensor(recipe.mean).view(3, 1, 1) * 255
         self.std = torch.tensor(recipe.std).view(3, 1, 1) * 255
 
@@ -156,14 +158,14 @@ class Trainer:
 
     def _losses(self, images: Tensor, labels: Tensor, intervene: bool) -> dict[str, Tensor]:
         recipe, model = self.recipe, self.model
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             out = model(images, summary=True, intervene=intervene)
         logits, classes = out.logits.float(), labels.amax(dim=(1, 2))
         terms = {"segmentation": losses.segmentation_loss(logits, labels)}
         if recipe.dice:
             terms["dice"] = recipe.dice * losses.soft_dice_loss(logits, labels)
         if recipe.dense:
-            dense = losses.dense_alignment_loss(out.similarities, labels, model.spec.grid, recipe.dense_scale)
+            dense = losses.dense_alignment_loss(out.similarities, labels, model.spec.grid_stride, recipe.dense_scale)
             terms["dense"] = recipe.dense * dense
         if intervene:
             target = losses.causal_loss(out.intervened.float(), model.text_targets, classes)

@@ -6,6 +6,7 @@ precision wanted when loaded) and ``X.json``, the sidecar: specification, versio
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -58,6 +59,7 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
         raise EngineError(f"an OpenVINO engine is an .xml file, not {output.name}")
     precision = resolve_precision(precision, device)
     folded = FoldedMCDRL(load_checkpoint(checkpoint))
+    _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
     except OSError as error:
@@ -97,8 +99,8 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     return dict(sidecar)
 
 
-def cached_engine(checkpoint: Path, precision: str = "auto") -> Path:
-    """The engine of a checkpoint for this machine, built and checked in ``precision`` the first time it is asked for.
+def cached_engine(checkpoint: Path, precision: str = "auto") -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's engine for this machine and its sidecar, built and checked in ``precision`` the first time.
 
     The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
     the versions involved, and the precision (a home may be shared between machines). A damaged entry is built again.
@@ -107,14 +109,17 @@ def cached_engine(checkpoint: Path, precision: str = "auto") -> Path:
     key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {precision}".encode()).hexdigest()[:16]
     root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
     engine = root / key / f"{checkpoint.stem}.xml"
-    if not _is_whole(engine):
-        try:
-            engine.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EngineError(f"cannot write the engine cache {root}: {error.strerror}; set MCDRL_CACHE") from error
-        _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
-        build_openvino(checkpoint, engine, precision)
-    return engine
+    with contextlib.suppress(EngineError):  # none yet, or a damaged one
+        return engine, read_sidecar(engine)
+    try:
+        engine.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"cannot write the engine cache {root}: {error.strerror}; set MCDRL_CACHE") from error
+    try:
+        return engine, build_openvino(checkpoint, engine, precision)
+    finally:
+        with contextlib.suppress(OSError):  # it holds an engine, unless building one failed
+            engine.parent.rmdir()
 
 
 def file_hash(path: Path) -> str:
@@ -128,15 +133,6 @@ def file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise EngineError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _is_whole(engine: Path) -> bool:
-    """Whether an engine and its companions are there and as they were built."""
-    try:
-        read_sidecar(engine)
-    except EngineError:
-        return False
-    return True
 
 
 def _hashes(engine: Path) -> dict[str, str]:
@@ -174,9 +170,10 @@ def _parity(engine: OpenVinoEngine, reference: Any, precision: str) -> dict[str,
 
     parity = compare(engine, reference, _probe_frames(engine.spec.input_size))
     if parity.label_flips > MAX_FLIPS[precision]:
+        advice = "--engine torch" if precision == "fp32" else "--precision fp32"
         raise EngineError(
             f"the {precision} engine of {engine.spec.name} disagrees with the reference on {parity.label_flips:.2%} of "
-            f"labels (at most {MAX_FLIPS[precision]:.1%}); use --precision fp32"
+            f"labels (at most {MAX_FLIPS[precision]:.1%}); use {advice}"
         )
     return dataclasses.asdict(parity)
 

@@ -57,8 +57,9 @@ def _openvino(path: Path, precision: str, device: str) -> Engine:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise CheckpointError(f"no checkpoint at {path}")
-        path = cached_engine(path, precision)
-    sidecar = read_sidecar(path)
+        path, sidecar = cached_engine(path, precision)
+    else:
+        sidecar = read_sidecar(path)
     spec = ModelSpec.from_json(json.dumps(sidecar["spec"]))
     if precision == "auto":
         precision = sidecar["precision"]

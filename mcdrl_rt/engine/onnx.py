@@ -11,18 +11,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.inliner
 import torch
-from onnx import numpy_helper
 from onnxscript import FLOAT, INT64, opset18, script, values
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
-from mcdrl_rt.types import ModelSpec
 
 SPEC_KEY = "mcdrl_rt.spec"
 OPSET = 18  # what the exporter translates to
@@ -141,32 +138,3 @@ _NODES: dict[Any, Any] = torch.export.default_decompositions() | {
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without local functions, for runtimes that do not take them."""
     return onnx.inliner.inline_local_functions(proto)
-
-
-def with_half_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with its weights stored as float16, each widened again where it is used: half the size."""
-    small = onnx.ModelProto()
-    small.CopyFrom(proto)
-    casts = []
-    for tensor in small.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < 16:
-            continue
-        name, half = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = list(small.graph.node)
-    del small.graph.node[:]
-    small.graph.node.extend(casts + nodes)
-    return small
-
-
-def read_onnx_spec(proto: onnx.ModelProto, name: str) -> ModelSpec:
-    """The specification an ONNX file carries.
-
-    Raises:
-        EngineError: it carries none, so it was not exported by this package.
-    """
-    for entry in proto.metadata_props:
-        if entry.key == SPEC_KEY:
-            return ModelSpec.from_json(entry.value)
-    raise EngineError(f"{name} was not exported by mcdrl-rt: it carries no model specification")

@@ -26,6 +26,9 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
         model: any ``MCDRL``.
         path: a ``.safetensors`` file; replaced if there.
         dtype: storage type of floating-point tensors.
+
+    Raises:
+        CheckpointError: it cannot be written.
     """
     spec = dataclasses.replace(model.spec, dtype=str(dtype).removeprefix("torch."))
     tensors = {
@@ -33,8 +36,12 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
         for name, value in model.state_dict().items()
     }
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"format": FORMAT, "spec": spec.to_json()})
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={"format": FORMAT, "spec": spec.to_json()})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
     return spec
 
 
@@ -60,11 +67,14 @@ def load_checkpoint(path: Path) -> MCDRL:
     model = build_empty(spec)
     expected = model.state_dict()
     wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
-    if wrong or len(tensors) != len(expected):
+    surplus = tensors.keys() - expected.keys()
+    if wrong or surplus:
         raise CheckpointError(
-            f"{path} does not hold the weights its specification describes ({len(wrong)} of {len(expected)} tensors "
-            "missing or of another shape); export it again"
+            f"{path} does not hold the weights its specification describes: of {len(expected)} tensors {len(wrong)} "
+            f"are missing or of another shape, and {len(surplus)} have no place; export it again"
         )
+    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        raise CheckpointError(f"{path} holds weights that are infinite or not numbers; its training went wrong")
     model.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()})
     return model.eval()
 

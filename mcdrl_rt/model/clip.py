@@ -143,15 +143,18 @@ def dense_encoder(
     family = next((f for kind, f in _FAMILIES.items() if isinstance(tower, kind)), None)
     if family is None:
         raise SpecError(f"an image tower of type {type(tower).__name__} has no dense readout here")
+    if (obstacle := _obstacle(tower)) is not None:
+        raise SpecError(f"this encoder has no dense readout: {obstacle}")
     readouts = VIT_READOUTS if family is ClipViT else ("native",)
     readout = readout or readouts[0]
     if readout not in readouts:
         raise SpecError(f"readout {readout!r} does not fit this encoder; choose {' or '.join(readouts)}")
     if family is TimmTrunk:
         return TimmTrunk(tower, input_size, grid_stride)
-    if grid_stride:
-        raise SpecError("only a timm trunk takes a grid stride of its own")
-    return ClipViT(tower, input_size, readout) if family is ClipViT else ClipResNet(tower, input_size)
+    encoder = ClipViT(tower, input_size, readout) if family is ClipViT else ClipResNet(tower, input_size)
+    if grid_stride not in (0, encoder.stride):
+        raise SpecError(f"this encoder's grid stride is {encoder.stride}; only a timm trunk takes another")
+    return encoder
 
 
 class ClipViT(DenseEncoder):
@@ -259,6 +262,22 @@ _FAMILIES: dict[type, type[DenseEncoder]] = {
     ModifiedResNet: ClipResNet,
     TimmModel: TimmTrunk,
 }
+
+
+def _obstacle(tower: Any) -> str | None:
+    """Why a tower of a known family cannot be read per location after all; None where it can."""
+    if isinstance(tower, VisionTransformer):
+        attention = tower.transformer.resblocks[-1].attn
+        plain = type(attention) is nn.MultiheadAttention and attention.in_proj_weight is not None
+        pooled = tower.attn_pool is not None or tower.proj is None or tower.final_ln_after_pool
+        return "its image feature is not a projected class token" if pooled or not plain else None
+    if isinstance(tower, TimmModel):
+        strides = [stage["reduction"] for stage in getattr(tower.trunk, "feature_info", ())]
+        if not isinstance(getattr(tower.head, "proj", None), nn.Linear):
+            return "its trunk is pooled before the projection"
+        if len(strides) < 2 or sorted(set(strides)) != strides or getattr(tower.trunk, "output_fmt", "NCHW") != "NCHW":
+            return "its trunk is not a convolutional pyramid"
+    return None
 
 
 def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -90,7 +90,7 @@ class MCDRL(nn.Module):
 def build_model(spec: ModelSpec, pretrained: str | None = None) -> MCDRL:
     """Build the model of ``spec`` with its encoder's weights ``pretrained`` (``"openai"``) or random ones.
 
-    The returned model's ``spec`` has grid, width, readout and the exact encoder configuration filled in.
+    The returned model's ``spec`` has grid, stride, width, readout and the exact encoder configuration filled in.
 
     Raises:
         SpecError: the specification asks for what its encoder cannot do, or weights cannot be had.
@@ -142,4 +142,11 @@ def _complete(spec: ModelSpec, encoder: DenseEncoder, config: str) -> ModelSpec:
     if encoder.dim % spec.heads:
         raise SpecError(f"{spec.heads} heads do not divide the width {encoder.dim} of {spec.encoder}")
     readout = getattr(encoder, "readout", "native")
-    return dataclasses.replace(spec, encoder=config, grid=encoder.grid, embed_dim=encoder.dim, readout=readout)
+    return dataclasses.replace(
+        spec,
+        encoder=config,
+        grid=encoder.grid,
+        grid_stride=encoder.stride,
+        embed_dim=encoder.dim,
+        readout=readout,
+    )

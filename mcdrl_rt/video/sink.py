@@ -120,9 +120,9 @@ def open_sink(
     time_base: Fraction,
     rate: Fraction,
     color: str = "bt709",
+    pixel_aspect: Fraction = Fraction(1),
     codec: str | None = None,
     from_zero: bool = False,
-    overwrite: bool = True,
 ) -> Sink:
     """Open an output, so that whatever can be wrong with it shows before any processing.
 
@@ -133,9 +133,9 @@ def open_sink(
         time_base: seconds per unit of the frames' pts.
         rate: nominal frames per second, for players and rate control.
         color: ``bt709``, ``bt601`` or ``bt2020``: the YUV matrix to encode with; take the source's own.
+        pixel_aspect: width of a pixel by its height, for players to show; take the source's own. VP9 cannot say it.
         codec: ``libx264``, ``libvpx-vp9``, ``mpeg4``, lossless ``ffv1``; by default what suits the extension.
         from_zero: shift time so that the first frame is at 0: live sources count from the start of the machine.
-        overwrite: whether an existing file may be replaced.
 
     Raises:
         SinkError: the place, the extension or the codec does not allow writing.
@@ -144,13 +144,15 @@ def open_sink(
         return _NullSink(size)
     if "://" in uri:
         raise SinkError(f"cannot write to the network address {uri.partition('://')[0]}://…; name a file")
+    if not uri:
+        raise SinkError("the name of the output is empty; name a file, or null")
     target = Path(uri)
     muxer, default = _container_for(target)
     codec = codec or default
     if codec not in _CODECS:
         raise SinkError(f"unknown codec {codec!r}; use one of {', '.join(_CODECS)}")
-    _check_place(target, overwrite)
-    return _VideoFile(target, muxer, codec, size, time_base, rate, color, from_zero)
+    _check_place(target)
+    return _VideoFile(target, muxer, codec, size, time_base, rate, color, pixel_aspect, from_zero)
 
 
 class _NullSink(Sink):
@@ -175,6 +177,7 @@ class _VideoFile(Sink):
         time_base: Fraction,
         rate: Fraction,
         color: str,
+        pixel_aspect: Fraction,
         from_zero: bool,
     ) -> None:
         self._target, self._codec = target, _CODECS[codec]
@@ -192,14 +195,14 @@ class _VideoFile(Sink):
         self._reformatter = VideoReformatter()
         self._done = False
         try:
-            self._open(muxer, codec, rate, color)
+            self._open(muxer, codec, rate, color, pixel_aspect)
         except BaseException as error:
             self.abort()  # whatever stopped it, Ctrl-C included: nothing half-written stays
             if isinstance(error, av.FFmpegError | OSError | ValueError):
                 raise SinkError(f"cannot write {target}: {_reason(error)}") from None
             raise
 
-    def _open(self, muxer: str, codec: str, rate: Fraction, color: str) -> None:
+    def _open(self, muxer: str, codec: str, rate: Fraction, color: str, pixel_aspect: Fraction) -> None:
         options = {}
         if muxer in ("mp4", "mov"):
             # the muxer would choose timescales of its own, and round every timestamp to them
@@ -216,6 +219,7 @@ class _VideoFile(Sink):
         context.thread_count = 0  # as many as there are cores
         context.pix_fmt = self._codec.pix_fmt
         context.options = dict(self._codec.options)
+        context.sample_aspect_ratio = pixel_aspect
         if muxer == "avi":  # without presentation times, frames must be stored in their order
             context.max_b_frames = 0
         if context.pix_fmt.startswith("yuv"):
@@ -294,7 +298,7 @@ def _container_for(target: Path) -> tuple[str, str]:
         raise SinkError(f"cannot write {target}: the name must end in one of {known}, or be 'null'") from None
 
 
-def _check_place(target: Path, overwrite: bool) -> None:
+def _check_place(target: Path) -> None:
     folder = target.absolute().parent
     if not folder.exists():
         raise SinkError(f"cannot write {target}: the folder {folder} does not exist; create it first")
@@ -302,8 +306,6 @@ def _check_place(target: Path, overwrite: bool) -> None:
         raise SinkError(f"cannot write {target}: {folder} is not a folder")
     if target.is_dir():
         raise SinkError(f"cannot write {target}: it is a folder; name a file inside it")
-    if target.exists() and not overwrite:
-        raise SinkError(f"{target} exists already; remove it or allow overwriting")
     try:  # asking for permissions says little (root, read-only mounts): try it
         _partial_path(target).open("ab").close()
     except OSError as error:

@@ -52,6 +52,7 @@ class Source(ABC):
         frame_count: frames expected, an estimate for progress bars; None when unknown or endless.
         live: the world does not wait for us: drop the oldest frame rather than block.
         color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with again.
+        pixel_aspect: width of a pixel by its height, as players should show it.
         problem: after iteration, what was wrong with the video, in one line; None when nothing was.
     """
 
@@ -62,6 +63,7 @@ class Source(ABC):
     frame_count: int | None = None
     live: bool = False
     color: str = "bt709"
+    pixel_aspect: Fraction = Fraction(1)
     problem: str | None = None
 
     @abstractmethod
@@ -90,6 +92,8 @@ def open_source(uri: str, **options: str) -> Source:
     Raises:
         SourceError: there is no such source, it is not a video, or not one frame of it can be decoded.
     """
+    if not uri:
+        raise SourceError("the name of the input is empty")
     if uri == "phantom" or uri.startswith("phantom:"):
         return _open_phantom(uri)
     return _Video(uri, options)
@@ -130,6 +134,7 @@ class _Video(Source):
         if self._first is None:
             raise SourceError(f"cannot decode {self.name}: no frame of it is readable; the file is damaged")
         self.color = _color(self._first)
+        self.pixel_aspect = _pixel_aspect(self._stream, self._first)
         self.size = _upright(self._first, np.empty((self._first.height, self._first.width, 0), np.uint8)).shape[:2]
 
     def __iter__(self) -> Iterator[Frame]:
@@ -344,16 +349,28 @@ def _color(frame: VideoFrame) -> str:
 
 def _upright(frame: VideoFrame, pixels: UInt8Array) -> UInt8Array:
     """Pixels turned and mirrored as the frame's display matrix says."""
+    swapped, right, down = _orientation(frame)
+    turned = pixels.swapaxes(0, 1) if swapped else pixels
+    return turned[::down, ::right]
+
+
+def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
     side_data = cast(dict[str, Any], frame.side_data)
     if "DISPLAYMATRIX" not in side_data:
-        return pixels
+        return False, 1, 1
     matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
     a, b, _, c, d = (int(value) for value in matrix[:5])
     # (x, y) is shown at (a·x + c·y, b·x + d·y): either the axes stay (a, d) or they change places (b, c)
     swapped = abs(b) > abs(a)
     right, down = (c, b) if swapped else (a, d)
-    turned = pixels.swapaxes(0, 1) if swapped else pixels
-    return turned[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    return swapped, -1 if right < 0 else 1, -1 if down < 0 else 1
+
+
+def _pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
+    """Width of a pixel by its height once the frame is upright; square where nothing is said."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return 1 / aspect if _orientation(frame)[0] else aspect
 
 
 def _is_live(uri: str, container: InputContainer) -> bool:
