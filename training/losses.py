@@ -1,4 +1,4 @@
-"""The losses, one function for each equation of the paper (§4.2.3), and two of our own, named so."""
+"""The losses, one function for each equation of the paper (§4.2.3), and some of our own, named so."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 10: pixel-wise cross-entropy of logits (B, K+1, H, W) with labels (B, H, W) int64, 0 = background."""
-    return F.cross_entropy(logits, labels)
+def segmentation_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Eq. 10: pixel-wise cross-entropy of logits (B, K+1, H, W) with labels (B, H, W) int64, 0 = background.
+
+    ``weight`` (B, H, W), ours, lets some pixels count more; all count the same in the paper.
+    """
+    if weight is None:
+        return F.cross_entropy(logits, labels)
+    return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()
 
 
 def causal_loss(intervened: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
@@ -33,12 +38,38 @@ def contrast_loss(summary: Tensor, texts: Tensor, classes: Tensor, temperature: 
     return _mean_where(losses, classes > 0)
 
 
-def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
+def edge_weight(labels: Tensor, strength: float, share: float = 0.09) -> Tensor:
+    """Ours, not the paper's (after F3Net, arXiv 1911.11445): pixel weights (B, H, W), 1 + strength near an edge.
+
+    Args:
+        labels: (B, H, W) int64.
+        strength: extra weight of a pixel whose neighbourhood is all of the other kind.
+        share: side of the neighbourhood, as a share of the image's.
+    """
+    lesion = (labels > 0).float().unsqueeze(1)
+    side = round(labels.shape[-1] * share) | 1
+    around = F.avg_pool2d(lesion, side, stride=1, padding=side // 2, count_include_pad=False)
+    return 1 + strength * (around - lesion).abs().squeeze(1)
+
+
+def readout_loss(readout: Tensor, shown: Tensor) -> Tensor:
+    """Ours, not the paper's: cross-entropy of the confounder readout (B, M) with the conditions shown (B, M), 0 or 1.
+
+    The paper leaves attention over the dictionary to itself; this holds it to what a picture is known to show. One
+    that shows nothing the dictionary names takes no part.
+    """
+    count = shown.sum(dim=1, keepdim=True)
+    costs = -(shown / count.clamp_min(1) * readout.clamp_min(1e-6).log()).sum(dim=1)
+    return _mean_where(costs, count[:, 0] > 0)
+
+
+def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0, weight: Tensor | None = None) -> Tensor:
     """Ours, not the paper's: 1 − Dice of the lesion probability (any class) per image, averaged."""
     lesion = 1 - logits.softmax(dim=1)[:, 0]  # (B, H, W)
     truth = (labels > 0).to(lesion.dtype)
-    overlap = (lesion * truth).sum(dim=(1, 2))
-    total = lesion.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
+    weight = torch.ones_like(lesion) if weight is None else weight
+    overlap = (weight * lesion * truth).sum(dim=(1, 2))
+    total = (weight * (lesion + truth)).sum(dim=(1, 2))
     return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
 
 

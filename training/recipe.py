@@ -15,7 +15,8 @@ from mcdrl_rt.errors import SpecError
 class Recipe:
     """What is trained, on what, and how.
 
-    Losses are those of Eq. 9; ``dice`` and ``dense`` are ours, not the paper's, and 0 turns them off.
+    Losses are those of Eq. 9; ``dice``, ``edge``, ``dense`` and ``readout`` are ours, not the paper's, and 0 turns each
+    off.
 
     Args:
         name: of the run and of the model.
@@ -24,11 +25,16 @@ class Recipe:
         mean, std: what those weights expect.
         train_site: folder of the training site under the data folder.
         validation_count: images of it held out at random, for reporting.
+        condition_rate: share of images that get an imaging condition of the dictionary drawn on them.
         phantom_count: synthetic frames rendered once and mixed into every epoch.
         epochs, causal_from_epoch: length, and the first epoch with the intervention network on (0-based).
         lr, encoder_lr, weight_decay, warmup_epochs, batch_size, ema: the optimiser's.
         causal, contrast, temperature: λ1, λ2, τ of Eq. 9 and 12.
         dice, dense, dense_scale: weights of the soft Dice and dense alignment terms; logit scale of the latter.
+        edge: extra weight of pixels near a lesion's edge, in the segmentation and Dice terms.
+        readout: weight of the term that holds the confounder readout to the conditions drawn.
+        pretrain_epochs: contrastive epochs of image and text tower before all else (``training.pretrain``).
+        pretrain_lr: their learning rate.
         seed: of everything random.
     """
 
@@ -46,6 +52,7 @@ class Recipe:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     train_site: str = "Kvasir-SEG"
     validation_count: int = 100
+    condition_rate: float = 0.0
     phantom_count: int = 0
     epochs: int = 30
     causal_from_epoch: int = 6
@@ -61,6 +68,10 @@ class Recipe:
     dice: float = 1.0
     dense: float = 0.5
     dense_scale: float = 10.0
+    edge: float = 0.0
+    readout: float = 0.0
+    pretrain_epochs: int = 0
+    pretrain_lr: float = 3e-4
     seed: int = 0
 
 

@@ -13,22 +13,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mcdrl_rt.engine.openvino import resolve_precision
-from mcdrl_rt.errors import McdrlError, SpecError
+from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.model.checkpoint import save_checkpoint
 from mcdrl_rt.model.mcdrl import MCDRL, build_model
 from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.types import ModelSpec
 from training import losses
-from training.dataset import LesionDataset
+from training.dataset import Item, LesionDataset
+from training.pretrain import load_trunk, pretrain
 from training.recipe import Recipe, load_recipe
 from training.sites import data_root, hold_out, load_site
 
@@ -52,10 +52,19 @@ def main() -> int:
 def train(recipe: Recipe, data: Path, run: Path) -> Path:
     """Run (or resume) a recipe; returns the checkpoint's path."""
     run.mkdir(parents=True, exist_ok=True)
+    clip = pretrain(recipe, data, run) if recipe.pretrain_epochs else None
     torch.manual_seed(recipe.seed)
-    model = initial_model(recipe, data)
+    model = initial_model(recipe, data, clip)
     samples, _ = hold_out(load_site(data / recipe.train_site), recipe.validation_count, recipe.seed)
-    dataset = LesionDataset(samples, recipe.input_size, True, recipe.phantom_count, recipe.seed)
+    dataset = LesionDataset(
+        samples,
+        recipe.input_size,
+        augment=True,
+        phantom_count=recipe.phantom_count,
+        seed=recipe.seed,
+        conditions=model.spec.confounders,
+        condition_rate=recipe.condition_rate,
+    )
     steps = len(dataset) // recipe.batch_size
     trainer = Trainer(recipe, model, steps)
     first = trainer.load(run / "last.pt")
@@ -72,8 +81,12 @@ def train(recipe: Recipe, data: Path, run: Path) -> Path:
     return run / f"{recipe.name}.safetensors"
 
 
-def initial_model(recipe: Recipe, data: Path) -> MCDRL:
-    """The recipe's model before the first step, with its encoder's starting weights."""
+def initial_model(recipe: Recipe, data: Path, clip: Path | None = None) -> MCDRL:
+    """The recipe's model before the first step, with its encoder's starting weights, or those of ``training.pretrain``.
+
+    Raises:
+        SpecError: the recipe asks for what cannot be built, or its weights are missing or do not fit.
+    """
     spec = ModelSpec(
         name=recipe.name,
         encoder=recipe.encoder,
@@ -88,23 +101,13 @@ def initial_model(recipe: Recipe, data: Path) -> MCDRL:
         head=recipe.head,
         provenance={"recipe": json.dumps(dataclasses.asdict(recipe), sort_keys=True)},
     )
-    model = build_model(spec)
-    if recipe.encoder_weights:
-        load_trunk(model, data / recipe.encoder_weights)
+    model = build_model(spec, clip)
+    if recipe.encoder_weights and clip is None:
+        load_trunk(model.encoder.get_submodule("trunk"), data / recipe.encoder_weights)
     return model
 
 
-def load_trunk(model: MCDRL, path: Path) -> None:
-    """Load ImageNet weights into the image trunk; the classifier among them has no place here."""
-    if not path.is_file():
-        raise SpecError(f"no encoder weights at {path}; set encoder_weights or --data")
-    weights = {name: value.float() for name, value in load_file(path).items() if not name.startswith("classifier")}
-    missing, unexpected = model.encoder.get_submodule("trunk").load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise SpecError(f"{path} does not fit the image trunk: {len(missing)} tensors missing, {len(unexpected)} left")
-
-
-def batches(dataset: LesionDataset, recipe: Recipe, epoch: int) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(dataset: LesionDataset, recipe: Recipe, epoch: int) -> DataLoader[Item]:
     """The epoch's batches, in an order that depends on the seed and the epoch alone."""
     generator = torch.Generator().manual_seed(recipe.seed * 10_000 + epoch)
     return DataLoader(dataset, recipe.batch_size, shuffle=True, drop_last=True, num_workers=1, generator=generator)
@@ -134,19 +137,19 @@ class Trainer:
         self.mean = torch.tensor(recipe.mean).view(3, 1, 1) * 255
         self.std = torch.tensor(recipe.std).view(3, 1, 1) * 255
 
-    def epoch(self, epoch: int, batches: Iterator[tuple[Tensor, Tensor]] | DataLoader) -> dict[str, float]:
+    def epoch(self, epoch: int, batches: Iterable[Item]) -> dict[str, float]:
         """One pass over ``batches``; returns the mean of every loss."""
         self.model.train()
         sums: dict[str, float] = {}
-        for pixels, labels in batches:
-            for name, value in self.step(pixels, labels, epoch >= self.recipe.causal_from_epoch).items():
+        for batch in batches:
+            for name, value in self.step(Item(*batch), epoch >= self.recipe.causal_from_epoch).items():
                 sums[name] = sums.get(name, 0.0) + value
         return {name: round(value / self.steps, 4) for name, value in sums.items()}
 
-    def step(self, pixels: Tensor, labels: Tensor, intervene: bool) -> dict[str, float]:
-        """One optimiser step on pixels (B, 3, H, W) uint8 and labels (B, H, W)."""
-        images = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        terms = self._losses(images, labels, intervene)
+    def step(self, batch: Item, intervene: bool) -> dict[str, float]:
+        """One optimiser step."""
+        images = ((batch.pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        terms = self._losses(images, batch, intervene)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -156,20 +159,23 @@ class Trainer:
         self._average()
         return {name: float(value.detach()) for name, value in terms.items()}
 
-    def _losses(self, images: Tensor, labels: Tensor, intervene: bool) -> dict[str, Tensor]:
-        recipe, model = self.recipe, self.model
+    def _losses(self, images: Tensor, batch: Item, intervene: bool) -> dict[str, Tensor]:
+        recipe, model, labels = self.recipe, self.model, batch.labels
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             out = model(images, summary=True, intervene=intervene)
         logits, classes = out.logits.float(), labels.amax(dim=(1, 2))
-        terms = {"segmentation": losses.segmentation_loss(logits, labels)}
+        weight = losses.edge_weight(labels, recipe.edge) if recipe.edge else None
+        terms = {"segmentation": losses.segmentation_loss(logits, labels, weight)}
         if recipe.dice:
-            terms["dice"] = recipe.dice * losses.soft_dice_loss(logits, labels)
+            terms["dice"] = recipe.dice * losses.soft_dice_loss(logits, labels, weight=weight)
         if recipe.dense:
             dense = losses.dense_alignment_loss(out.similarities, labels, model.spec.grid_stride, recipe.dense_scale)
             terms["dense"] = recipe.dense * dense
         if intervene:
             target = losses.causal_loss(out.intervened.float(), model.text_targets, classes)
             terms["causal"] = recipe.causal * target
+            if recipe.readout:
+                terms["readout"] = recipe.readout * losses.readout_loss(out.confounders.float(), batch.shown)
         contrast = losses.contrast_loss(out.summary.float(), model.text_classes, classes, recipe.temperature)
         terms["contrast"] = recipe.contrast * contrast
         return terms

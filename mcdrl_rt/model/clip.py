@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import open_clip
 import timm
@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdrl_rt.errors import SpecError
@@ -63,22 +65,28 @@ class DenseEncoder(nn.Module):
         raise NotImplementedError
 
 
-def load_clip(name: str, pretrained: str | None = None) -> nn.Module:
-    """Build an open_clip model, with the weights ``pretrained`` names or with random ones.
+def load_clip(name: str, pretrained: str | Path | None = None) -> nn.Module:
+    """Build an open_clip model, with the weights ``pretrained`` names, those of a safetensors file, or random ones.
 
     OpenAI's weights were trained with QuickGELU, so they are loaded into the ``-quickgelu`` configuration.
 
     Raises:
-        SpecError: no such configuration, or its weights cannot be had (offline, say).
+        SpecError: no such configuration, or its weights cannot be had (offline, say) or do not fit.
     """
-    config = clip_config(name, pretrained)
+    file, tag = (pretrained, None) if isinstance(pretrained, Path) else (None, pretrained)
+    config = clip_config(name, tag)
     try:
         with _hushed():
-            clip = open_clip.create_model(config, pretrained=pretrained, pretrained_text=False)
+            clip = open_clip.create_model(config, pretrained=tag, pretrained_text=False)
     except Exception as error:
-        raise SpecError(_load_problem(name, pretrained, error)) from error
+        raise SpecError(_load_problem(name, tag, error)) from error
     if name == SMALL:  # its ImageNet weights were trained with TensorFlow's padding, which open_clip cannot ask for
         clip.visual.trunk = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=0)
+    if file is not None:
+        try:
+            clip.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise SpecError(f"{file} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
     return clip
 
 
@@ -246,6 +254,8 @@ class TimmTrunk(DenseEncoder):
         self.fine_stage = strides.index(self.stride) if self.stride != self.coarse_stride else None
         if self.fine_stage is not None:
             self.fine = nn.Conv2d(stages[self.fine_stage]["num_chs"], self.dim, 1)
+            nn.init.zeros_(self.fine.weight)  # at first, tokens are where the trunk's projection puts them
+            nn.init.zeros_(cast(Tensor, self.fine.bias))
 
     def forward(self, images: Tensor, summary: bool = False) -> DenseFeatures:
         x, stages = self.trunk.forward_intermediates(images)

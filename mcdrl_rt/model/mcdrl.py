@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -87,8 +88,8 @@ class MCDRL(nn.Module):
         return sum(p.numel() for part in (self.network, self.head) for p in part.parameters())
 
 
-def build_model(spec: ModelSpec, pretrained: str | None = None) -> MCDRL:
-    """Build the model of ``spec`` with its encoder's weights ``pretrained`` (``"openai"``) or random ones.
+def build_model(spec: ModelSpec, pretrained: str | Path | None = None) -> MCDRL:
+    """Build the model of ``spec`` with CLIP's weights ``pretrained`` (``"openai"``, a safetensors file) or random ones.
 
     The returned model's ``spec`` has grid, stride, width, readout and the exact encoder configuration filled in.
 
@@ -98,7 +99,8 @@ def build_model(spec: ModelSpec, pretrained: str | None = None) -> MCDRL:
     clip = load_clip(spec.encoder, pretrained)
     encoder = dense_encoder(clip, spec.input_size, spec.readout or None, spec.grid_stride)
     texts = encode_prompts(clip, spec)
-    return MCDRL(_complete(spec, encoder, clip_config(spec.encoder, pretrained)), encoder, texts)
+    config = spec.encoder if isinstance(pretrained, Path) else clip_config(spec.encoder, pretrained)
+    return MCDRL(_complete(spec, encoder, config), encoder, texts)
 
 
 def build_empty(spec: ModelSpec) -> MCDRL:

@@ -1,0 +1,93 @@
+"""Contrastive pretraining: pictures come to lie near the prompts that fit them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import write_site
+
+from mcdrl_rt.errors import SpecError
+from mcdrl_rt.model.clip import load_clip
+from training import pretrain as pretraining
+from training.dataset import LesionDataset
+from training.pretrain import PromptPairs, load_trunk, pretrain, selection_recall
+from training.recipe import Recipe
+from training.sites import load_site
+from training.train import initial_model
+
+NAMES = ("dim lighting", "bright lighting", "white-light imaging")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    write_site(tmp_path / "tiny", count=8)
+    return Recipe(
+        name="tiny",
+        input_size=(64, 64),
+        train_site="tiny",
+        validation_count=2,
+        depth=1,
+        confounders=3,
+        batch_size=2,
+        pretrain_epochs=1,
+        seed=5,
+    )
+
+
+def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pairs = PromptPairs(load_clip(recipe.encoder), recipe, NAMES)
+    dataset = LesionDataset(
+        load_site(tmp_path / "tiny"), (64, 64), augment=False, conditions=NAMES, condition_rate=0.7, lesion_free=0.5
+    )
+    batch = [torch.stack(side) for side in zip(*(dataset[i] for i in range(8)), strict=True)]
+    optimizer = torch.optim.AdamW(pairs.parameters(), 1e-3)
+    history = []
+    for _ in range(25):
+        loss = pairs(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
+    text = pairs.clip.get_submodule("transformer").resblocks[0].mlp.c_fc.weight.grad
+    assert text is not None and text.abs().sum() > 0  # the text tower learns too
+
+
+def test_what_was_pretrained_is_where_training_starts(recipe: Recipe, tmp_path: Path) -> None:
+    weights = pretrain(recipe, tmp_path, tmp_path / "run")
+    made = weights.stat().st_mtime_ns
+    assert pretrain(recipe, tmp_path, tmp_path / "run") == weights
+    assert weights.stat().st_mtime_ns == made  # done is done
+    model, other = (initial_model(recipe, tmp_path, path) for path in (weights, None))
+    clip = load_clip(recipe.encoder, weights)
+    assert torch.equal(model.encoder.trunk.conv_stem.weight, clip.visual.trunk.conv_stem.weight)  # type: ignore[union-attr]
+    assert not torch.equal(model.text_dictionary, other.text_dictionary)
+    assert 0 <= selection_recall(recipe, tmp_path, weights, load_site(tmp_path / "tiny")) <= 1
+
+
+def test_command_line_says_recall_before_and_after(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(recipe).items()]
+    (tmp_path / "tiny.toml").write_text("\n".join(lines))
+    monkeypatch.setattr(
+        sys, "argv", ["pretrain", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "r"), "--data", str(tmp_path)]
+    )
+    assert pretraining.main() == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(last["selection_recall"]) == {"before", "after"} and last["images"] == 2
+
+
+def test_foreign_weights_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "foreign.safetensors").write_text("no tensors")
+    with pytest.raises(SpecError, match="does not hold the weights of mcdrl-small") as caught:
+        load_clip("mcdrl-small", tmp_path / "foreign.safetensors")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SpecError, match="no encoder weights at"):
+        load_trunk(torch.nn.Linear(1, 1), tmp_path / "none.safetensors")
