@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from miniature import write_site
+from miniature import write_pair, write_site
 
-from mcdrl_rt.errors import SourceError
-from training.sites import Sample, hold_out, load_site, read_sample
+from mcdrl_rt.errors import SourceError, SpecError
+from training.sites import MANIFESTS, Sample, hold_out, load_site, read_pixels, read_sample, scan_site
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -27,40 +29,140 @@ def test_site_of_images_and_masks_is_read_in_order(tmp_path: Path, suffix: str) 
 def test_clinic_layout_groups_frames_by_sequence(tmp_path: Path) -> None:
     write_site(tmp_path / "plain", count=1)
     for source, target in (("images", "Original"), ("masks", "Ground Truth")):
-        folder = tmp_path / "clinic" / "PNG" / target
+        folder = tmp_path / "CVC-ClinicDB" / "PNG" / target
         folder.mkdir(parents=True)
         for number in (1, 25, 26, 50, 612):
             (folder / f"{number}.png").write_bytes((tmp_path / "plain" / source / "im0.png").read_bytes())
-    groups = {sample.image.stem: sample.group for sample in load_site(tmp_path / "clinic")}
+    groups = {sample.image.stem: sample.group for sample in load_site(tmp_path / "CVC-ClinicDB")}
     assert groups["1"] == groups["25"] == "sequence-01"
     assert groups["26"] == groups["50"] == "sequence-02"
     assert groups["612"] == "sequence-29"
 
 
-def test_folder_that_is_no_site_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="expected images/ and masks/, or PNG/Original"):
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/7.png", "masks/7.png"),
+        ("Original/7.tif", "Ground Truth/7.tif"),
+        ("Original/7.tif", "Ground Truth/p7.tif"),
+        ("Original/7.png", "Ground Truth/7.png"),
+        ("ETIS-LaribPolypDB/Original/7.tif", "ETIS-LaribPolypDB/Ground Truth/p7.tif"),
+    ],
+)
+def test_etis_is_read_in_every_form_it_is_passed_on_in(tmp_path: Path, image: str, mask: str) -> None:
+    folder = tmp_path / "ETIS-LaribPolypDB"
+    write_pair(folder / image, folder / mask)
+    (sample,) = load_site(folder)
+    pixels, labels = read_sample(sample)
+    assert (sample.lesion, pixels.shape, labels.mean()) == ("polyp", (40, 50, 3), 0.5)
+    assert pixels[0, 0].tolist() == [200, 60, 30]
+
+
+def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -> None:
+    folder = tmp_path / "BM-BronchoLC"
+    split = folder / "Lung_cancer"
+    for name in ("a", "b", "c"):
+        write_pair(split / "imgs" / "p1" / f"{name}.png", None)
+    square = [{"x": x, "y": y} for x, y in ((10, 5), (29, 5), (29, 24), (10, 24))]
+    entries = [("a", ["t1"], square), ("a", ["t9"], square), ("b", ["t2"], square), ("b", ["t1"], square[:2])]
+    annotations = [{"object_id": i, "label_ids": labels, "data": data} for i, labels, data in entries]
+    (split / "annotation.json").write_text(json.dumps(annotations))
+    names = {"t1": "Tumor", "t2": "Muscosal erythema", "t9": "Carina"}
+    (split / "labels.json").write_text(json.dumps([{"id": i, "name": name} for i, name in names.items()]))
+    site = scan_site(folder)
+    assert [(s.image.stem, s.lesion) for s in site.samples] == [("a", "tumor"), ("b", "inflammation"), ("c", "none")]
+    assert (site.unnamed, site.without_mask) == ({"Carina": 1}, [])
+    sizes = [int(read_sample(sample)[1].sum()) for sample in site.samples]
+    assert sizes == [400, 400, 0]
+    assert read_sample(site.samples[0], label=3)[1].max() == 3
+
+
+def test_laryngoscopy_without_masks_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "Laryngoscope8"
+    write_pair(folder / "Nodules" / "1.jpg", None)
+    write_pair(folder / "Cyst" / "2.jpg", folder / "masks" / "Cyst" / "2.png")
+    site = scan_site(folder)
+    assert [(s.image.name, s.lesion) for s in site.samples] == [("2.jpg", "cyst")]
+    assert [path.name for path in site.without_mask] == ["1.jpg"]
+    with pytest.raises(SourceError, match=r"1 of 2 images have no mask: 1\.jpg"):
+        load_site(folder)
+
+
+def test_own_manifest_describes_any_folder(tmp_path: Path) -> None:
+    for patient in (1, 2):
+        for i in range(2):
+            write_pair(tmp_path / "f" / f"patient{patient}_{i}.bmp", tmp_path / "t" / f"patient{patient}_{i}_m.png")
+    (tmp_path / "site.toml").write_text(
+        'name = "Ours"\nclass = "cyst"\ngroup = "patient[0-9]+"\n'
+        '[[layout]]\nimage = "f/*.bmp"\nmask = ["t/{stem}.png", "t/{stem}_m.png"]\n'
+    )
+    site = scan_site(tmp_path)
+    assert (site.name, {s.lesion for s in site.samples}) == ("Ours", {"cyst"})
+    assert [s.group for s in site.samples] == ["patient1", "patient1", "patient2", "patient2"]
+    kept, held = hold_out(site.samples, 1, seed=0)
+    assert len(kept) == len(held) == 2 and kept[0].group != held[0].group  # a patient stays on one side
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("layout = ", "cannot read"), ("x = 1", "needs .*layout"), ('[[layout]]\nimage = "*.png"', "needs .*layout")],
+)
+def test_unusable_manifest_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "site.toml").write_text(text)
+    with pytest.raises(SpecError, match=complaint):
         load_site(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"object_id": "a"}]'])
+def test_foreign_annotations_are_named(tmp_path: Path, text: str) -> None:
+    split = tmp_path / "BM-BronchoLC" / "Lung_cancer"
+    write_pair(split / "imgs" / "a.png", None)
+    (split / "labels.json").write_text("[]")
+    (split / "annotation.json").write_text(text)
+    with pytest.raises(SourceError, match=r"annotation\.json is not annotation JSON"):
+        load_site(split.parent)
+
+
+def test_every_built_in_manifest_is_whole() -> None:
+    described = [tomllib.loads(path.read_text()) for path in MANIFESTS.glob("*.toml")]
+    assert sorted(one["letter"] for one in described) == ["", "A", "B", "C", "D", "E"]
+    for one in described:
+        assert one["layout"] and all("image" in layout for layout in one["layout"])
+
+
+def test_folder_that_is_no_site_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"is no site: expected images/\*\.\* .*site\.toml"):
+        load_site(tmp_path)
+    with pytest.raises(SourceError, match="no site at"):
+        load_site(tmp_path / "gone")
 
 
 def test_missing_masks_are_named(tmp_path: Path) -> None:
     site = write_site(tmp_path / "site")
     (site / "masks" / "im3.png").unlink()
-    with pytest.raises(SourceError, match=r"1 of 8 images have no mask in masks/ im3\.png"):
+    with pytest.raises(SourceError, match=r"1 of 8 images have no mask: im3\.png"):
         load_site(site)
 
 
-def test_empty_site_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="0 of 0 images"):
-        load_site(write_site(tmp_path / "site", count=0))
-
-
 def test_mask_of_another_size_and_unreadable_image_are_named(tmp_path: Path) -> None:
-    site = write_site(tmp_path / "site", count=2)
+    site = write_site(tmp_path / "site", count=3)
     cv2.imwrite(str(site / "masks" / "im0.png"), np.zeros((10, 10), np.uint8))
     (site / "images" / "im1.png").write_text("no picture")
+    (site / "images" / "im2.png").rename(site / "images" / "im2.tif")
+    (site / "images" / "im2.tif").write_text("no picture")
     for sample in load_site(site):
         with pytest.raises(SourceError, match=sample.image.name):
             read_sample(sample)
+
+
+def test_clinicdb_tiffs_are_its_pngs_in_colour(data_root: Path) -> None:
+    folder = data_root / "CVC-ClinicDB"
+    for path in sorted((folder / "Original").glob("*.tif")):
+        pixels = read_pixels(path)
+        np.testing.assert_array_equal(pixels, read_pixels(folder / "PNG" / "Original" / f"{path.stem}.png"))
+        assert np.ptp(pixels.astype(np.int16), axis=2).mean() > 20  # not grey
+        mask = read_pixels(folder / "Ground Truth" / path.name)
+        np.testing.assert_array_equal(mask, read_pixels(folder / "PNG" / "Ground Truth" / f"{path.stem}.png"))
 
 
 def test_clinicdb_is_29_sequences_of_neighbouring_frames(data_root: Path) -> None:

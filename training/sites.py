@@ -1,35 +1,76 @@
-"""Endoscopy sites as published: which images there are, their masks, and what belongs together.
+"""Endoscopy sites as published, and any user's folder: which images, which masks, which class, what belongs together.
 
-This first form knows Kvasir-SEG (site E) and CVC-ClinicDB (site C).
+A site is a folder described by a manifest, a small TOML file. Those of the paper's five sites lie in
+``training/manifests``; a folder of your own needs none if it has ``images/`` and ``masks/``, or carries its own as
+``site.toml``:
+
+    class = "polyp"                       # of every mask; or "{folder}", the name of the image's folder
+    group = "patient(\\d+)_"               # what must stay on one side of a split: a regular expression on the stem
+    [[layout]]                            # the first whose images exist counts
+    image = "frames/*.tif"
+    mask = ["truth/{stem}.png", "truth/{stem}_mask.png"]   # the first that exists counts
+
+A layout may have ``polygons`` (annotation JSON) in place of ``mask``; ``[classes]`` renames published labels.
 """
 
 from __future__ import annotations
 
 import bisect
+import json
 import os
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 
-from mcdrl_rt.errors import SourceError
+from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.types import UInt8Array
 
-# First frame of each of ClinicDB's 29 sequences: a split by frame would leak neighbours.
-CLINIC_STARTS = (
-    1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298,
-    318, 343, 364, 384, 409, 429, 448, 467, 479, 504, 529, 547, 572, 592,
-)  # fmt: skip
+MANIFESTS = Path(__file__).with_name("manifests")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
+Polygon = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One annotated image; ``group`` must stay on one side of any split."""
+    """One annotated image.
+
+    Args:
+        image: the picture.
+        mask: its mask, 128 or more where there is lesion; None where the lesions are ``polygons``.
+        group: what must stay on one side of any split.
+        lesion: class of its lesions.
+        polygons: outlines (x, y) in pixels of the image.
+    """
 
     image: Path
-    mask: Path
+    mask: Path | None
     group: str
+    lesion: str = "polyp"
+    polygons: tuple[Polygon, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site as found on disk.
+
+    Args:
+        name: short, for tables.
+        samples: sorted by name.
+        without_mask: images whose mask is missing.
+        unnamed: published labels that the manifest gives no class, and how many images have them.
+    """
+
+    name: str
+    samples: list[Sample]
+    without_mask: list[Path] = field(default_factory=list)
+    unnamed: Mapping[str, int] = field(default_factory=dict)
 
 
 def data_root() -> Path:
@@ -37,42 +78,193 @@ def data_root() -> Path:
     return Path(os.environ.get("MCDRL_DATA", "../shared/data"))
 
 
+def find_sites(data: Path) -> list[Path]:
+    """Folders under ``data`` that hold a site, sorted."""
+    if not data.is_dir():
+        raise SourceError(f"no folder {data}; name the folder of the sites with --data or MCDRL_DATA")
+    return [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _layouts(folder, manifest(folder))]
+
+
 def load_site(folder: Path) -> list[Sample]:
     """The samples of a site, sorted by name.
 
     Raises:
-        SourceError: the folder has neither layout, or an image lacks its mask.
+        SourceError: the folder is missing, is no site, or an image lacks its mask.
     """
-    layouts = ((folder / "images", folder / "masks"), (folder / "PNG" / "Original", folder / "PNG" / "Ground Truth"))
-    for images, masks in layouts:
-        if images.is_dir() and masks.is_dir():
+    site = scan_site(folder)
+    total = len(site.samples) + len(site.without_mask)
+    if site.without_mask:
+        some = ", ".join(path.name for path in site.without_mask[:3])
+        raise SourceError(f"{folder}: {len(site.without_mask)} of {total} images have no mask: {some}")
+    return site.samples
+
+
+def scan_site(folder: Path) -> Site:
+    """Everything that is found of a site, what is missing included.
+
+    Raises:
+        SourceError: the folder is missing, or none of its manifest's layouts is there.
+        SpecError: its ``site.toml`` is unusable.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"no site at {folder}")
+    described = manifest(folder)
+    layouts = _layouts(folder, described)
+    if not layouts:
+        wanted = "; or ".join(layout["image"] for layout in described["layout"])
+        raise SourceError(f"{folder} is no site: expected {wanted} (describe another layout in {folder / 'site.toml'})")
+    samples: list[Sample] = []
+    without: list[Path] = []
+    unnamed: dict[str, int] = {}
+    for layout in layouts if described.get("all_layouts") else layouts[:1]:
+        for sample in _samples(folder, layout, described, unnamed):
+            if sample.mask is None and not sample.polygons and "polygons" not in layout:
+                without.append(sample.image)
+            else:
+                samples.append(sample)
+    return Site(described["name"] or folder.name, sorted(samples, key=lambda s: str(s.image)), without, unnamed)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder: its own ``site.toml``, the built-in one of that name, or the plain one.
+
+    Raises:
+        SpecError: ``site.toml`` is no TOML, or lacks a layout.
+    """
+    own = folder / "site.toml"
+    if own.is_file():
+        try:
+            described = {"name": "", "class": "polyp"} | tomllib.loads(own.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SpecError(f"cannot read {own}: {error}") from error
+        layouts = described.get("layout")
+        if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
+            raise SpecError(f"{own} needs [[layout]] with image and mask or polygons; training/sites.py shows how")
+        return described
+    for path in sorted(MANIFESTS.glob("*.toml")):
+        described = tomllib.loads(path.read_text())
+        if folder.name in described["folders"]:
+            return described
+    return tomllib.loads((MANIFESTS / "plain.toml").read_text())
+
+
+def _is_layout(described: object) -> bool:
+    return isinstance(described, dict) and "image" in described and bool({"mask", "polygons"} & set(described))
+
+
+def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]:
+    """Pixels (H, W, 3) uint8 RGB and labels (H, W) uint8: ``label`` where there is lesion.
+
+    Raises:
+        SourceError: a file cannot be read, or image and mask differ in size.
+    """
+    pixels = read_pixels(sample.image)
+    if sample.mask is None:
+        labels = np.zeros(pixels.shape[:2], np.uint8)
+        outlines = [np.round(np.array(polygon)).astype(np.int32) for polygon in sample.polygons]
+        return pixels, np.asarray(cv2.fillPoly(labels, outlines, label), np.uint8)
+    mask = read_pixels(sample.mask).max(axis=2)
+    if mask.shape != pixels.shape[:2]:
+        sizes = " and ".join(f"{w}×{h}" for h, w in (pixels.shape[:2], mask.shape))
+        raise SourceError(f"{sample.image} and its mask differ in size: {sizes}")
+    return pixels, np.where(mask >= 128, label, 0).astype(np.uint8)  # some masks are JPEG: not quite black and white
+
+
+def read_pixels(path: Path) -> UInt8Array:
+    """Pixels (H, W, 3) uint8 RGB of an image file.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV 5 reads ClinicDB's as grey, for their extra samples
+        try:
+            with av.open(f"file:{path.absolute()}") as container:
+                return np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
+        except (av.FFmpegError, StopIteration, OSError) as error:
+            raise SourceError(f"cannot read {path}: damaged, or no image") from error
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise SourceError(f"cannot read {path}: damaged, or no image")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split off about ``count`` samples at random, whole groups at a time; the order of ``samples`` does not matter."""
+    ordered = sorted(samples, key=lambda sample: (sample.image.name, str(sample.image)))
+    groups = list(dict.fromkeys(sample.group for sample in ordered))
+    held: set[str] = set()
+    taken = 0
+    for i in np.random.default_rng(seed).permutation(len(groups)):
+        if taken >= count:
             break
-    else:
-        raise SourceError(f"{folder} is no site: expected images/ and masks/, or PNG/Original and PNG/Ground Truth")
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in {".jpg", ".png"})
-    missing = [path.name for path in paths if not (masks / path.name).is_file()]
-    if missing or not paths:
-        lack = f"{len(missing)} of {len(paths)} images have no mask in {masks.name}/"
-        raise SourceError(f"{folder}: {lack} {', '.join(missing[:3])}".rstrip())
-    clinic = images.name == "Original"
-    return [Sample(path, masks / path.name, _sequence(path) if clinic else path.stem) for path in paths]
+        held.add(groups[i])
+        taken += sum(sample.group == groups[i] for sample in ordered)
+    return [s for s in ordered if s.group not in held], [s for s in ordered if s.group in held]
 
 
-def read_sample(sample: Sample) -> tuple[UInt8Array, UInt8Array]:
-    """Pixels (H, W, 3) uint8 RGB and labels (H, W) uint8: 1 where the mask is set (≥ 128: some are JPEG)."""
-    pixels, mask = cv2.imread(str(sample.image), cv2.IMREAD_COLOR), cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE)
-    if pixels is None or mask is None or pixels.shape[:2] != mask.shape:
-        raise SourceError(f"cannot read {sample.image} with its mask, or their sizes differ")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), (mask >= 128).astype(np.uint8)
+def _layouts(folder: Path, described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The layouts of a manifest that a folder has images for."""
+    return [layout for layout in described["layout"] if next(_images(folder, layout), None) is not None]
 
 
-def hold_out(samples: list[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split off ``count`` samples at random; the same for a seed, whatever the order of ``samples``."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    ordered = sorted(samples, key=lambda sample: sample.image.name)
-    held = {int(i) for i in order[:count]}
-    return [s for i, s in enumerate(ordered) if i not in held], [s for i, s in enumerate(ordered) if i in held]
+def _images(folder: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
+    masks = {Path(pattern).parts[0] for pattern in _patterns(layout)}
+    for path in folder.glob(layout["image"]):
+        own = path.relative_to(folder).parts[0] not in masks or layout["image"].startswith(tuple(masks))
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and own:
+            yield path
 
 
-def _sequence(path: Path) -> str:
-    return f"sequence-{bisect.bisect_right(CLINIC_STARTS, int(path.stem)):02d}"
+def _patterns(layout: Mapping[str, Any]) -> list[str]:
+    masks = layout.get("mask", [])
+    return [masks] if isinstance(masks, str) else list(masks)
+
+
+def _samples(
+    folder: Path, layout: Mapping[str, Any], described: Mapping[str, Any], unnamed: dict[str, int]
+) -> Iterator[Sample]:
+    """Every image of a layout; ``mask`` None where none of the patterns' files exists."""
+    outlines = _polygons(folder, layout) if "polygons" in layout else {}
+    renamed: Mapping[str, str] = described.get("classes", {})
+    for image in sorted(_images(folder, layout)):
+        group = _group(image.stem, described)
+        if "polygons" in layout:
+            by_class: dict[str, list[Polygon]] = {}
+            for label, polygon in outlines.get(image.stem, ()):
+                if label in renamed:
+                    by_class.setdefault(renamed[label], []).append(polygon)
+                else:
+                    unnamed[label] = unnamed.get(label, 0) + 1
+            # one lesion type an image, as the paper has it: the one with the most outlines
+            lesion = max(by_class, key=lambda name: len(by_class[name])) if by_class else "none"
+            yield Sample(image, None, group, lesion, tuple(by_class.get(lesion, ())))
+            continue
+        values = {"stem": image.stem, "name": image.name, "folder": image.parent.name}
+        masks = (folder / pattern.format(**values) for pattern in _patterns(layout))
+        published = str(described.get("class", "polyp")).format(**values)
+        if renamed and published not in renamed:
+            unnamed[published] = unnamed.get(published, 0) + 1
+        yield Sample(image, next((m for m in masks if m.is_file()), None), group, renamed.get(published, published))
+
+
+def _polygons(folder: Path, layout: Mapping[str, Any]) -> dict[str, list[tuple[str, Polygon]]]:
+    """Outlines of each object id, with their published labels."""
+    try:
+        labels = {entry["id"]: entry["name"] for entry in json.loads((folder / layout["labels"]).read_text())}
+        found: dict[str, list[tuple[str, Polygon]]] = {}
+        for entry in json.loads((folder / layout["polygons"]).read_text()):
+            polygon = tuple((float(point["x"]), float(point["y"])) for point in entry["data"] or ())
+            for label in entry["label_ids"]:
+                found.setdefault(entry["object_id"], []).append((labels.get(label, label), polygon))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        place = folder / layout["polygons"]
+        raise SourceError(f"{place} is not annotation JSON as expected ({type(error).__name__}: {error})") from error
+    return {name: [(label, polygon) for label, polygon in some if len(polygon) > 2] for name, some in found.items()}
+
+
+def _group(stem: str, described: Mapping[str, Any]) -> str:
+    starts = described.get("group_starts")
+    if starts and stem.isdigit():
+        return f"sequence-{bisect.bisect_right(starts, int(stem)):02d}"
+    found = re.search(described["group"], stem) if "group" in described else None
+    return found.group(0) if found else stem

@@ -1,0 +1,93 @@
+"""The data check: it counts what is there, and names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from miniature import write_site
+
+from mcdrl_rt.video.phantom import Phantom
+from training import data
+from training.data import check_folder, perceptual_hash
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Two sites: one of noise, one of the phantom's pictures, the second of which is among the first site's too."""
+    noise = write_site(tmp_path / "noise", count=3)
+    for i in range(4):
+        frame = Phantom((120, 160), seed=i).render(20 * i)
+        for folder, pixels in (("images", frame.pixels[..., ::-1]), ("masks", frame.mask * 255)):
+            (tmp_path / "phantom" / folder).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "phantom" / folder / f"{i}.png"), pixels)
+    picture = cv2.imread(str(tmp_path / "phantom" / "images" / "1.png"))
+    cv2.imwrite(str(noise / "images" / "again.jpg"), cv2.resize(picture, (140, 105)))
+    cv2.imwrite(str(noise / "masks" / "again.png"), np.zeros((105, 140), np.uint8))
+    return tmp_path
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["data", "check", str(folder), *options])
+    return data.main()
+
+
+def test_sites_are_counted(archive: Path) -> None:
+    (noise, phantom), twins = check_folder(archive)
+    assert (noise.site, noise.images, noise.classes, noise.groups) == ("noise", 4, {"polyp": 3}, 4)
+    assert noise.sizes == ("96×120", "105×140")
+    assert noise.empty == ["images/again.jpg"] and noise.usable  # a picture without lesion is no fault
+    assert phantom.images == 4 and phantom.sizes == ("120×160", "120×160")
+    (pair,) = twins
+    assert {Path(path).name for path in pair} == {"again.jpg", "1.png"}
+
+
+def test_what_stops_training_is_named_and_fails(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(archive, monkeypatch) == 0
+    assert "1 pairs look the same" in capsys.readouterr().out
+    (archive / "noise" / "masks" / "im0.png").unlink()
+    (archive / "noise" / "images" / "im1.png").write_text("cut off")
+    cv2.imwrite(str(archive / "noise" / "masks" / "im2.png"), np.zeros((9, 9), np.uint8))
+    assert run(archive, monkeypatch) == 1
+    out = capsys.readouterr().out
+    assert "1 have no mask: images/im0.png" in out
+    assert "2 cannot be used: " in out and "im1.png: damaged" in out and "im2.png and its mask differ in size" in out
+    assert run(archive, monkeypatch, "--json") == 1
+    sites = json.loads(capsys.readouterr().out)["sites"]
+    assert [len(site["unreadable"]) for site in sites] == [2, 0]
+
+
+def test_one_site_alone_and_none_at_all(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(archive / "phantom", monkeypatch) == 0
+    assert "no near-duplicates" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    for folder in (tmp_path / "none", tmp_path / "gone"):
+        assert run(folder, monkeypatch) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_hash_survives_size_and_compression_and_tells_pictures_apart() -> None:
+    pictures = [Phantom((240, 320), seed=i).render(0).pixels for i in range(6)]
+    hashes = [perceptual_hash(picture) for picture in pictures]
+    for picture, bits in zip(pictures, hashes, strict=True):
+        _, coded = cv2.imencode(".jpg", cv2.resize(picture, (200, 150)), [cv2.IMWRITE_JPEG_QUALITY, 60])
+        again = perceptual_hash(np.asarray(cv2.imdecode(coded, cv2.IMREAD_UNCHANGED), np.uint8))
+        assert np.bitwise_count(bits ^ again).sum() <= data.NEAR
+    apart = [np.bitwise_count(hashes[i] ^ hashes[j]).sum() for i in range(6) for j in range(i)]
+    assert min(apart) > 2 * data.NEAR
+
+
+def test_the_real_sites_are_as_published(data_root: Path) -> None:
+    reports = {report.site: report for report in check_folder(data_root / "CVC-ClinicDB")[0]}
+    clinic = reports["CVC-ClinicDB"]
+    assert (clinic.images, clinic.groups, clinic.classes) == (612, 29, {"polyp": 612})
+    assert clinic.sizes == ("288×384", "288×384") and clinic.usable
