@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -44,7 +46,7 @@ class _Stderr(Console):
 
 
 _err = _Stderr(stderr=True)
-INCOMPLETE = 3  # exit status: the output is there, but the input was cut off or damaged
+FLAWED = 3  # exit status: the output is there, with a flaw the warning names: the input was cut off, say
 
 _INPUT = "A file, a URL, /dev/video0, or phantom (its options: site, size=WxH, frames, seed; phantom:frames=90,seed=3)."
 _OUTPUT = "A file (.mp4 .m4v .mov .mkv .avi .webm), or null."
@@ -62,8 +64,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a summary for progra
 
 def main() -> None:
     """Entry point of the console script."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # an arrow must not crash an ASCII terminal
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="replace")  # an arrow must not crash an ASCII terminal
     # only errors of the libraries: they warn of much that no user can act on
     logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[_LogLines()])
     logging.getLogger("mcdrl_rt").setLevel(logging.INFO)
@@ -102,7 +106,7 @@ def stream(
 ) -> None:
     """Segment one video and write it with the lesions drawn on. Ctrl-C ends it and keeps what was written.
 
-    Exit status: 0 all is well; 3 the video was cut off or damaged, and what could be read was written; 1 an error.
+    Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error.
     """
     from mcdrl_rt.stream.pipeline import run
     from mcdrl_rt.video.sink import open_sink
@@ -130,7 +134,7 @@ def stream(
     if summary.stopped:
         raise typer.Exit(128 + stop.number)
     if summary.problem:
-        raise typer.Exit(INCOMPLETE)
+        raise typer.Exit(FLAWED)
 
 
 @app.command()
@@ -146,14 +150,14 @@ def process(
 ) -> None:
     """Segment recorded procedures: an annotated video and a lossless label video of each.
 
-    A folder's videos keep their places in it. Exit status: 0 all is well; 3 a video was cut off or damaged, and what
-    could be read was written; 1 a video failed.
+    A folder's videos keep their places in it. Exit status: 0 all is well; 3 all are written, with the flaws
+    the warnings name (a damaged video, say); 1 a video failed.
     """
     from mcdrl_rt import offline
 
     jobs = offline.plan(inputs, output)
     segmenter = _segmenter(model, engine, precision, device)
-    failed = incomplete = 0
+    failed = flawed = 0
     with contextlib.ExitStack() as bar:
 
         def start(job: offline.Job, source: Source) -> Callable[[int], None] | None:
@@ -162,18 +166,18 @@ def process(
         for outcome in offline.process(jobs, segmenter, opacity=opacity, on_start=start):
             bar.close()
             if outcome.summary is not None:
-                _report(outcome.summary, as_json)
-                incomplete += bool(outcome.summary.problem)
+                _report(dataclasses.replace(outcome.summary, source=str(outcome.job.source)), as_json)
+                flawed += bool(outcome.summary.problem)
                 continue
             failed += 1
             _say(f"{outcome.error}", "error:", "bold red")
             if as_json:
-                print(json.dumps({"source": str(outcome.job.source), "error": outcome.error}), flush=True)
+                _print_json({"source": str(outcome.job.source), "error": outcome.error})
     if failed:
         _say(f"{failed} of {len(jobs)} videos failed")
         raise typer.Exit(1)
-    if incomplete:
-        raise typer.Exit(INCOMPLETE)
+    if flawed:
+        raise typer.Exit(FLAWED)
 
 
 @app.command()
@@ -234,7 +238,7 @@ def _progress(name: str, total: int | None, shown: bool) -> Iterator[Callable[[i
 
 def _report(summary: Summary, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(dataclasses.asdict(summary)), flush=True)
+        _print_json(dataclasses.asdict(summary))
         return
     segment = summary.stages.get("segment", {})
     stopped = "stopped after " if summary.stopped else ""
@@ -249,6 +253,15 @@ def _report(summary: Summary, as_json: bool) -> None:
     )
     if summary.problem:
         _say(summary.problem, "warning:", "yellow")
+
+
+def _print_json(line: dict[str, Any]) -> None:
+    """A line for programs, on standard output; a reader that is gone does not end the work."""
+    try:
+        print(json.dumps(line), flush=True)
+    except OSError as error:
+        _say(f"nobody reads standard output any more: {error.strerror}", "warning:", "yellow")
+        sys.stdout = open(os.devnull, "w")
 
 
 def _check_not_input(input: str, output: str) -> None:
@@ -286,15 +299,22 @@ def _quit(number: int, _: object) -> NoReturn:
 
 
 class _Stop(threading.Event):
-    """Set by the first signal, so that a stream ends and its output is kept; a second one quits."""
+    """Set by the first signal, so that a stream ends and its output is kept; a second one quits.
+
+    A closing terminal, and ``timeout``, signal a process and its group at once: that is one request, not two.
+    """
 
     number = 0
+    ECHO_S = 0.5  # signals within this time are the same request
 
     def __call__(self, number: int, _: object) -> None:
-        self.number = number
-        self.set()
-        _on_signals(_quit)
-        _say("stopping; a second Ctrl-C discards the output")
+        now = time.monotonic()
+        if not self.is_set():
+            self.number, self._since = number, now
+            self.set()
+            _say("stopping; a second Ctrl-C discards the output")
+        elif now - self._since > self.ECHO_S:
+            _quit(number, _)
 
 
 if __name__ == "__main__":

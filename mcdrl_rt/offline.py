@@ -65,12 +65,13 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
         if not found:
             raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEO_SUFFIXES))}")
         files += found
-    jobs = [Job(file, *(output / place.with_suffix(end) for end in _RESULTS)) for file, place in files]
+    jobs = [Job(file, *(output / place.with_name(_stem(place) + end) for end in _RESULTS)) for file, place in files]
     names = [job.annotated for job in jobs]
     twice = sorted({job.source.stem for job in jobs if names.count(job.annotated) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
-    replaced = {job.annotated.resolve() for job in jobs} & {file.resolve() for file, _ in files}
+    results = {path.resolve() for job in jobs for path in (job.annotated, job.labels)}
+    replaced = results & {file.resolve() for file, _ in files}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
     _make_folder(output)
@@ -104,10 +105,15 @@ def process(
 
 def _place(path: Path, named: list[Path]) -> Path:
     """Where a named file's results go: under its name, or, where others have it too, where it is among them all."""
-    if sum(other.stem == path.stem for other in named) == 1:
+    if sum(_stem(other) == _stem(path) for other in named) == 1:
         return Path(path.name)
     common = os.path.commonpath([Path(os.path.abspath(other)).parent for other in named])
     return Path(os.path.abspath(path)).relative_to(common)
+
+
+def _stem(path: Path) -> str:
+    """A video's name without its extension; a dot before anything else (``case.2023``) is part of the name."""
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
 
 
 def _make_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -221,6 +222,26 @@ def test_output_that_cannot_be_written_is_named(
     with pytest.raises(EngineError, match=complaint):
         build_openvino(small_checkpoint, output)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large:
+        def SerializeToString(self) -> bytes:
+            return bytes(1 << 20)
+
+    monkeypatch.setattr("mcdrl_rt.engine.onnx.inlined", lambda model: Large())
+    monkeypatch.setattr("mcdrl_rt.engine.onnx.export_onnx", lambda model: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # the system's own refusal, not a pretended one
+    try:
+        with pytest.raises(EngineError, match=r"cannot write an engine to .*: file too large; make room") as caught:
+            build_openvino(small_checkpoint, tmp_path / "engine.xml", "fp32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_that_cannot_be_written_names_the_variable(

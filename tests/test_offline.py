@@ -99,11 +99,20 @@ def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_plan_never_replaces_an_input(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.mp4", tmp_path / "a.annotated.mp4"
+def test_a_dot_in_a_name_without_extension_is_part_of_it(tmp_path: Path) -> None:
+    inputs = [tmp_path / "case.2023", tmp_path / "case.2024"]
+    for path in inputs:
+        path.write_text("a video, say")
+    names = [job.annotated.name for job in plan(inputs, tmp_path / "out")]
+    assert names == ["case.2023.annotated.mp4", "case.2024.annotated.mp4"]
+
+
+@pytest.mark.parametrize("result", ["a.annotated.mp4", "a.labels.mkv"])
+def test_plan_never_replaces_an_input(tmp_path: Path, result: str) -> None:
+    first, second = tmp_path / "a.mp4", tmp_path / result
     for path in (first, second):
         path.write_text("a video, say")
-    with pytest.raises(SinkError, match=r"the input a\.annotated\.mp4 would be replaced by a result"):
+    with pytest.raises(SinkError, match=f"the input {result} would be replaced by a result"):
         plan([first, second], tmp_path)
     plan([first], tmp_path)  # alone, it is an earlier result
 

@@ -93,6 +93,25 @@ def test_time_that_runs_backwards_is_dropped_and_reported(tmp_path: Path) -> Non
     assert read_pts(tmp_path / "a.mp4") == [0, TICK, 2 * TICK, 3 * TICK]
 
 
+def test_frames_closer_than_the_format_can_tell_are_reported_as_such(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "a.avi"), size=(48, 64), time_base=TICK / 10, rate=Fraction(25)) as sink:
+        for index, time in enumerate([0, 2, 10, 13, 13, 20]):
+            sink.write(Frame(picture(index), time, TICK / 10, index))
+        assert (sink.frames, sink.dropped, sink.crowded) == (3, 1, 2)
+        assert sink.problem is not None
+        assert "1 frames not written: their timestamps do not increase" in sink.problem
+        assert "2 frames not written: they follow each other faster than this format" in sink.problem
+    assert len(read_pts(tmp_path / "a.avi")) == 3
+
+
+def test_frames_of_another_size_are_scaled_and_reported(tmp_path: Path) -> None:
+    with open_sink(str(tmp_path / "a.mp4"), size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
+        for index, pixels in enumerate([picture(0), np.zeros((96, 64, 3), np.uint8)]):
+            sink.write(Frame(pixels, index, TICK, index))
+        assert sink.problem == "1 frames were of another size and were scaled into 64×48"
+    assert [pixels.shape[:2] for pixels in read_pixels(tmp_path / "a.mp4")] == [(48, 64)] * 2
+
+
 @pytest.mark.parametrize(("color", "tag"), [("bt709", 1), ("bt601", 6), ("bt2020", 9)])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
 def test_colours_survive_and_are_tagged(tmp_path: Path, suffix: str, color: str, tag: int) -> None:

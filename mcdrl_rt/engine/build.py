@@ -56,26 +56,28 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
     from mcdrl_rt.model.folded import FoldedMCDRL
 
     if output.suffix != ".xml" or output.is_dir():
-        raise EngineError(f"an OpenVINO engine is an .xml file, not {output.name}")
+        raise EngineError(f"an OpenVINO engine is an .xml file, not {str(output)!r}")
     precision = resolve_precision(precision, device)
     folded = FoldedMCDRL(load_checkpoint(checkpoint))
     _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
+    folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
-    except OSError as error:
-        raise EngineError(f"cannot write an engine to {output.parent}: {error.strerror}; choose another") from error
-    try:
         partial = folder / output.name
         model = _converted(inlined(export_onnx(folded)), folder / "model.onnx")
-        ov.save_model(model, partial, compress_to_fp16=False)
+        _save(model, partial)
         engine = OpenVinoEngine(partial, folded.spec, precision, device)
         sidecar = _sidecar(checkpoint, folded.spec, _parity(engine, TorchEngine(folded), precision), precision)
         sidecar["sha256"] = _hashes(partial)
         partial.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True))
         for suffix in (".bin", ".json", ".xml"):  # the .xml last: with it, the engine exists
             partial.with_suffix(suffix).replace(output.with_suffix(suffix))
+    except OSError as error:
+        reason = f"{str(error.strerror or error).lower()}; make room there, or choose another folder"
+        raise EngineError(f"cannot write an engine to {output.parent}: {reason}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     return sidecar
 
 
@@ -147,6 +149,13 @@ def _converted(proto: Any, path: Path) -> ov.Model:
     except Exception as error:  # the converter's errors have no common base but this
         reason = str(error).strip().splitlines()[-1:]
         raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {' '.join(reason)}") from error
+
+
+def _save(model: ov.Model, path: Path) -> None:
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # what OpenVINO makes of a full disk
+        raise OSError(str(error).strip().splitlines()[-1]) from error
 
 
 def _versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: FoldedMCDRL, device: str = "cpu") -> None:
-        if device.partition(":")[0] not in ("cpu", "cuda"):
+        if device != "cpu" and device.partition(":")[0] != "cuda":
             raise EngineError(f"the torch engine runs on cpu, cuda or cuda:N, not on {device!r}")
         try:
             self._device = torch.device(device)

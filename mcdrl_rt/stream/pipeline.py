@@ -196,7 +196,7 @@ def run(
         model=segmenter.spec.name,
         engine=segmenter.engine.name,
         frames_in=pipeline.frames_in,
-        frames_out=pipeline.frames_out,
+        frames_out=sink.frames,
         frames_dropped=pipeline.dropped,
         frames_with_lesion=pipeline.frames_with_lesion,
         seconds=round(seconds, 3),

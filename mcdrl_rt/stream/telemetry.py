@@ -55,7 +55,7 @@ class Summary:
     """A finished run, as ``--json`` prints it.
 
     Args:
-        source, output: as given.
+        source, output: as given; of a folder's video, its path.
         model, engine: what segmented.
         frames_in, frames_out: decoded and written.
         frames_dropped: by a live source that outran the model.

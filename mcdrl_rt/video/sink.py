@@ -72,11 +72,15 @@ class Sink(ABC):
         size: (height, width) of what is written.
         frames: number of frames written so far.
         dropped: frames not written because their time did not come after that of the frame before.
+        crowded: frames not written because the container has no time of their own for them.
+        rescaled: frames of another size than the first, scaled into it.
     """
 
     size: tuple[int, int]
     frames: int = 0
     dropped: int = 0
+    crowded: int = 0
+    rescaled: int = 0
 
     @abstractmethod
     def write(self, frame: Frame) -> None:
@@ -99,9 +103,18 @@ class Sink(ABC):
     @property
     def problem(self) -> str | None:
         """What the user should know about the output, in one line; None when all is well."""
+        problems = []
         if self.dropped:
-            return f"{self.dropped} frames not written: their timestamps do not increase"
-        return None
+            problems.append(f"{self.dropped} frames not written: their timestamps do not increase")
+        if self.crowded:
+            problems.append(
+                f"{self.crowded} frames not written: they follow each other faster than this format can tell apart; "
+                "write .mp4 or .mov, which keep every time exactly"
+            )
+        if self.rescaled:
+            height, width = self.size
+            problems.append(f"{self.rescaled} frames were of another size and were scaled into {width}×{height}")
+        return "; ".join(problems) or None
 
     def __enter__(self) -> Self:
         return self
@@ -191,7 +204,7 @@ class _VideoFile(Sink):
         # AVI counts frames from its start, so a late first frame would become hours of filler
         self._from_zero = from_zero or muxer == "avi"
         self._origin: Fraction | None = None
-        self._last_pts: int | None = None
+        self._last: tuple[int, Fraction] | None = None  # pts written, and the latest time seen
         self._reformatter = VideoReformatter()
         self._done = False
         try:
@@ -229,11 +242,16 @@ class _VideoFile(Sink):
 
     def write(self, frame: Frame) -> None:
         pts = self._pts(frame)
-        if self._last_pts is not None and pts <= self._last_pts:
+        time_s = frame.pts * frame.time_base
+        if self._last is not None and pts <= self._last[0]:
             # re-timing it would be a lie, and no container takes time that runs backwards
-            self.dropped += 1
+            if time_s > self._last[1]:
+                self.crowded += 1
+                self._last = self._last[0], time_s
+            else:
+                self.dropped += 1
             return
-        self._last_pts = pts
+        self._last = pts, time_s
         try:
             self._container.mux(self._stream.encode(self._encoded(frame.pixels, pts)))
         except (av.FFmpegError, OSError) as error:
@@ -278,6 +296,7 @@ class _VideoFile(Sink):
 
     def _encoded(self, pixels: UInt8Array, pts: int) -> VideoFrame:
         """The frame as the encoder wants it: its size, its pixel format, its time."""
+        self.rescaled += pixels.shape[:2] != self._picture_size
         pixels = _fit(pixels, self._picture_size, exact=self._codec.pix_fmt == "bgr0")
         below, right = self.size[0] - pixels.shape[0], self.size[1] - pixels.shape[1]
         if below or right:
