@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from miniature import write_site
 
+from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
-from training.dataset import Item, LesionDataset
+from training.dataset import EpochBatches, Item, LesionDataset
 from training.sites import load_site
 
 
 def test_dataset_serves_crops_of_the_networks_size(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=3))
-    plain = LesionDataset(samples, (64, 80), augment=False)
-    pixels, labels, _ = plain[1]
+    plain = LesionDataset(samples, (64, 80))
+    pixels, labels, _ = plain[0, 1]
     assert (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == ((3, 64, 80), torch.uint8, (64, 80), torch.int64)
-    assert torch.equal(plain[1].pixels, pixels)
-    augmented = LesionDataset(samples, (64, 80), augment=True, phantom_count=2)
+    assert torch.equal(plain[0, 1].pixels, pixels)
+    augmented = LesionDataset(samples, (64, 80), augmentation="endoscopy", phantom_count=2)
     assert (len(plain), len(augmented)) == (3, 5)
-    assert augmented[4].pixels.shape == (3, 64, 80)
-    assert not torch.equal(augmented[1].pixels, augmented[1].pixels)
-    assert set(augmented[1].labels.unique().tolist()) <= {0, 1}
+    assert augmented[0, 4].pixels.shape == (3, 64, 80)
+    assert not torch.equal(augmented[0, 1].pixels, augmented[1, 1].pixels)
+    assert set(augmented[0, 1].labels.unique().tolist()) <= {0, 1}
 
 
 def test_mask_stays_on_the_lesion_whatever_is_drawn(tmp_path: Path) -> None:
     """The lesion of these pictures is red, its surroundings grey."""
     samples = load_site(write_site(tmp_path / "site", count=4))
     names = ("a close-up view", "a distant view", "a tangential view")
-    dataset = LesionDataset(samples, (96, 128), augment=True, conditions=names, condition_rate=1.0)
-    torch.manual_seed(0)
-    for item in (dataset[i % 4] for i in range(24)):
+    dataset = LesionDataset(samples, (96, 128), augmentation="endoscopy", conditions=names, condition_rate=1.0)
+    for item in (dataset[epoch, i] for epoch in range(6) for i in range(4)):
         pixels, lesion = item.pixels.float(), item.labels > 0
         inside, outside = (pixels[:, where].mean(dim=1) for where in (lesion, ~lesion))
         if lesion.float().mean() > 0.01:
@@ -42,13 +48,13 @@ def test_mask_stays_on_the_lesion_whatever_is_drawn(tmp_path: Path) -> None:
 def test_what_was_drawn_is_what_is_said(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=2))
     names = confounder_names(12)
-    plain = LesionDataset(samples, (64, 64), augment=False, conditions=names)
-    assert [names[i] for i in plain[0].shown.nonzero().flatten()] == ["white-light imaging"]
-    dim = LesionDataset(samples, (64, 64), augment=False, conditions=("dim lighting",), condition_rate=1.0)
-    assert dim[0].shown.tolist() == [1.0]
-    assert dim[0].pixels.float().mean() < 0.6 * plain[0].pixels.float().mean()
-    phantom = LesionDataset(samples, (64, 64), augment=False, phantom_count=12, conditions=names)
-    said = {tuple(names[j] for j in phantom[i].shown.nonzero().flatten()) for i in range(2, 14)}
+    plain = LesionDataset(samples, (64, 64), augmentation="none", conditions=names)
+    assert [names[i] for i in plain[0, 0].shown.nonzero().flatten()] == ["white-light imaging"]
+    dim = LesionDataset(samples, (64, 64), augmentation="none", conditions=("dim lighting",), condition_rate=1.0)
+    assert dim[0, 0].shown.tolist() == [1.0]
+    assert dim[0, 0].pixels.float().mean() < 0.6 * plain[0, 0].pixels.float().mean()
+    phantom = LesionDataset(samples, (64, 64), augmentation="none", phantom_count=12, conditions=names)
+    said = {tuple(names[j] for j in phantom[0, i].shown.nonzero().flatten()) for i in range(2, 14)}
     assert said <= {
         ("white-light imaging",),
         ("narrow-band imaging",),
@@ -60,9 +66,8 @@ def test_what_was_drawn_is_what_is_said(tmp_path: Path) -> None:
 
 def test_part_without_lesion_has_none(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=4))
-    dataset = LesionDataset(samples, (64, 64), augment=False, lesion_free=1.0)
-    torch.manual_seed(1)
-    found = [dataset[i % 4] for i in range(20)]
+    dataset = LesionDataset(samples, (64, 64), augmentation="none", lesion_free=1.0)
+    found = [dataset[epoch, i] for epoch in range(10) for i in range(4)]
     without = [item for item in found if not item.labels.any()]
     assert len(without) > 4
     for item in without:
@@ -70,14 +75,80 @@ def test_part_without_lesion_has_none(tmp_path: Path) -> None:
         assert abs(red - blue) < 15
 
 
-def test_item_depends_on_the_random_state_alone(tmp_path: Path) -> None:
+def test_item_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=2))
-    dataset = LesionDataset(samples, (64, 64), augment=True, conditions=confounder_names(15), condition_rate=0.7)
 
-    def draw(seed: int) -> list[Item]:
-        torch.manual_seed(seed)
-        return [dataset[i % 2] for i in range(6)]
+    def draw(seed: int, epoch: int) -> list[Item]:
+        torch.manual_seed(np.random.SeedSequence().entropy % 2**31)  # whatever the process drew before
+        names = confounder_names(15)
+        dataset = LesionDataset(
+            samples, (64, 64), augmentation="endoscopy", seed=seed, conditions=names, condition_rate=0.7
+        )
+        return [dataset[epoch, i] for i in (1, 0)]
 
-    one, again, other = draw(3), draw(3), draw(4)
+    one, again = draw(3, 5), draw(3, 5)
     assert all(torch.equal(x, y) for a, b in zip(one, again, strict=True) for x, y in zip(a, b, strict=True))
-    assert not all(torch.equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))
+    for other in (draw(4, 5), draw(3, 6)):
+        assert not any(torch.equal(a.pixels, b.pixels) for a, b in zip(one, other, strict=True))
+
+
+def test_drawing_an_item_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    samples = load_site(write_site(tmp_path / "site", count=1))
+    dataset = LesionDataset(samples, (64, 64), augmentation="endoscopy")
+    state = torch.get_rng_state()
+    dataset[0, 0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(st.integers(8, 90), st.sampled_from([(8, 1, 1), (8, 2, 1), (8, 2, 2), (8, 1, 4), (6, 3, 2)]), st.integers(0, 5))
+def test_processes_and_parts_share_one_order(length: int, shape: tuple[int, int, int], epoch: int) -> None:
+    size, parts, world = shape
+
+    def batches(parts: int, rank: int, world: int) -> list[list[tuple[int, int]]]:
+        return list(EpochBatches(length, size, seed=1, epoch=epoch, parts=parts, rank=rank, world=world))
+
+    whole = batches(1, 0, 1)
+    assert len(whole) == length // size and all(len(batch) == size for batch in whole)
+    seen = [index for batch in whole for _, index in batch]
+    assert len(set(seen)) == len(seen) and {e for batch in whole for e, _ in batch} <= {epoch}
+    shares = [batches(parts, rank, world) for rank in range(world)]
+    for i, batch in enumerate(whole):
+        together = [key for share in shares for part in share[i * parts : (i + 1) * parts] for key in part]
+        assert sorted(together) == sorted(batch)
+
+
+def test_unreadable_image_stops_or_is_left_out_as_asked(tmp_path: Path) -> None:
+    site = write_site(tmp_path / "site", count=4)
+    (site / "images" / "im2.png").write_text("no picture")
+    with pytest.raises(SourceError, match=r"cannot read .*im2\.png: .*; mend it, or set bad_images='skip'"):
+        LesionDataset(load_site(site), (64, 64))
+    dataset = LesionDataset(load_site(site), (64, 64), skip_bad=True)
+    assert len(dataset) == 3 and len(dataset.shown) == 3
+    assert len(dataset.skipped) == 1 and "im2.png" in dataset.skipped[0]
+    with pytest.raises(SourceError, match="no image to train on"):
+        LesionDataset([], (64, 64))
+
+
+def test_labels_are_the_places_of_the_classes(tmp_path: Path) -> None:
+    sample = load_site(write_site(tmp_path / "site", count=1))[0]
+    samples = [dataclasses.replace(sample, lesion=name) for name in ("cyst", "polyp", "none")]
+    dataset = LesionDataset(samples, (64, 64), ("polyp", "cyst"))
+    assert [int(dataset[0, i].labels.max()) for i in range(3)] == [2, 1, 0]
+    with pytest.raises(SpecError, match=r"no prompt for class cyst \(of .*im0\.png\); the recipe's classes are polyp"):
+        LesionDataset(samples, (64, 64), ("polyp",))
+
+
+def test_plain_augmentation_keeps_the_scope_upright(tmp_path: Path) -> None:
+    site = write_site(tmp_path / "site", count=1, size=(96, 96))
+    sample = load_site(site)[0]
+    stripes = np.repeat(np.where(np.arange(96) // 8 % 2, 200, 40)[:, None], 96, axis=1).astype(np.uint8)
+    cv2.imwrite(str(sample.image), np.repeat(stripes[:, :, None], 3, axis=2))
+
+    def tilt(augmentation: str) -> float:
+        """Share of the gradient that runs along the rows, over many views."""
+        dataset = LesionDataset([sample], (64, 64), augmentation=augmentation)
+        views = [dataset[epoch, 0].pixels.float().mean(dim=0)[16:48, 16:48] for epoch in range(30)]
+        changes = [[float(view.diff(dim=d).abs().sum()) for d in (0, 1)] for view in views]
+        return float(np.mean([across / (down + across) for down, across in changes]))
+
+    assert tilt("plain") < 0.3 < 0.4 < tilt("endoscopy")

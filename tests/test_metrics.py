@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.extra.numpy import arrays
 
 from mcdrl_rt.types import ModelSpec, Region
-from training.metrics import score_image, selected_pixels, summarise
+from training.metrics import hd95, paired_bootstrap, s_measure, score_image, selected_pixels, summarise
 
 
 def test_image_is_scored_by_hand() -> None:
@@ -26,6 +29,73 @@ def test_two_empty_masks_agree_and_recall_is_undefined() -> None:
     score = score_image(empty, empty, np.ones((4, 4), bool))
     assert (score.dice, score.iou, score.accuracy) == (1.0, 1.0, 1.0)
     assert math.isnan(score.recall)
+
+
+def test_right_place_under_a_wrong_name_is_not_right() -> None:
+    truth = np.full((4, 4), 2, np.uint8)
+    score = score_image(np.ones((4, 4), np.uint8), truth, truth > 0)
+    assert (score.dice, score.iou, score.accuracy, score.recall) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_lesion_seen_where_none_is_costs_everything() -> None:
+    found = np.zeros((3, 4), np.uint8)
+    found[0, 0] = 3
+    score = score_image(found, np.zeros((3, 4), np.uint8), np.ones((3, 4), bool))
+    assert (score.dice, score.hd95) == (0.0, 5.0)
+    assert score.s_measure == pytest.approx(11 / 12)
+
+
+def test_hd95_by_hand() -> None:
+    one, other = np.zeros((2, 40, 60), bool)
+    one[5:15, 5:25], other[5:15, 12:32] = True, True  # moved by 7
+    assert hd95(one, one) == 0
+    assert hd95(one, other) == pytest.approx(7)
+    assert hd95(one, np.zeros_like(one)) == pytest.approx(math.hypot(40, 60))
+    assert hd95(np.zeros_like(one), np.zeros_like(one)) == 0
+
+
+@given(arrays(bool, (9, 11)), arrays(bool, (9, 11)))
+def test_hd95_is_what_all_pairs_of_outline_pixels_say(one: np.ndarray, other: np.ndarray) -> None:
+    if not (one.any() and other.any()):
+        return
+
+    def outline(mask: np.ndarray) -> np.ndarray:
+        padded = np.pad(mask, 1)
+        around = [padded[1 + i : 10 + i, 1 + j : 12 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        return np.argwhere(mask & ~np.logical_and.reduce(around))
+
+    pairs = np.linalg.norm(outline(one)[:, None] - outline(other)[None], axis=2)
+    expected = np.percentile(np.concatenate([pairs.min(axis=1), pairs.min(axis=0)]), 95)
+    assert hd95(one, other) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(0, 0.7717187520), (1, 0.8069772656), (2, 0.7058133120), (3, 0.6027492253)]
+)
+def test_s_measure_is_the_published_codes(k: int, expected: float) -> None:
+    """Figures of a library verified against the authors' own code."""
+    truth, found = np.zeros((2, 120, 160), np.uint8)
+    cv2.ellipse(truth, (60 + 10 * k, 50), (30, 20 + 5 * k), 10 * k, 0, 360, 255, -1)
+    cv2.ellipse(found, (70, 55 + 3 * k), (25 + 4 * k, 22), 0, 0, 360, 255, -1)
+    assert s_measure(found > 0, truth > 0) == pytest.approx(expected, abs=1e-9)
+
+
+@given(arrays(bool, (7, 8)), arrays(bool, (7, 8)))
+def test_s_measure_is_a_share_and_one_for_the_truth(found: np.ndarray, truth: np.ndarray) -> None:
+    assert 0 <= s_measure(found, truth) <= 1 + 1e-9
+    assert s_measure(truth, truth) == pytest.approx(1)
+
+
+def test_bootstrap_draws_groups() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat([str(i) for i in range(20)], 30)
+    effect = np.repeat(rng.normal(0.05, 0.1, 20), 30)  # frames of a sequence are alike
+    base = rng.uniform(0.5, 0.8, 600)
+    mean, low, high = paired_bootstrap(base + effect, base, list(groups))
+    assert mean == pytest.approx(effect.mean()) and low < mean < high
+    _, alone_low, alone_high = paired_bootstrap(base + effect, base, [str(i) for i in range(600)])
+    assert high - low > 3 * (alone_high - alone_low)  # taking frames for independent would promise too much
+    assert paired_bootstrap(base, base, list(groups)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("stride", [16, 24])

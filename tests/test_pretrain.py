@@ -14,13 +14,14 @@ from miniature import write_site
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.clip import load_clip
 from training import pretrain as pretraining
-from training.dataset import LesionDataset
-from training.pretrain import PromptPairs, load_trunk, pretrain, selection_recall
+from training.dataset import Item, LesionDataset
+from training.launch import make_fabric
+from training.methods.base import start_model
+from training.pretrain import PromptPairs, pretrain, selection_recall
 from training.recipe import Recipe
 from training.sites import load_site
-from training.train import initial_model
 
-NAMES = ("dim lighting", "bright lighting", "white-light imaging")
+FABRIC = make_fabric("32-true", "cpu")
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(
         name="tiny",
         input_size=(64, 64),
-        train_site="tiny",
-        validation_count=2,
+        train_sites=("tiny",),
+        validation_share=0.25,
         depth=1,
         confounders=3,
         batch_size=2,
@@ -41,15 +42,19 @@ def recipe(tmp_path: Path) -> Recipe:
 
 def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    pairs = PromptPairs(load_clip(recipe.encoder), recipe, NAMES)
+    pairs = PromptPairs(load_clip(recipe.encoder), recipe)
     dataset = LesionDataset(
-        load_site(tmp_path / "tiny"), (64, 64), augment=False, conditions=NAMES, condition_rate=0.7, lesion_free=0.5
+        load_site(tmp_path / "tiny"),
+        (64, 64),
+        conditions=pairs.spec.confounders,
+        condition_rate=0.7,
+        lesion_free=0.5,
     )
-    batch = [torch.stack(side) for side in zip(*(dataset[i] for i in range(8)), strict=True)]
+    batch = Item(*(torch.stack(side) for side in zip(*(dataset[0, i] for i in range(8)), strict=True)))
     optimizer = torch.optim.AdamW(pairs.parameters(), 1e-3)
     history = []
     for _ in range(25):
-        loss = pairs(*batch)
+        loss = pairs(batch)["pairs"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -60,11 +65,12 @@ def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_pat
 
 
 def test_what_was_pretrained_is_where_training_starts(recipe: Recipe, tmp_path: Path) -> None:
-    weights = pretrain(recipe, tmp_path, tmp_path / "run")
+    samples = load_site(tmp_path / "tiny")
+    weights = pretrain(FABRIC, recipe, tmp_path, samples, tmp_path / "run")
     made = weights.stat().st_mtime_ns
-    assert pretrain(recipe, tmp_path, tmp_path / "run") == weights
+    assert pretrain(FABRIC, recipe, tmp_path, samples, tmp_path / "run") == weights
     assert weights.stat().st_mtime_ns == made  # done is done
-    model, other = (initial_model(recipe, tmp_path, path) for path in (weights, None))
+    model, other = (start_model(recipe, tmp_path, path) for path in (weights, None))
     clip = load_clip(recipe.encoder, weights)
     assert torch.equal(model.encoder.trunk.conv_stem.weight, clip.visual.trunk.conv_stem.weight)  # type: ignore[union-attr]
     assert not torch.equal(model.text_dictionary, other.text_dictionary)
@@ -77,7 +83,7 @@ def test_command_line_says_recall_before_and_after(
     lines = [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(recipe).items()]
     (tmp_path / "tiny.toml").write_text("\n".join(lines))
     monkeypatch.setattr(
-        sys, "argv", ["pretrain", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "r"), "--data", str(tmp_path)]
+        sys, "argv", ["pretrain", str(tmp_path / "tiny.toml"), "--output", str(tmp_path / "r"), "--data", str(tmp_path)]
     )
     assert pretraining.main() == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -89,5 +95,3 @@ def test_foreign_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="does not hold the weights of mcdrl-small") as caught:
         load_clip("mcdrl-small", tmp_path / "foreign.safetensors")
     assert "\n" not in str(caught.value)
-    with pytest.raises(SpecError, match="no encoder weights at"):
-        load_trunk(torch.nn.Linear(1, 1), tmp_path / "none.safetensors")

@@ -18,6 +18,19 @@ def test_recipe_in_the_repository_is_a_recipe(path: Path) -> None:
     assert recipe.causal_from_epoch < recipe.epochs
 
 
+def test_recipe_builds_on_another(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('name = "base"\nepochs = 3\nlr = 1')
+    (tmp_path / "r.toml").write_text('base = "base.toml"\nname = "x"\nepochs = 5')
+    assert load_recipe(tmp_path / "r.toml") == Recipe(name="x", epochs=5, lr=1)
+
+
+def test_the_papers_recipe_has_no_loss_of_ours() -> None:
+    paper = load_recipe(ROOT / "training" / "recipes" / "paper.toml")
+    assert (paper.dice, paper.edge, paper.dense, paper.readout, paper.pretrain_epochs) == (0, 0, 0, 0, 0)
+    assert (paper.lr, paper.encoder_lr, paper.epochs, paper.causal_from_epoch) == (5e-3, 5e-3, 50, 10)
+    assert (paper.causal, paper.contrast, paper.temperature, paper.input_size) == (0.5, 0.1, 0.5, (224, 224))
+
+
 def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('name = "x"\nepochs = 3\ninput_size = [64, 96]')
     recipe = load_recipe(tmp_path / "r.toml", ["epochs=5", 'classes=["polyp", "cyst"]'])
@@ -31,8 +44,20 @@ def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
         ("name = ", [], "cannot read recipe"),
         ('name = "x"', ["lr=fast"], "cannot read recipe .*lr=fast"),
         ('name = "x"', ["lr"], "cannot read recipe"),
-        ('name = "x"\nepoch = 3', [], "unknown settings epoch; known: alpha, "),
+        ('name = "x"\nepoch = 3', [], "unknown settings epoch; known: accumulate, alpha, "),
         ("epochs = 3", [], "has no name"),
+        ('name = "x"', ["lr='fast'"], "unusable lr: 'fast'"),
+        ('name = "x"', ["epochs=2.5"], "unusable epochs: 2.5"),
+        ('name = "x"', ["input_size=[224]"], r"unusable input_size: \(224,\)"),
+        ('name = "x"', ["classes=[1]"], r"unusable classes: \(1,\)"),
+        ('name = "x"', ["epochs=true"], "unusable epochs: True"),
+        ('name = "x"', ["method='unett'"], "method is one of mcdrl, baseline, .*, not 'unett'"),
+        ('name = "x"', ["bad_images='ignore'"], "bad_images is one of stop, skip, not 'ignore'"),
+        ('name = "x"', ["accumulate=3"], "a batch_size that accumulate does not divide"),
+        ('name = "x"', ["train_sites=[]"], "has no train_sites"),
+        ('name = "x"', ["epochs=0"], "has no epochs"),
+        ('name = "x"', ["validation_share=0", "patience=3"], "has patience, but no validation_share"),
+        ('name = "x"\nbase = "gone.toml"', [], "cannot read recipe"),
     ],
 )
 def test_recipe_that_is_none_is_refused(

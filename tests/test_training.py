@@ -1,25 +1,36 @@
-"""The training loop: it learns, it resumes, and what it saves carries all that is needed."""
+"""The training loop: it learns, it resumes, many processes are as one, and what is wrong is said."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import os
+import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from miniature import write_site
+from safetensors.torch import load_file
 from torch import Tensor
 
-from mcdrl_rt.errors import SpecError
+from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
 from training import train as training
 from training.dataset import Item, LesionDataset
+from training.launch import make_fabric
+from training.loop import Trainer
 from training.recipe import Recipe
-from training.sites import hold_out, load_site
+from training.sites import load_site
+from training.train import load_method, train
+
+FABRIC = make_fabric("32-true", "cpu")
 
 
 @pytest.fixture
@@ -29,113 +40,269 @@ def tiny(tmp_path: Path) -> Recipe:
     return Recipe(
         name="tiny",
         input_size=(64, 64),
-        train_site="tiny",
-        validation_count=1,
+        grid_stride=16,
+        train_sites=("tiny",),
+        validation_share=0.1,
         depth=1,
         confounders=3,
         epochs=2,
         causal_from_epoch=1,
         batch_size=2,
         condition_rate=0.5,
+        edge=1.0,
+        readout=0.1,
+        precision="32-true",
         seed=7,
     )
 
 
-def weights(path: Path) -> dict[str, Tensor]:
-    return load_checkpoint(path).state_dict()
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    path.write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(recipe).items()))
+    return path
 
 
-def test_resumed_run_is_the_run_itself(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    straight = training.train(tiny, tmp_path, tmp_path / "straight")
-
-    torch.manual_seed(tiny.seed)  # the first epoch alone, as if the machine then went down
-    model = training.initial_model(tiny, tmp_path)
-    samples, _ = hold_out(load_site(tmp_path / "tiny"), 1, tiny.seed)
-    dataset = LesionDataset(samples, tiny.input_size, True, 0, tiny.seed, model.spec.confounders, tiny.condition_rate)
-    trainer = training.Trainer(tiny, model, steps_per_epoch=4)
-    trainer.epoch(0, training.batches(dataset, tiny, 0))
-    (tmp_path / "resumed").mkdir()
-    trainer.save(tmp_path / "resumed" / "last.pt", 1)
-    torch.manual_seed(12345)  # another process has other random numbers
-    resumed = training.train(tiny, tmp_path, tmp_path / "resumed")
-
-    one, other = weights(straight), weights(resumed)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    log = [json.loads(line) for line in (tmp_path / "straight" / "log.jsonl").read_text().splitlines()]
-    again = [json.loads(line) for line in (tmp_path / "resumed" / "log.jsonl").read_text().splitlines()]
-    assert [entry["epoch"] for entry in again] == [2]
-    assert {k: v for k, v in again[0].items() if k != "seconds"} == {k: v for k, v in log[1].items() if k != "seconds"}
-    assert "causal" not in log[0] and "causal" in log[1]  # the schedule: off at first
-    assert training.train(tiny, tmp_path, tmp_path / "resumed") == resumed  # nothing left to do
-    assert all(torch.equal(one[name], value) for name, value in weights(resumed).items())
-    assert "epochs 2 to 2" in capsys.readouterr().out
+def command(recipe: Recipe, folder: Path, run: str) -> list[str]:
+    """The command line that trains ``recipe`` on the site in ``folder``."""
+    path = write_recipe(recipe, folder / f"{recipe.name}.toml")
+    return ["-m", "training.train", str(path), "--output", str(folder / run), "--data", str(folder), "--device", "cpu"]
 
 
-def test_order_of_the_data_depends_on_seed_and_epoch_alone(tiny: Recipe, tmp_path: Path) -> None:
-    dataset = LesionDataset(load_site(tmp_path / "tiny"), tiny.input_size, augment=True)
-
-    def first(recipe: Recipe, epoch: int) -> Tensor:
-        torch.manual_seed(np.random.SeedSequence().entropy % 2**31)  # whatever the process drew before
-        return next(iter(training.batches(dataset, recipe, epoch))).pixels
-
-    again = first(tiny, 1)
-    assert torch.equal(first(tiny, 1), again)
-    assert not torch.equal(first(tiny, 0), again)
-    assert not torch.equal(first(dataclasses.replace(tiny, seed=8), 1), again)
+def log(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
-def test_checkpoint_carries_its_recipe(tiny: Recipe, tmp_path: Path) -> None:
-    path = training.train(dataclasses.replace(tiny, epochs=1), tmp_path, tmp_path / "run")
-    spec = read_spec(path)
+def test_run_killed_at_any_moment_ends_with_the_weights_it_would_have_had(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, epochs=3, pretrain_epochs=1)
+    train(FABRIC, recipe, tmp_path, tmp_path / "straight")
+    arguments = [sys.executable, *command(recipe, tmp_path, "killed")]
+    state = tmp_path / "killed" / "last.pt"
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not state.exists():  # the first epoch is on disk
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.uniform(0.0, 1.5))  # somewhere in an epoch, a validation or a write
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "method.safetensors").exists()
+    done = torch.load(state, weights_only=True)["progressed"]["epochs"]
+    resumed = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f'"epoch": {done + 1}' in resumed.stdout and f'"epoch": {done},' not in resumed.stdout
+    for name in ("method.safetensors", "tiny.safetensors", "clip.safetensors"):
+        one, other = (load_file(tmp_path / run / name) for run in ("straight", "killed"))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    assert log(tmp_path / "killed") == log(tmp_path / "straight")
+
+
+def test_two_processes_are_as_one(tiny: Recipe, tmp_path: Path, data_root: Path) -> None:
+    """The loss curve of two processes (gloo) is that of one at the same global batch.
+
+    In float64: what float32 rounds differently in each, AdamW blows up where a gradient is zero but for rounding.
+    """
+    weights = str((data_root / "weights" / "mobilenetv2_100_imagenet.safetensors").resolve())
+    recipe = dataclasses.replace(tiny, batch_size=4, epochs=3, precision="64-true", encoder_weights=weights)
+    train(make_fabric("64-true", "cpu"), recipe, tmp_path, tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*launcher, *command(recipe, tmp_path, "two")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2 × cpu" in ended.stdout and ended.stdout.count('"epoch": 1,') == 1  # only one of them speaks
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        for name in ("segmentation", "dice", "dense", "causal", "readout"):
+            if a[name]:
+                assert float(b[name]) == pytest.approx(float(a[name]), abs=1e-5), (a["epoch"], name)
+
+
+def test_log_samples_and_checkpoint_of_a_run(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    method = train(FABRIC, tiny, tmp_path, run)
+    first, second = log(run)
+    assert (first["epoch"], first["causal"]) == ("1", "") and float(second["causal"]) > 0  # the schedule: off at first
+    assert {"lr", "segmentation", "dice", "dense", "readout", "held_dice", "held_recall"} <= first.keys()
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch-001.jpg", "epoch-002.jpg"]
+    assert any(path.name.startswith("events.out.tfevents") for path in run.iterdir())
+    assert "mcdrl on 8 images (0 of them synthetic), 1 held out, 1 × cpu 32-true" in capsys.readouterr().out
+    spec = read_spec(run / "tiny.safetensors")
     assert (spec.name, spec.input_size, spec.classes, spec.grid) == ("tiny", (64, 64), ("polyp",), (4, 4))
-    recipe = json.loads(spec.provenance["recipe"])
-    assert (recipe["seed"], recipe["train_site"], recipe["epochs"]) == (7, "tiny", 1)
+    carried = json.loads(spec.provenance["recipe"])
+    assert (carried["seed"], carried["train_sites"], carried["epochs"]) == (7, ["tiny"], 2)
+    again = load_method(run, tmp_path)
+    images = torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        one, other = (m.eval().predict(images).logits for m in (again, method))
+    assert torch.allclose(one, other, atol=1e-5)  # the order of channels in memory differs
+    deployed = load_checkpoint(run / "tiny.safetensors").state_dict()
+    assert all(torch.allclose(value, deployed[name], atol=2e-3) for name, value in method.network.state_dict().items())
 
 
-def test_training_learns_the_lesion(tiny: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(tiny, lr=2e-3, warmup_epochs=0.0, epochs=1, causal_from_epoch=0)
-    recipe = dataclasses.replace(recipe, confounders=12, edge=2.0, readout=0.1)
-    torch.manual_seed(0)
-    trainer = training.Trainer(recipe, training.initial_model(recipe, tmp_path), steps_per_epoch=30)
-    names = trainer.model.spec.confounders
-    dataset = LesionDataset(load_site(tmp_path / "tiny"), recipe.input_size, augment=False, conditions=names)
-    batch = Item(*(torch.stack(side) for side in zip(*(dataset[i] for i in range(4)), strict=True)))
-    frozen = {name: value.clone() for name, value in trainer.model.named_buffers() if name.startswith("text_")}
-    history = [trainer.step(batch, intervene=True) for _ in range(30)]
-    for name in ("segmentation", "dice", "dense", "causal", "readout"):
-        assert history[-1][name] < 0.7 * history[0][name], name
-    assert all(torch.equal(value, dict(trainer.model.named_buffers())[name]) for name, value in frozen.items())
+def test_finished_run_is_left_alone_and_another_recipes_is_refused(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, epochs=1)
+    train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    before = load_file(tmp_path / "run" / "method.safetensors")
+    train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    after = load_file(tmp_path / "run" / "method.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(SpecError, match=r"holds a run with other settings \(epochs, lr\); name another --output"):
+        train(FABRIC, dataclasses.replace(recipe, epochs=4, lr=1e-4), tmp_path, tmp_path / "run")
 
 
-def test_encoder_weights_are_loaded_and_trained_at_their_own_rate(tiny: Recipe, data_root: Path) -> None:
-    recipe = dataclasses.replace(tiny, encoder_weights="weights/mobilenetv2_100_imagenet.safetensors")
-    torch.manual_seed(0)
-    model = training.initial_model(recipe, data_root)
-    torch.manual_seed(0)
-    random = training.initial_model(tiny, data_root)
-    assert not torch.equal(model.encoder.trunk.conv_stem.weight, random.encoder.trunk.conv_stem.weight)
-    groups = training.Trainer(recipe, model, 4).optimizer.param_groups
+def test_damaged_state_is_named(tiny: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.pt").write_bytes(b"PK no state")
+    with pytest.raises(SpecError, match=r"cannot go on from .*last\.pt .*; move it away, or name another") as caught:
+        train(FABRIC, tiny, tmp_path, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_patience_ends_a_run_and_keeps_the_best_epoch(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(tiny, epochs=9, patience=2, depth=0, validation_share=0.2, ema=0.0)
+    marks = iter([0.2, 0.6, 0.5, 0.4, 0.9])
+    seen: list[dict[str, Tensor]] = []
+    judge = Trainer._judge
+
+    def judged(self: Trainer, dice: float) -> None:
+        seen.append({name: value.clone() for name, value in self.result.state_dict().items()})
+        judge(self, next(marks))
+
+    monkeypatch.setattr(Trainer, "_judge", judged)
+    method = train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    assert len(log(tmp_path / "run")) == 4  # two epochs without a better one
+    assert all(torch.equal(value, seen[1][name]) for name, value in method.state_dict().items())
+    assert not all(torch.equal(value, seen[3][name]) for name, value in method.state_dict().items())
+    kept = load_file(tmp_path / "run" / "method.safetensors")
+    assert all(torch.equal(value, seen[1][name]) for name, value in kept.items())
+
+
+def test_parts_of_a_batch_make_one_step(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, batch_size=4, accumulate=2, epochs=1)
+    train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["schedule"]["last_epoch"] == 2  # 8 images, 4 a step
+    assert int(state["averaged"]["n_averaged"]) == 2
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_batch(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, batch_size=4, edge=0.0, readout=0.0)
+    trainer = make_trainer(recipe, tmp_path)
+    trainer.method.eval()  # a batch norm sees other statistics in a part
+    batch = first_batch(recipe, tmp_path, 4)
+    grads = []
+    for parts in (1, 2):
+        trainer.recipe = dataclasses.replace(recipe, accumulate=parts)
+        trainer.optimizer.zero_grad()
+        for i in range(parts):
+            trainer.part(Item(*(t[i::parts] for t in batch)), True, i == parts - 1)
+        grads.append([p.grad.clone() for p in trainer.method.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 50
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
+
+
+def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
+    method = training.build_method(recipe, folder)
+    dataset = training.training_set(FABRIC, recipe, load_site(folder / "tiny"))
+    return Trainer(FABRIC, recipe, method, folder, dataset)
+
+
+def first_batch(recipe: Recipe, folder: Path, count: int) -> Item:
+    names = ("motion blur", "dim lighting", "narrow-band imaging")
+    dataset = LesionDataset(load_site(folder / "tiny"), recipe.input_size, conditions=names, condition_rate=1.0)
+    return Item(*(torch.stack(side) for side in zip(*(dataset[0, i] for i in range(count)), strict=True)))
+
+
+def test_moving_average_follows_with_a_shorter_past_at_first(tiny: Recipe, tmp_path: Path) -> None:
+    trainer = make_trainer(dataclasses.replace(tiny, ema=0.5), tmp_path)
+    weight = trainer.method.module.network.head.classify.bias
+    mean = trainer.result.network.head.classify.bias
+    values, expected = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0], 0.0
+    for count, value in enumerate(values):
+        torch.nn.init.constant_(weight, value)
+        trainer.averaged.update_parameters(trainer.method.module)
+        decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0
+        expected = decay * expected + (1 - decay) * value
+        assert mean[0].item() == pytest.approx(expected)
+
+
+def test_encoder_weights_are_trained_at_their_own_rate(tiny: Recipe, tmp_path: Path, data_root: Path) -> None:
+    recipe = dataclasses.replace(tiny, encoder_weights=str(data_root / "weights/mobilenetv2_100_imagenet.safetensors"))
+    trainer = make_trainer(recipe, tmp_path)
+    groups = trainer.optimizer.param_groups
     assert [group["initial_lr"] for group in groups] == [recipe.encoder_lr, recipe.lr]
-    assert len(groups[0]["params"]) == len(list(model.encoder.trunk.parameters()))
+    assert len(groups[0]["params"]) == len(list(trainer.method.module.network.encoder.trunk.parameters()))
 
 
-def test_encoder_weights_that_do_not_fit_are_refused(tiny: Recipe, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"batch_size": 64}, "9 images do not fill one batch of 64"),
+        ({"classes": ("cyst",)}, "no prompt for class polyp"),
+        ({"train_sites": ("gone",)}, "no site at .*gone"),
+        ({"validation_share": 0.99}, "has nothing left to train on"),
+        ({"encoder_weights": "none.safetensors"}, "no encoder weights at"),
+        ({"encoder": "RN50", "method": "unet"}, "the U-Net shares the encoder of mcdrl-small alone"),
+    ],
+)
+def test_recipe_that_cannot_be_run_is_refused(
+    tiny: Recipe, tmp_path: Path, changes: dict[str, object], complaint: str
+) -> None:
+    share = 0.0 if "batch_size" in changes else 0.1
+    recipe = dataclasses.replace(tiny, **{"validation_share": share, **changes})
+    with pytest.raises((SpecError, SourceError), match=complaint) as caught:
+        train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    assert "\n" not in str(caught.value)
 
-    with pytest.raises(SpecError, match="no encoder weights at"):
-        training.initial_model(dataclasses.replace(tiny, encoder_weights="none.safetensors"), tmp_path)
-    save_file({"foreign": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(SpecError, match="does not fit the image trunk"):
-        training.initial_model(dataclasses.replace(tiny, encoder_weights="foreign.safetensors"), tmp_path)
+
+def test_pretrained_weights_without_a_network_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_site(tmp_path / "tiny", count=4)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    arguments = ["train", str(ROOT / "training/recipes/paper.toml"), "--data", str(tmp_path)]
+    arguments += ["--output", str(tmp_path / "run"), "--set", "train_sites=['tiny']", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert training.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: cannot load ViT-L-14 with pretrained='openai'") and "is this machine online?" in err
+    assert err.count("\n") == 1
 
 
 def test_command_line_ends_with_one_line_on_a_users_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = ROOT / "training" / "recipes" / "small.toml"
-    arguments = ["train", str(recipe), "--run", str(tmp_path / "run"), "--data", str(tmp_path), "--set", "depht=1"]
+    arguments = ["train", str(recipe), "--output", str(tmp_path / "run"), "--data", str(tmp_path), "--set", "depht=1"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert training.main() == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: recipe ") and "depht" in err and err.count("\n") == 1
+
+
+def test_device_and_precision_that_are_not_there_are_refused() -> None:
+    with pytest.raises(SpecError, match="'16-mixed' needs a GPU"):
+        make_fabric("16-mixed", "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SpecError, match="torch sees no GPU here"):
+            make_fabric("auto", "cuda")
+
+
+@pytest.mark.slow
+def test_the_papers_recipe_takes_two_steps_on_a_cpu(tmp_path: Path) -> None:
+    """ViT-L/14 with random weights: 12 GB of memory, a minute or two."""
+    write_site(tmp_path / "tiny", count=2)
+    path = str(ROOT / "training/recipes/paper.toml")
+    settings = ["train_sites=['tiny']", "pretrained=''", "batch_size=1", "validation_share=0", "epochs=1"]
+    settings += ["causal_from_epoch=0", "precision='32-true'"]
+    arguments = ["-m", "training.train", path, "--output", str(tmp_path / "run"), "--data", str(tmp_path), "--set"]
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}
+    ended = subprocess.run(
+        [sys.executable, *arguments, *settings], cwd=ROOT, capture_output=True, text=True, env=threads
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["schedule"]["last_epoch"] == 2

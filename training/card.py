@@ -51,7 +51,7 @@ Known limits: one lesion class; one training data set; a lesion that covers more
 cannot be segmented whole; folds, text, instruments and bubbles can be marked.
 
 ## Recipe
-`python -m training.train training/recipes/small.toml --run runs/small`, then
+`python -m training.train training/recipes/small.toml --output runs/small`, then
 `python -m training.evaluate runs/small/{name}.safetensors --card`. Seed {seed}. The settings the checkpoint carries:
 
 ```json

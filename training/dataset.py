@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import random_sample
 from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
-from training.sites import Sample, read_sample
+from training.sites import NO_LESION, Sample, read_sample
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
+Key = tuple[int, int]  # epoch and index: all that the randomness of an item depends on, beside the seed
 
 
 class Item(NamedTuple):
@@ -31,51 +33,83 @@ class Item(NamedTuple):
 
 
 class LesionDataset(Dataset[Item]):
-    """Pictures at the network's input size, drawn anew each time.
+    """Pictures at the network's input size, drawn anew for each epoch.
 
     Args:
         samples: real images.
         size: (height, width).
-        augment: draw a new view of each image each time.
-        phantom_count: synthetic frames added to them.
-        seed: of the synthetic frames.
+        classes: the K lesion classes; labels are their places, from 1.
+        augmentation: ``none``, ``plain`` or ``endoscopy`` (see ``augmentation``).
+        phantom_count: synthetic frames added to them; their lesions are of the first class.
+        seed: of everything random.
         conditions: the M names of the confounder dictionary.
         condition_rate: share of the pictures that get one of the conditions.
         lesion_free: share of the pictures shown by a part without lesion, where there is one.
+        skip_bad: leave out images that cannot be read, in ``skipped``, instead of raising.
+
+    Raises:
+        SourceError: an image or mask cannot be read.
+        SpecError: a sample's class is none of ``classes``.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         size: tuple[int, int],
-        augment: bool,
+        classes: Sequence[str] = ("polyp",),
+        *,
+        augmentation: str = "none",
         phantom_count: int = 0,
         seed: int = 0,
         conditions: Sequence[str] = (),
         condition_rate: float = 0.0,
         lesion_free: float = 0.0,
+        skip_bad: bool = False,
     ) -> None:
-        self.size, self.conditions = size, tuple(conditions)
+        self.seed, self.conditions = seed, tuple(conditions)
         self.condition_rate, self.lesion_free = condition_rate, lesion_free
-        keep = (round(size[0] * MARGIN), round(size[1] * MARGIN)) if augment else size
+        keep = size if augmentation == "none" else (round(size[0] * MARGIN), round(size[1] * MARGIN))
+        self.skipped: list[str] = []
+        pairs = [_prepare(*pair, keep) for pair in self._read(samples, classes, skip_bad)]
         rng = np.random.default_rng(seed)
         frames = [random_sample(rng, (size[0] + 32, size[1] + 96)) for _ in range(phantom_count)]
-        pairs = [_prepare(*read_sample(sample), keep) for sample in samples]
+        self.shown = [(PLAIN,)] * len(pairs) + [PHANTOM_CONDITIONS[frame.site] for frame in frames]
         pairs += [_prepare(frame.pixels, frame.mask, keep) for frame in frames]
+        if not pairs:
+            raise SourceError("there is no image to train on or to measure with")
         self.pixels, self.labels = (np.stack(side) for side in zip(*pairs, strict=True))
-        self.shown = [(PLAIN,)] * len(samples) + [PHANTOM_CONDITIONS[frame.site] for frame in frames]
-        self.transform = augmentation(size) if augment else None
+        self.transform = None if augmentation == "none" else random_view(size, augmentation)
+
+    def _read(
+        self, samples: Sequence[Sample], classes: Sequence[str], skip_bad: bool
+    ) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+        ids = {NO_LESION: 0} | {name: i for i, name in enumerate(classes, 1)}
+        if strange := sorted({sample.lesion for sample in samples} - ids.keys()):
+            first = next(sample.image for sample in samples if sample.lesion == strange[0])
+            raise SpecError(
+                f"no prompt for class {', '.join(strange)} (of {first}); the recipe's classes are {', '.join(classes)}"
+            )
+        for sample in samples:
+            try:
+                yield read_sample(sample, ids[sample.lesion])
+            except SourceError as error:
+                if not skip_bad:
+                    raise SourceError(f"{error}; mend it, or set bad_images='skip'") from error
+                self.skipped.append(str(error))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> Item:
-        rng = np.random.default_rng(int(torch.randint(2**31, ())))  # torch's state is what a resumed run restores
+    def __getitem__(self, key: Key) -> Item:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
         pixels, labels = self.pixels[index], self.labels[index]
         if rng.random() < self.lesion_free:
             pixels, labels = _without_lesion(rng, pixels, labels)
         if self.transform is not None:
-            picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+                torch.manual_seed(int(rng.integers(2**62)))
+                picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
             pixels, labels = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)), mask.numpy()
         drawn = draw_conditions(self.conditions, rng, self.condition_rate) if self.condition_rate else ()
         for name in drawn:
@@ -85,19 +119,53 @@ class LesionDataset(Dataset[Item]):
         return Item(picture, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(shown))
 
 
-def augmentation(size: tuple[int, int]) -> v2.Transform:
-    """Random views of one picture and its mask: an endoscope turns freely, and no two processors share colours."""
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomAffine(180, (0.1, 0.1), (0.6, 1.5), 8, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.Resize(size, antialias=True),
-            v2.ColorJitter(0.35, 0.35, 0.35, 0.04),
-            v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.3)], 0.1),
-            v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], 0.2),
-        ]
-    )
+class EpochBatches(Sampler[list[Key]]):
+    """One epoch's batches, in an order that depends on seed and epoch alone; incomplete ones are left out.
+
+    Args:
+        length: of the data set.
+        batch_size: images in an optimiser step, over all processes.
+        seed, epoch: what the order depends on.
+        parts: a batch is worked through in this many parts, each an element of the iteration.
+        rank, world: this process takes its own share of every part.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, epoch: int, parts: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        self.order = np.random.default_rng((seed, epoch)).permutation(length)
+        self.epoch, self.batch_size = epoch, batch_size
+        self.parts, self.rank, self.world = parts, rank, world
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size * self.parts
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        part = self.batch_size // self.parts
+        for i in range(len(self)):
+            indices = self.order[i * part : (i + 1) * part][self.rank :: self.world]
+            yield [(self.epoch, int(index)) for index in indices]
+
+
+def random_view(size: tuple[int, int], augmentation: str) -> v2.Transform:
+    """Random views of one picture and its mask, at ``size``.
+
+    ``plain`` is what any segmentation training does: flips, shift and scale, colour. ``endoscopy`` adds what is the
+    instrument's: it turns freely about its axis, no two processors share colours, and it is often out of focus.
+    """
+    scope = augmentation == "endoscopy"
+    angle, shear = (180, 8) if scope else (15, 0)
+    views: list[v2.Transform] = [
+        v2.RandomHorizontalFlip(),
+        v2.RandomVerticalFlip(),
+        v2.RandomAffine(angle, (0.1, 0.1), (0.6, 1.5), shear, interpolation=v2.InterpolationMode.BILINEAR),
+        v2.Resize(size, antialias=True),
+        v2.ColorJitter(0.35, 0.35, 0.35, 0.04),
+    ]
+    if scope:
+        views.append(v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.3)], 0.1))
+        views.append(v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], 0.2))
+    return v2.Compose(views)
 
 
 def _prepare(pixels: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:

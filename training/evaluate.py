@@ -1,37 +1,82 @@
-"""Measure a checkpoint as users run it: ``python -m training.evaluate runs/small/mcdrl-small.safetensors``.
+"""Measure a model as users run it: ``python -m training.evaluate runs/small/mcdrl-small.safetensors``.
 
-Every image goes through ``Segmenter`` at its own size, and labels are compared at that size, without a threshold.
+Every image goes through ``Segmenter`` at its own size, and labels are compared at that size, without a threshold. A
+checkpoint runs in the engine users get; a run's folder (``runs/small``) in torch, whatever its method, and leaves
+``evaluation.json`` there for ``training.report``. Measured are the held-out part of every training site and every
+other site under the data folder, none of which the model has seen.
+
 ``--card`` writes the model card beside the checkpoint from the figures just measured, and from nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from mcdrl_rt.engine.base import Engine, RawOutput
 from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.types import UInt8Array
 from training.card import write_card
-from training.metrics import score_image, selected_pixels, summarise
-from training.sites import Sample, data_root, hold_out, load_site, read_sample
+from training.metrics import ImageScore, score_image, selected_pixels, summarise
+from training.sites import NO_LESION, Sample, data_root, find_sites, load_site, read_sample, split_sites
+from training.train import Method, load_method
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """One site's images and how a model did on each.
+
+    Args:
+        unseen: no image of the site was trained on.
+        samples, scores: side by side.
+    """
+
+    unseen: bool
+    samples: list[Sample]
+    scores: list[ImageScore]
+
+    def figures(self) -> dict[str, float]:
+        """Means over the images, and Dice for every class."""
+        figures = summarise(self.scores)
+        classes = sorted({sample.lesion for sample in self.samples})
+        if len(classes) > 1:
+            for name in classes:
+                dice = [t.dice for s, t in zip(self.samples, self.scores, strict=True) if s.lesion == name]
+                figures[f"dice[{name}]"] = round(sum(dice) / len(dice), 4)
+        return figures
 
 
 def main() -> int:
     """Command line of the module; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("model", type=Path, help="a checkpoint, or the folder of a finished run")
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--engine", default="auto", help="for a checkpoint")
+    parser.add_argument("--precision", default="auto", help="for a checkpoint")
+    parser.add_argument("--device", default="auto", help="for a run: cpu or cuda")
     parser.add_argument("--card", action="store_true", help="write CHECKPOINT.md and CHECKPOINT.json beside it")
     arguments = parser.parse_args()
     try:
-        segmenter = Segmenter.load(arguments.checkpoint, engine=arguments.engine, precision=arguments.precision)
-        figures = evaluate(segmenter, arguments.data)
+        if arguments.model.is_dir():
+            engine: Engine = MethodEngine(load_method(arguments.model, arguments.data), arguments.device)
+            segmenter = Segmenter(engine)
+        else:
+            segmenter = Segmenter.load(arguments.model, engine=arguments.engine, precision=arguments.precision)
+        sites = evaluate(segmenter, arguments.data)
+        if arguments.model.is_dir():
+            write_evaluation(arguments.model / "evaluation.json", segmenter, sites)
+        figures = {_title(name, scores): scores.figures() for name, scores in sites.items()}
         if arguments.card:
-            write_card(arguments.checkpoint, segmenter.spec, segmenter.engine.name, figures)
+            write_card(arguments.model, segmenter.spec, segmenter.engine.name, figures)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -39,27 +84,88 @@ def main() -> int:
     return 0
 
 
-def evaluate(segmenter: Segmenter, data: Path) -> dict[str, dict[str, float]]:
-    """Figures on the training site's held-out part and on every other site at hand, all of it unseen."""
+def evaluate(segmenter: Segmenter, data: Path) -> dict[str, SiteScores]:
+    """Scores on the training sites' held-out parts and on every other site at hand, by name.
+
+    A site with a class that the model does not know is left out, and that is said on standard error.
+    """
     recipe = json.loads(segmenter.spec.provenance.get("recipe", "{}"))
-    trained = recipe.get("train_site", "Kvasir-SEG")
-    _, held = hold_out(load_site(data / trained), recipe.get("validation_count", 100), recipe.get("seed", 0))
-    figures = {f"{trained} (held out)": evaluate_samples(segmenter, held)}
-    for site in ("Kvasir-SEG", "CVC-ClinicDB"):
-        if site != trained and (data / site).is_dir():
-            figures[f"{site} (unseen)"] = evaluate_samples(segmenter, load_site(data / site))
-    return figures
+    trained = recipe.get("train_sites", [])
+    share, seed = recipe.get("validation_share", 0.0), recipe.get("seed", 0)
+    parts = {name: split_sites(data, [name], share, seed)[1] for name in trained if (data / name).is_dir()}
+    parts |= {folder.name: load_site(folder) for folder in find_sites(data) if folder.name not in trained}
+    scores = {}
+    for name, samples in parts.items():
+        known = {*segmenter.spec.classes, NO_LESION}
+        if strange := sorted({sample.lesion for sample in samples} - known):
+            print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
+        elif samples:
+            scores[name] = SiteScores(name not in trained, samples, evaluate_samples(segmenter, samples))
+    return scores
 
 
-def evaluate_samples(segmenter: Segmenter, samples: list[Sample]) -> dict[str, float]:
-    """Means over ``samples`` (``training.metrics.summarise``)."""
+def evaluate_samples(segmenter: Segmenter, samples: Sequence[Sample]) -> list[ImageScore]:
+    """Score each image."""
+    ids = {NO_LESION: 0} | {name: i for i, name in enumerate(segmenter.spec.classes, 1)}
     scores = []
     for sample in samples:
-        pixels, truth = read_sample(sample)
+        pixels, truth = read_sample(sample, ids[sample.lesion])
         out = segmenter(pixels)
         seen = selected_pixels(out.selected, segmenter.spec, out.region, truth.shape)
         scores.append(score_image(out.labels, truth, seen))
-    return summarise(scores)
+    return scores
+
+
+def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> None:
+    """Every image's figures, and their means, for ``training.report``."""
+    content: dict[str, Any] = {
+        "engine": segmenter.engine.name,
+        "recipe": json.loads(segmenter.spec.provenance["recipe"]),
+        "sites": {
+            name: {
+                "unseen": site.unseen,
+                "figures": site.figures(),
+                "images": [
+                    {"image": sample.image.name, "group": sample.group, "class": sample.lesion} | _rounded(score)
+                    for sample, score in zip(site.samples, site.scores, strict=True)
+                ],
+            }
+            for name, site in sites.items()
+        },
+    }
+    path.write_text(json.dumps(content) + "\n")
+
+
+class MethodEngine:
+    """Any method as an engine, in torch: to measure what has no deployed form.
+
+    Args:
+        method: trained.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, method: Method, device: str = "auto") -> None:
+        cuda = torch.cuda.is_available() and device != "cpu"
+        self.method = method.eval().to("cuda" if cuda else "cpu")
+        self.spec, self.name = method.spec, f"torch fp32 {'cuda' if cuda else 'cpu'}, as trained"
+
+    @torch.inference_mode()
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        """See ``Engine.infer``."""
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.method.mean.device)
+        out = self.method.predict(self.method.normalise(pixels))
+        best, label = (out.logits[:, 1:] - out.logits[:, :1]).max(dim=1)
+        score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)
+        values = (score, (label + 1).to(torch.uint8), out.confounders.float(), out.selected.to(torch.uint8))
+        return RawOutput(*(value.cpu().numpy() for value in values))
+
+
+def _rounded(score: ImageScore) -> dict[str, float | None]:
+    return {k: None if v != v else round(v, 4) for k, v in dataclasses.asdict(score).items()}
+
+
+def _title(name: str, site: SiteScores) -> str:
+    return f"{name} ({'unseen' if site.unseen else 'held out'})"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +15,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = No
     """
     if weight is None:
         return F.cross_entropy(logits, labels)
-    return (F.cross_entropy(logits, labels, reduction="none") * weight).sum() / weight.sum()
+    return weighted_mean(F.cross_entropy(logits, labels, reduction="none"), weight)
 
 
 def causal_loss(intervened: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
@@ -28,14 +29,14 @@ def causal_loss(intervened: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
     lesion = classes > 0
     pooled = F.normalize(intervened.mean(dim=1), dim=-1)
     target = F.normalize(targets, dim=-1)[(classes - 1).clamp_min(0)]
-    return _mean_where((pooled - target).square().sum(dim=-1), lesion)
+    return weighted_mean((pooled - target).square().sum(dim=-1), lesion)
 
 
 def contrast_loss(summary: Tensor, texts: Tensor, classes: Tensor, temperature: float) -> Tensor:
     """Eq. 12: InfoNCE of the image feature (B, d) over the K class texts (K, d); no lesion, no part."""
     logits = F.normalize(summary, dim=-1) @ F.normalize(texts, dim=-1).T / temperature
     losses = F.cross_entropy(logits, (classes - 1).clamp_min(0), reduction="none")
-    return _mean_where(losses, classes > 0)
+    return weighted_mean(losses, classes > 0)
 
 
 def edge_weight(labels: Tensor, strength: float, share: float = 0.09) -> Tensor:
@@ -60,7 +61,7 @@ def readout_loss(readout: Tensor, shown: Tensor) -> Tensor:
     """
     count = shown.sum(dim=1, keepdim=True)
     costs = -(shown / count.clamp_min(1) * readout.clamp_min(1e-6).log()).sum(dim=1)
-    return _mean_where(costs, count[:, 0] > 0)
+    return weighted_mean(costs, count[:, 0] > 0)
 
 
 def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0, weight: Tensor | None = None) -> Tensor:
@@ -94,5 +95,18 @@ def dense_alignment_loss(
     return F.binary_cross_entropy_with_logits(similarities * scale, touched, pos_weight=weight)
 
 
-def _mean_where(values: Tensor, condition: Tensor) -> Tensor:
-    return (values * condition).sum() / condition.sum().clamp_min(1)
+def exact(value: Tensor) -> Tensor:
+    """``value`` in float32 at least: half precision is for networks, not for losses."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ w·v / Σ w, the sum of weights taken over all processes; zero where nothing counts.
+
+    So the mean over processes of what each returns is the mean over the whole batch, however the images lie.
+    """
+    total = exact(weights.detach()).sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return (values * weights).sum() / torch.where(total > 0, total, 1.0)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mcdrl_rt.errors import SpecError
+
+METHODS = ("mcdrl", "baseline", "wo-mtrs", "wo-cdrl", "stylip", "biomedcoop", "unet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +25,26 @@ class Recipe:
 
     Args:
         name: of the run and of the model.
+        method: what is trained (``training.methods``).
         encoder, input_size, grid_stride, classes, confounders, alpha, depth, head: see ``ModelSpec``.
+        pretrained: open_clip's name of the CLIP weights to start from (``openai``); empty for none.
         encoder_weights: a safetensors file for the image trunk, relative to the data folder; empty for none.
         mean, std: what those weights expect.
-        train_site: folder of the training site under the data folder.
-        validation_count: images of it held out at random, for reporting.
+        train_sites: folders of the training sites under the data folder.
+        validation_share: of every training site, whole groups, held out for the selection rule and for reporting.
+        bad_images: ``stop`` at a file that cannot be read, or ``skip`` it and say so.
         condition_rate: share of images that get an imaging condition of the dictionary drawn on them.
+        augmentation: random views of an image: ``none``, ``plain`` (flips, scale, colour) or ``endoscopy`` (also free
+            rotation, processor colours and blur).
         phantom_count: synthetic frames rendered once and mixed into every epoch.
         epochs, causal_from_epoch: length, and the first epoch with the intervention network on (0-based).
-        lr, encoder_lr, weight_decay, warmup_epochs, batch_size, ema: the optimiser's.
+        batch_size: images in an optimiser step, over all processes.
+        accumulate: parts such a batch is worked through in, one after the other.
+        lr, encoder_lr, weight_decay, warmup_epochs, schedule, ema: the optimiser's; ``schedule`` is ``cosine`` or
+            ``constant``.
+        precision: ``auto``, ``32-true``, ``bf16-mixed``, ``16-mixed``, or ``64-true`` to tell a bug from rounding.
+        patience: epochs without a better Dice on the held-out part after which training ends, and the best epoch's
+            weights are kept; 0 trains to the end and keeps the last.
         causal, contrast, temperature: λ1, λ2, τ of Eq. 9 and 12.
         dice, dense, dense_scale: weights of the soft Dice and dense alignment terms; logit scale of the latter.
         edge: extra weight of pixels near a lesion's edge, in the segmentation and Dice terms.
@@ -39,29 +55,37 @@ class Recipe:
     """
 
     name: str
+    method: str = "mcdrl"
     encoder: str = "mcdrl-small"
+    pretrained: str = ""
     encoder_weights: str = ""
     input_size: tuple[int, int] = (224, 224)
-    grid_stride: int = 16
+    grid_stride: int = 0
     classes: tuple[str, ...] = ("polyp",)
     confounders: int = 12
     alpha: float = 0.5
     depth: int = 3
     head: str = "detail"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    train_site: str = "Kvasir-SEG"
-    validation_count: int = 100
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    train_sites: tuple[str, ...] = ("Kvasir-SEG",)
+    validation_share: float = 0.1
+    bad_images: str = "stop"
     condition_rate: float = 0.0
+    augmentation: str = "endoscopy"
     phantom_count: int = 0
     epochs: int = 30
     causal_from_epoch: int = 6
     batch_size: int = 16
+    accumulate: int = 1
     lr: float = 1e-3
     encoder_lr: float = 3e-4
     weight_decay: float = 0.01
     warmup_epochs: float = 1.0
+    schedule: str = "cosine"
     ema: float = 0.998
+    precision: str = "auto"
+    patience: int = 0
     causal: float = 0.5
     contrast: float = 0.1
     temperature: float = 0.5
@@ -74,18 +98,48 @@ class Recipe:
     pretrain_lr: float = 3e-4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            if not _is(getattr(self, name), kind):
+                raise SpecError(f"recipe {self.name!r} has an unusable {name}: {getattr(self, name)!r}")
+        choices = {
+            "method": METHODS,
+            "bad_images": ("stop", "skip"),
+            "augmentation": ("none", "plain", "endoscopy"),
+            "schedule": ("cosine", "constant"),
+            "precision": ("auto", "32-true", "64-true", "bf16-mixed", "16-mixed"),
+        }
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise SpecError(f"recipe {self.name!r}: {name} is one of {', '.join(known)}, not {value!r}")
+        problems = {
+            "no train_sites": not self.train_sites,
+            "a validation_share outside [0, 1)": not 0 <= self.validation_share < 1,
+            "patience, but no validation_share to go by": self.patience and not self.validation_share,
+            "no epochs": self.epochs < 1,
+            "an ema outside [0, 1)": not 0 <= self.ema < 1,
+            "a batch_size that accumulate does not divide": self.batch_size < 1
+            or self.accumulate < 1
+            or self.batch_size % self.accumulate,
+        }
+        for what, wrong in problems.items():
+            if wrong:
+                raise SpecError(f"recipe {self.name!r} has {what}")
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides, each a line of TOML: ``epochs=3``, ``encoder='RN50'``.
 
+    A recipe may name another, beside it, that it builds on: ``base = "tuned.toml"``.
+
     Raises:
-        SpecError: the file is missing or no TOML, or names a setting that does not exist.
+        SpecError: the file is missing or no TOML, or has a setting that does not exist or cannot be.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = _read(path)
         for line in overrides:
             values |= tomllib.loads(line)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
     known = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(set(values) - known)
@@ -93,4 +147,29 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise SpecError(f"recipe {path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     if "name" not in values:
         raise SpecError(f"recipe {path} has no name")
+    return recipe_from(values)
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """A recipe from what TOML or JSON holds: lists for tuples."""
     return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = tomllib.loads(path.read_text())
+    base = values.pop("base", None)
+    return (_read(path.parent / base) if base else {}) | values
+
+
+def _is(value: object, kind: object) -> bool:
+    """Whether a value is of an annotated type; a whole number is a float too."""
+    if isinstance(kind, types.GenericAlias):
+        inner = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if inner[-1] is not Ellipsis and len(value) != len(inner):
+            return False
+        return all(_is(item, inner[0]) for item in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind

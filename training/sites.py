@@ -34,6 +34,7 @@ from mcdrl_rt.types import UInt8Array
 
 MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
+NO_LESION = "none"  # class of an image that was looked at and has none
 Polygon = tuple[tuple[float, float], ...]
 
 
@@ -202,6 +203,19 @@ def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sam
     return [s for s in ordered if s.group not in held], [s for s in ordered if s.group in held]
 
 
+def split_sites(data: Path, names: Sequence[str], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Samples of several sites to train on, and ``share`` of every site held out (``hold_out``)."""
+    kept: list[Sample] = []
+    held: list[Sample] = []
+    for name in names:
+        samples = load_site(data / name)
+        one, other = hold_out(samples, round(share * len(samples)), seed)
+        if not one:
+            raise SourceError(f"{data / name} has nothing left to train on with a validation_share of {share}")
+        kept, held = kept + one, held + other
+    return kept, held
+
+
 def _layouts(folder: Path, described: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The layouts of a manifest that a folder has images for."""
     return [layout for layout in described["layout"] if next(_images(folder, layout), None) is not None]
@@ -236,7 +250,7 @@ def _samples(
                 else:
                     unnamed[label] = unnamed.get(label, 0) + 1
             # one lesion type an image, as the paper has it: the one with the most outlines
-            lesion = max(by_class, key=lambda name: len(by_class[name])) if by_class else "none"
+            lesion = max(by_class, key=lambda name: len(by_class[name])) if by_class else NO_LESION
             yield Sample(image, None, group, lesion, tuple(by_class.get(lesion, ())))
             continue
         values = {"stem": image.stem, "name": image.name, "folder": image.parent.name}

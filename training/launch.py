@@ -1,0 +1,135 @@
+"""Where a run happens: one process or many, on what device, in what precision; and what many must agree on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from mcdrl_rt.engine.openvino import resolve_precision
+from mcdrl_rt.errors import SpecError
+from training import losses
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves
+logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
+def make_fabric(precision: str = "auto", device: str = "auto") -> Fabric:
+    """One process, or this one's part of those that ``torchrun`` or SLURM started.
+
+    Args:
+        precision: of ``Recipe``; ``auto`` is bf16 where the device computes in it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        SpecError: the device is not there, or cannot compute in that precision.
+    """
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise SpecError("--device cuda, but torch sees no GPU here")
+    accelerator = "cuda" if cuda and device != "cpu" else "cpu"
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise SpecError("precision '16-mixed' needs a GPU; take 'bf16-mixed' or '32-true' on a CPU")
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported(False) if accelerator == "cuda" else resolve_precision("auto") == "bf16"
+        precision = "bf16-mixed" if fast else "32-true"  # in software bf16 would be ten times slower than float32
+    nodes, local = _processes()
+    strategy: Any = "auto"
+    if nodes * local > 1:
+        strategy = DDPStrategy(find_unused_parameters=True)  # the causal path is off at first
+    fabric = Fabric(accelerator=accelerator, strategy=strategy, devices=local, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
+
+
+def _processes() -> tuple[int, int]:
+    """Machines, and processes on each, as the launcher says."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        local = int(environment["LOCAL_WORLD_SIZE"])
+        return int(environment["WORLD_SIZE"]) // local, local
+    if "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment:
+        nodes = int(environment.get("SLURM_NNODES", 1))
+        return nodes, int(environment["SLURM_NTASKS"]) // nodes
+    return 1, 1
+
+
+def progress_bar(fabric: Fabric) -> Progress:
+    """A progress bar, on a terminal and in the first process only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, transient=True)
+    bar.disable = not (fabric.is_global_zero and bar.console.is_terminal)
+    return bar
+
+
+def synchronise_norms(method: Any, device: torch.device) -> Any:
+    """Make every batch norm of ``method`` normalise with the whole batch's statistics; names of weights stay.
+
+    On GPUs this is torch's SyncBatchNorm; on CPUs, where that does not run, a plain form of the same.
+    """
+    if device.type == "cuda":
+        return convert_sync_batchnorm(method)
+    for parent in list(method.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, _SharedNorm(child))
+    return method
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; each one's share gets the gradient of all."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+class _SharedNorm(nn.BatchNorm2d):
+    """``norm`` with statistics over all processes, each of which holds as many pixels."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self.after = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]  # of timm's fused norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            world = dist.get_world_size()
+            exact = losses.exact(x)
+            mean = _Sum.apply(exact.mean(dim=(0, 2, 3))) / world
+            variance = _Sum.apply((exact - mean.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3))) / world
+            count = x.numel() / x.shape[1] * world
+            self._remember(mean.detach(), variance.detach() * count / (count - 1))
+            shape = (1, -1, 1, 1)
+            scale = self.weight * (variance + self.eps).rsqrt()
+            x = (x * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(x.dtype)
+        else:
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        for step in self.after:
+            x = step(x)
+        return x
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            if running is not None:
+                running.lerp_(value, self.momentum or 0.1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
