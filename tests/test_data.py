@@ -91,3 +91,21 @@ def test_the_real_sites_are_as_published(data_root: Path) -> None:
     clinic = reports["CVC-ClinicDB"]
     assert (clinic.images, clinic.groups, clinic.classes) == (612, 29, {"polyp": 612})
     assert clinic.sizes == ("288×384", "288×384") and clinic.usable
+
+
+def test_phantom_sites_are_sites(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["data", "phantom", str(tmp_path / "p"), "--count", "3"])
+    assert data.main() == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    monkeypatch.setattr(sys, "argv", ["data", "check", str(tmp_path / "p"), "--json"])
+    assert data.main() == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(site["site"], site["images"]) for site in found["sites"]] == [
+        (f"phantom-{name}", 3) for name in ("blood", "blur", "dim", "narrow-band", "white-light")
+    ]
+    assert any(site["classes"] == {"polyp": 3 - len(site["empty"])} for site in found["sites"])
+    monkeypatch.setattr(sys, "argv", ["data", "phantom", str(tmp_path / "p"), "--count", "3"])
+    assert data.main() == 1
+    assert "is there already; name another folder" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What is in a folder of sites, and what is wrong with it: ``python -m training.data check DIR``.
 
+``python -m training.data phantom DIR`` writes five synthetic sites, for tests and for people without data.
+
 Every image and mask is read. Exit status 1 if a site cannot be trained on as it is (missing masks, unreadable files,
 sizes that differ); empty masks and near-duplicates are told, and are for you to judge.
 """
@@ -20,9 +22,11 @@ from numpy.typing import NDArray
 
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.phantom import SITES, random_sample
 from training.sites import Sample, data_root, find_sites, read_sample, scan_site
 
 HASH_SIDE = 16  # a hash has 16·16 bits
+PHANTOM_SIZE = (288, 384)
 NEAR = 12  # bits two views of the same picture may differ in (other size, other compression)
 
 
@@ -67,8 +71,16 @@ def main() -> int:
     check = commands.add_parser("check", help="read everything, say what was found and what looks wrong")
     check.add_argument("folder", type=Path, nargs="?", default=data_root(), help="a folder of sites, or one site")
     check.add_argument("--json", action="store_true", help="one JSON object in place of text")
+    phantom = commands.add_parser("phantom", help="write a synthetic site for each of the phantom's imaging sites")
+    phantom.add_argument("folder", type=Path, help="where the sites go")
+    phantom.add_argument("--count", type=int, default=100, help="images of each")
+    phantom.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     try:
+        if arguments.command == "phantom":
+            for site in write_phantom_sites(arguments.folder, arguments.count, arguments.seed):
+                print(site)
+            return 0
         reports, twins = check_folder(arguments.folder)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -98,6 +110,31 @@ def check_folder(folder: Path) -> tuple[list[Report], list[tuple[str, str]]]:
         samples += [sample for sample, _ in seen]
         hashes += [bits for _, bits in seen]
     return reports, near_duplicates(samples, hashes)
+
+
+def write_phantom_sites(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Render ``count`` pictures with masks for every imaging site of the phantom; returns the sites' folders.
+
+    Raises:
+        SourceError: a folder is there already, or cannot be written.
+    """
+    sites = [folder / f"phantom-{name}" for name in SITES]
+    if there := [site for site in sites if site.exists()]:
+        raise SourceError(f"{there[0]} is there already; name another folder")
+    if count < 1:
+        raise SourceError(f"--count is at least 1, not {count}")
+    for i, (site, name) in enumerate(zip(sites, SITES, strict=True)):
+        rng = np.random.default_rng((seed, i))
+        try:
+            for part in ("images", "masks"):
+                (site / part).mkdir(parents=True)
+        except OSError as error:
+            raise SourceError(f"cannot write {site}: {error.strerror}") from error
+        for k in range(count):
+            frame = random_sample(rng, PHANTOM_SIZE, site=name)
+            cv2.imwrite(str(site / "images" / f"{k:04d}.png"), cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(str(site / "masks" / f"{k:04d}.png"), frame.mask * np.uint8(255))
+    return sites
 
 
 def perceptual_hash(pixels: UInt8Array) -> NDArray[np.uint64]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,12 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
+from training.readout import readout_on_phantom, readout_on_real
 from training.sites import NO_LESION, Sample, data_root, find_sites, load_site, read_sample, split_sites
 from training.train import Method, load_method
+
+READOUT_PICTURES = 100
+_FIELDS = [field.name for field in dataclasses.fields(ImageScore)]
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,18 @@ def main() -> int:
         sites = evaluate(segmenter, arguments.data)
         if arguments.model.is_dir():
             write_evaluation(arguments.model / "evaluation.json", segmenter, sites)
-        figures = {_title(name, scores): scores.figures() for name, scores in sites.items()}
+        measured = {
+            "model": segmenter.spec.name,
+            "engine": segmenter.engine.name,
+            "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
+            "readout": measure_readout(segmenter, sites),
+        }
         if arguments.card:
-            write_card(arguments.model, segmenter.spec, segmenter.engine.name, figures)
+            write_card(arguments.model, segmenter.spec, measured)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"engine": segmenter.engine.name, "sites": figures}, indent=1))
+    print(json.dumps(measured, indent=1))
     return 0
 
 
@@ -104,6 +114,18 @@ def evaluate(segmenter: Segmenter, data: Path) -> dict[str, SiteScores]:
     return scores
 
 
+def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> dict[str, dict[str, float]]:
+    """How often a condition's weight rises when it is drawn (``training.readout``), on held-out pictures and phantoms.
+
+    Empty for what has no readout.
+    """
+    held = [sample for site in sites.values() if not site.unseen for sample in site.samples]
+    if not segmenter.spec.depth or not held:
+        return {}
+    pictures = [read_sample(sample)[0] for sample in held[:READOUT_PICTURES]]
+    return {"real": readout_on_real(segmenter, pictures), "phantom": readout_on_phantom(segmenter)}
+
+
 def evaluate_samples(segmenter: Segmenter, samples: Sequence[Sample]) -> list[ImageScore]:
     """Score each image."""
     ids = {NO_LESION: 0} | {name: i for i, name in enumerate(segmenter.spec.classes, 1)}
@@ -116,19 +138,21 @@ def evaluate_samples(segmenter: Segmenter, samples: Sequence[Sample]) -> list[Im
     return scores
 
 
-def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> None:
-    """Every image's figures, and their means, for ``training.report``."""
+def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores], **about: str) -> None:
+    """Every image's figures, and their means, for ``training.report``; ``about`` is written as it is."""
     content: dict[str, Any] = {
+        **about,
         "engine": segmenter.engine.name,
         "recipe": json.loads(segmenter.spec.provenance["recipe"]),
         "sites": {
             name: {
                 "unseen": site.unseen,
                 "figures": site.figures(),
-                "images": [
-                    {"image": sample.image.name, "group": sample.group, "class": sample.lesion} | _rounded(score)
-                    for sample, score in zip(site.samples, site.scores, strict=True)
-                ],
+                "images": {
+                    "image": [sample.image.name for sample in site.samples],
+                    "group": [sample.group for sample in site.samples],
+                    **{name: [_rounded(getattr(score, name)) for score in site.scores] for name in _FIELDS},
+                },
             }
             for name, site in sites.items()
         },
@@ -160,8 +184,9 @@ class MethodEngine:
         return RawOutput(*(value.cpu().numpy() for value in values))
 
 
-def _rounded(score: ImageScore) -> dict[str, float | None]:
-    return {k: None if v != v else round(v, 4) for k, v in dataclasses.asdict(score).items()}
+def _rounded(value: float) -> float | None:
+    """To four digits; None for what is not defined."""
+    return None if math.isnan(value) else round(value, 4)
 
 
 def _title(name: str, site: SiteScores) -> str:

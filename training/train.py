@@ -73,7 +73,8 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     """
     claim(fabric, recipe, run)
     kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-    clip = pretrain(fabric, recipe, data, kept, run, workers) if recipe.pretrain_epochs else None
+    pretraining = recipe.pretrain_epochs and recipe.method != "unet"
+    clip = pretrain(fabric, recipe, data, kept, run, workers) if pretraining else None
     method = build_method(recipe, data, clip)
     dataset = training_set(fabric, recipe, kept)
     held_set = held_out_set(recipe, held) if held else None

@@ -1,0 +1,151 @@
+"""Evaluation: what is measured is what users get, on images the model has not seen, and the card says just that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniature import write_site
+
+from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.model.checkpoint import read_spec
+from mcdrl_rt.model.prompts import confounder_names
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.types import ModelSpec, UInt8Array
+from training import evaluate as evaluation
+from training.card import render_card
+from training.conditions import PHANTOM_CONDITIONS
+from training.evaluate import evaluate
+from training.launch import make_fabric
+from training.readout import readout_on_phantom, readout_on_real
+from training.recipe import Recipe
+from training.sites import split_sites
+from training.train import train
+
+
+class RedEngine:
+    """Calls red what is lesion, and reads brightness: what the miniature's lesions and dim light are told by."""
+
+    name = "red"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = dataclasses.replace(spec, grid=(4, 4), grid_stride=16)
+
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        red = frames[..., 0].astype(int) - frames[..., 2] > 60
+        names = self.spec.confounders
+        weights = np.full((len(frames), len(names)), 0.1, np.float32)
+        weights[:, names.index("dim lighting")] = 1 - frames.mean() / 255
+        cells = np.ones((len(frames), 4, 4), np.uint8)
+        cells[:, :, 2:] = 0
+        return RawOutput(np.where(red, 200, 0).astype(np.uint8), np.ones_like(frames[..., 0]), weights, cells)
+
+
+@pytest.fixture
+def red() -> Segmenter:
+    recipe = {"train_sites": ["here"], "validation_share": 0.25, "seed": 4}
+    spec = ModelSpec(
+        name="red",
+        encoder="none",
+        input_size=(64, 64),
+        classes=("polyp",),
+        confounders=confounder_names(12),
+        provenance={"recipe": json.dumps(recipe)},
+    )
+    return Segmenter(RedEngine(spec))
+
+
+def test_held_out_part_and_unseen_sites_are_measured_and_nothing_else(red: Segmenter, tmp_path: Path) -> None:
+    write_site(tmp_path / "here", count=8)
+    write_site(tmp_path / "there", count=3, size=(150, 90))
+    (tmp_path / "no site").mkdir()
+    sites = evaluate(red, tmp_path)
+    assert {name: site.unseen for name, site in sites.items()} == {"here": False, "there": True}
+    _, held = split_sites(tmp_path, ["here"], 0.25, 4)
+    assert sites["here"].samples == held and len(held) == 2
+    assert len(sites["there"].scores) == 3
+    figures = sites["there"].figures()
+    assert figures["dice"] > 0.9 and figures["s_measure"] > 0.8 and figures["hd95"] < 10
+    assert 0 < figures["selection_recall"] < 1  # half of the cells
+
+
+def test_site_of_a_class_the_model_does_not_know_is_left_out_aloud(
+    red: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_site(tmp_path / "here", count=8)
+    there = write_site(tmp_path / "there", count=3)
+    (there / "site.toml").write_text('class = "cyst"\n[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"\n')
+    assert list(evaluate(red, tmp_path)) == ["here"]
+    assert capsys.readouterr().err == "there is left out: the model knows no cyst\n"
+
+
+def test_dice_is_told_for_every_class(red: Segmenter, tmp_path: Path) -> None:
+    here = write_site(tmp_path / "here", count=8)
+    (here / "site.toml").write_text('class = "cyst"\n[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"\n')
+    write_site(tmp_path / "there", count=2)
+    engine = red.engine
+    engine.spec = dataclasses.replace(engine.spec, classes=("polyp", "cyst"), colors=())
+    sites = evaluate(red, tmp_path)
+    both = evaluation.SiteScores(
+        True, sites["here"].samples + sites["there"].samples, sites["here"].scores + sites["there"].scores
+    )
+    assert both.figures()["dice[cyst]"] == 0  # it says polyp
+    assert both.figures()["dice[polyp]"] > 0.9
+
+
+def test_readout_counts_pictures_whose_weight_rises(red: Segmenter) -> None:
+    pictures = [np.full((80, 80, 3), 120 + i, np.uint8) for i in range(4)]
+    shares = readout_on_real(red, pictures)
+    assert set(shares) == set(confounder_names(12)) - {"white-light imaging"}
+    assert shares["dim lighting"] == 1.0 and shares["blood"] == 0.0  # its weight never moves
+    phantom = readout_on_phantom(red, count=3)
+    assert set(phantom) == set(PHANTOM_CONDITIONS) - {"white-light", "blur"}  # blur's are not among the twelve
+    assert phantom["dim"] == 1.0
+
+
+def test_card_is_made_of_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_site(tmp_path / "data" / "here", count=10)
+    write_site(tmp_path / "data" / "there", count=3)
+    recipe = Recipe(
+        name="tiny",
+        input_size=(64, 64),
+        train_sites=("here",),
+        validation_share=0.2,
+        depth=1,
+        epochs=1,
+        causal_from_epoch=0,
+        batch_size=4,
+        precision="32-true",
+    )
+    run = tmp_path / "run"
+    train(make_fabric("32-true", "cpu"), recipe, tmp_path / "data", run)
+    monkeypatch.setattr(evaluation, "readout_on_phantom", lambda segmenter: {"dim": 0.5})
+    capsys.readouterr()
+    for model, extra in ((run, []), (run / "tiny.safetensors", ["--card", "--engine", "torch"])):
+        monkeypatch.setattr(sys, "argv", ["evaluate", str(model), "--data", str(tmp_path / "data"), *extra])
+        assert evaluation.main() == 0
+        said = json.loads(capsys.readouterr().out)
+        assert set(said["sites"]) == {"here (held out)", "there (unseen)"}
+    measured = json.loads((run / "tiny.json").read_text())
+    assert measured == said
+    card = (run / "tiny.md").read_text()
+    assert card == render_card(read_spec(run / "tiny.safetensors"), measured)
+    assert f"| mean Dice | {measured['sites']['here (held out)']['dice']:.3f} |" in card
+    assert f"| motion blur | {measured['readout']['real']['motion blur']:.0%} |" in card
+    kept = json.loads((run / "evaluation.json").read_text())
+    assert len(kept["sites"]["there"]["images"]["dice"]) == 3 and kept["recipe"]["name"] == "tiny"
+
+
+def test_folder_without_a_run_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path)])
+    assert evaluation.main() == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path} holds no finished run") and err.count("\n") == 1

@@ -1,0 +1,194 @@
+"""A study from end to end: sites left out in turn, runs that are not done twice, and a report made of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniature import write_site
+
+from mcdrl_rt.errors import SpecError
+from training import report, study
+from training.published import published
+
+STUDY = """recipe = "tiny.toml"
+seeds = [3]
+[set]
+epochs = 1
+[variants.Baseline]
+method = "baseline"
+[variants.U-Net]
+method = "unet"
+[variants.MCDRL]
+"""
+RECIPE = """name = "tiny"
+input_size = [64, 64]
+grid_stride = 16
+depth = 1
+confounders = 3
+epochs = 9
+pretrain_epochs = 1
+causal_from_epoch = 0
+batch_size = 2
+precision = "32-true"
+validation_share = 0.2
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two sites and three variants, done: ``data``, ``study.toml`` and ``runs`` in one folder."""
+    folder = tmp_path_factory.mktemp("study")
+    for i, name in enumerate(("CVC-ClinicDB", "north")):
+        write_site(folder / "data" / name, count=10 + i)
+        if name == "CVC-ClinicDB":
+            (folder / "data" / name / "site.toml").write_text(
+                'name = "ClinicDB"\nletter = "C"\n[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"\n'
+            )
+    (folder / "tiny.toml").write_text(RECIPE)
+    (folder / "study.toml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        assert command(patch, study, folder / "study.toml", "--output", folder / "runs", "--data", folder / "data") == 0
+    return folder
+
+
+def command(patch: pytest.MonkeyPatch, module: object, *arguments: object) -> int:
+    extra = ["--device", "cpu"] if module is study else []
+    patch.setattr(sys, "argv", ["x", *map(str, arguments), *extra])
+    return module.main()  # type: ignore[attr-defined]
+
+
+def test_every_variant_is_trained_on_the_other_sites_and_measured_on_all(finished: Path) -> None:
+    results = report.load_results([finished / "runs"])
+    assert {(r.left_out, r.variant) for r in results} == {
+        (site, variant) for site in ("CVC-ClinicDB", "north") for variant in ("Baseline", "U-Net", "MCDRL")
+    }
+    for result in results:
+        (trained,) = result.recipe.train_sites
+        assert trained != result.left_out and result.recipe.epochs == 1 and result.recipe.seed == 3
+        count = 10 if result.left_out == "CVC-ClinicDB" else 11
+        assert result.figures["images"] == count == len(result.images["dice"]) == len(result.images["group"])
+        assert result.figures["dice"] == pytest.approx(np.mean(result.images["dice"]), abs=1e-3)
+        assert 0 <= result.held_dice <= 1
+        assert not (result.folder / "last.pt").exists() and (result.folder / "method.safetensors").exists()
+    pretrained = [path for path in (finished / "runs" / "pretrained").iterdir()]
+    assert len(pretrained) == 2  # one for each site left out, shared by the variants
+
+
+def test_what_is_done_is_not_done_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "execute", lambda *_: pytest.fail("done again"))
+    arguments = (finished / "study.toml", "--output", finished / "runs", "--data", finished / "data")
+    assert command(monkeypatch, study, *arguments) == 0
+
+
+def test_parts_of_a_study_are_all_of_it(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[Path] = []
+    monkeypatch.setattr(study, "execute", lambda fabric, run, *_: done.append(run.folder))
+    for part in ("1/3", "2/3", "3/3"):
+        arguments = (finished / "study.toml", "--output", tmp_path, "--data", finished / "data", "--part", part)
+        assert command(monkeypatch, study, *arguments) == 0
+    assert len(done) == len(set(done)) == 6
+
+
+def test_report_holds_the_figures_and_the_papers_beside_them(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "report"
+    assert command(monkeypatch, report, finished / "runs", "--output", output, "--data", finished / "data") == 0
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"report.md", "figures.csv", "differences.csv", "dice.png", "sizes.png"}
+    assert names >= {"panels-north.jpg", "tsne-north.png"}
+    text = (output / "report.md").read_text()
+    lines = text.splitlines()
+    clinic = lines[lines.index("## CVC-ClinicDB left out") :]
+    header, mcdrl = clinic[2], next(line for line in clinic if line.startswith("| MCDRL |"))
+    column = header.split("|").index(" paper: Table 1, ViT-L-14, Dice ")
+    assert mcdrl.split("|")[column] == " 82.5 % "  # the paper's, in a column of its own
+    assert header.split("|").index(" paper: Table 3, Dice ") > column
+    north = lines[lines.index("## north left out") :]
+    assert "paper" not in north[2]
+    with (output / "figures.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    result = next(r for r in report.load_results([finished / "runs"]) if (r.variant, r.left_out) == ("MCDRL", "north"))
+    row = next(r for r in rows if (r["variant"], r["site"]) == ("MCDRL", "north"))
+    assert float(row["dice"]) == pytest.approx(result.figures["dice"], abs=1e-4)
+    with (output / "differences.csv").open() as file:
+        differences = list(csv.DictReader(file))
+    assert {r["variant"] for r in differences} == {"U-Net", "MCDRL"}
+    assert all(float(r["low"]) <= float(r["difference"]) <= float(r["high"]) for r in differences)
+
+
+def test_report_without_weights_or_data_has_the_tables(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (finished / "runs").rglob("evaluation.json"):
+        copy = tmp_path / "kept" / path.relative_to(finished)
+        copy.parent.mkdir(parents=True)
+        copy.write_text(path.read_text())
+    arguments = (tmp_path / "kept", "--output", tmp_path / "report", "--data", tmp_path / "gone")
+    assert command(monkeypatch, report, *arguments) == 0
+    assert not list((tmp_path / "report").glob("panels*"))
+    assert "## CVC-ClinicDB left out" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
+    def result(variant: str, seed: int, dice: list[float]) -> report.Result:
+        recipe = report.recipe_from({"name": "x", "seed": seed})
+        images = {"dice": dice, "group": ["a", "a", "b", "c"], "lesion": [0.1] * 4}
+        return report.Result(variant, "north", recipe, {"dice": float(np.mean(dice))}, images, math.nan, tmp_path)
+
+    results = [result("Baseline", 0, [0.5, 0.5, 0.5, 0.5]), result("Baseline", 1, [0.7, 0.7, 0.7, 0.7])]
+    results += [result("MCDRL", 0, [0.9, 0.7, 0.7, 0.7]), result("MCDRL", 1, [0.7, 0.7, 0.7, 0.7])]
+    (row,) = report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
+    assert row["difference"] == pytest.approx(0.125) and row["low"] <= 0.125 <= row["high"]
+    figures = report.figure_rows(results, ["north"], ["Baseline", "MCDRL"])
+    assert figures[0]["dice"] == pytest.approx(0.6) and figures[0]["dice_std"] == pytest.approx(0.1414, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "letter", "expected"),
+    [
+        ("MCDRL", "E", [("Table 1, ViT-L-14", 80.5), ("Table 3", 91.83)]),
+        ("Baseline", "A", [("Table 1, ViT-L-14", 78.1), ("Table 3", 65.6)]),
+        ("w/o CDRL", "C", [("Table 3", 77.4)]),
+        ("6 confounders", "D", [("Table 4", 77.3)]),
+        ("depth 2", "B", [("Table 5", 80.5)]),
+        ("U-Net", "C", []),
+        ("MCDRL", "", []),
+    ],
+)
+def test_papers_figures(variant: str, letter: str, expected: list[tuple[str, float]]) -> None:
+    assert [(p.table, p.dice) for p in published(variant, letter)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("variants = ", "cannot read study"),
+        ('recipe = "tiny.toml"', "cannot read study .*variants"),
+        ('recipe = "tiny.toml"\nsedes = [1]\n[variants.a]', "unknown settings sedes"),
+        ('recipe = "tiny.toml"\nleave_out = ["gone"]\n[variants.a]', "leaves out gone, and .* has CVC-ClinicDB, north"),
+        ('recipe = "tiny.toml"\n[variants.a]\nalfa = 1', "a study sets alfa, which no recipe has"),
+        ('recipe = "tiny.toml"\n[variants.a]\nalpha = "x"', "unusable alpha"),
+    ],
+)
+def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str) -> None:
+    path = finished / "other.toml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=complaint) as caught:
+        list(study.plan(path, finished / "data", finished / "runs"))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SpecError, match=r"no evaluation\.json under .*; run training\.study first"):
+        report.load_results([tmp_path])
+    (tmp_path / "evaluation.json").write_text(json.dumps({"sites": {}}))
+    with pytest.raises(SpecError, match="is no evaluation of a study"):
+        report.load_results([tmp_path])

@@ -1,0 +1,165 @@
+"""The report's pictures: Dice by site and by lesion size, what is drawn on images (Figure 4), t-SNE (Figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.types import FloatArray, UInt8Array
+from training.dataset import LesionDataset
+from training.evaluate import MethodEngine
+from training.methods import Method
+from training.methods.causal import Causal
+from training.overlays import draw_outlines
+from training.sites import Sample, load_site, read_sample
+from training.train import load_method
+
+if TYPE_CHECKING:
+    from training.report import Result
+
+matplotlib.use("Agg")
+QUANTILES = (0.1, 0.5, 0.9)  # the images of a panel: where the first variant does badly, as usual, and well
+POINTS = 250  # images of each site in a t-SNE
+PANEL = (216, 288)
+Titled = tuple[str, Path]
+
+
+def draw_all(
+    results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], output: Path, data: Path
+) -> list[Titled]:
+    """Every plot that the results at hand allow, with its title."""
+    pictures = [
+        dice_by_site(results, sites, variants, output / "dice.png"),
+        dice_by_size(results, sites, variants, output / "sizes.png"),
+    ]
+    for site in sites:
+        runs = _first_runs(results, site, variants)
+        if len(runs) == len(variants) and (data / site).is_dir():
+            methods = {v: load_method(result.folder, data) for v, result in runs.items()}
+            samples = load_site(data / site)
+            pictures.append(panels(site, samples, methods, runs, output / f"panels-{site}.jpg"))
+            causal = {v: m for v, m in methods.items() if isinstance(m, Causal)}
+            if causal:
+                others = {n: load_site(data / n) for n in next(iter(runs.values())).recipe.train_sites}
+                pictures.append(tsne(site, {site: samples, **others}, causal, output / f"tsne-{site}.png"))
+    return pictures
+
+
+def dice_by_site(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], path: Path) -> Titled:
+    """Bars of mean Dice, a dot for every seed."""
+    figure = Figure(figsize=(2 + 0.5 * len(sites) * len(variants), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(variants)
+    for v, variant in enumerate(variants):
+        for s, site in enumerate(sites):
+            values = [r.figures["dice"] for r in results if (r.left_out, r.variant) == (site, variant)]
+            if values:
+                x = s + (v - (len(variants) - 1) / 2) * width
+                label = variant if s == 0 else None
+                axes.bar(x, np.mean(values), width * 0.92, color=f"C{v % 10}", alpha=0.75, label=label)
+                axes.plot([x] * len(values), values, "k.", markersize=4)
+    axes.set_xticks(range(len(sites)), [f"{site} left out" for site in sites])
+    axes.set_ylabel("mean Dice")
+    values = [r.figures["dice"] for r in results]
+    axes.set_ylim(max(0, min(values) - 0.1), min(1, max(values) + 0.05))
+    axes.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=110)
+    return "Dice on the site left out (dots: seeds)", path
+
+
+def dice_by_size(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], path: Path) -> Titled:
+    """Mean Dice over the share of the image that is lesion, in bins of as many images."""
+    figure = Figure(figsize=(5 * len(sites), 4), layout="constrained")
+    for axes, site in zip(figure.subplots(1, len(sites), squeeze=False)[0], sites, strict=True):
+        for variant in variants:
+            some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
+            if some:
+                share = 100 * np.array(some[0].images["lesion"], float)
+                dice = np.mean([r.images["dice"] for r in some], axis=0)
+                bins = np.array_split(np.argsort(share), 8)
+                axes.plot([share[b].mean() for b in bins], [dice[b].mean() for b in bins], ".-", label=variant)
+        axes.set(title=f"{site} left out", xlabel="lesion, % of the image", ylabel="mean Dice", xscale="log")
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    return "Dice by lesion size", path
+
+
+def panels(
+    site: str, samples: Sequence[Sample], methods: dict[str, Method], runs: dict[str, Result], path: Path
+) -> Titled:
+    """Outlines of every variant (green) and of the truth (white) on three images chosen by the first variant's Dice."""
+    first = next(iter(runs.values()))
+    by_name = {sample.image.name: sample for sample in samples}
+    order = np.argsort(first.images["dice"])
+    rows = []
+    for quantile in QUANTILES:
+        name = first.images["image"][int(order[round(quantile * (len(order) - 1))])]
+        pixels, truth = read_sample(by_name[name])
+        views = [_titled(pixels, name)]
+        for variant, method in methods.items():
+            found = Segmenter(MethodEngine(method, "cpu"))(pixels).labels
+            dice = runs[variant].images["dice"][runs[variant].images["image"].index(name)]
+            views.append(_titled(draw_outlines(pixels, truth, found), f"{variant}: {dice:.2f}"))
+        rows.append(np.concatenate(views, axis=1))
+    cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
+    title = f"{site}: images at the 10th, 50th and 90th percentile of {first.variant}'s Dice (truth white, found green)"
+    return title, path
+
+
+def tsne(site: str, parts: dict[str, list[Sample]], methods: dict[str, Causal], path: Path) -> Titled:
+    """t-SNE of the pooled features F_ca, by site (colour) and class (marker)."""
+    figure = Figure(figsize=(4.5 * len(methods), 4.5), layout="constrained")
+    chosen = {name: samples[:: max(1, len(samples) // POINTS)][:POINTS] for name, samples in parts.items()}
+    for axes, (variant, method) in zip(
+        figure.subplots(1, len(methods), squeeze=False)[0], methods.items(), strict=True
+    ):
+        features = [pooled_features(method, samples) for samples in chosen.values()]
+        perplexity = min(30, sum(map(len, features)) / 4)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(np.concatenate(features))
+        start = 0
+        for i, (name, samples) in enumerate(chosen.items()):
+            for j, lesion in enumerate(sorted({s.lesion for s in samples})):
+                places = [start + k for k, sample in enumerate(samples) if sample.lesion == lesion]
+                axes.scatter(*points[places].T, s=9, color=f"C{i}", marker="o^sDv"[j % 5], label=f"{name}, {lesion}")
+            start += len(samples)
+        axes.set(title=variant, xticks=[], yticks=[])
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    return f"t-SNE of pooled features, {site} left out", path
+
+
+@torch.inference_mode()
+def pooled_features(method: Causal, samples: Sequence[Sample]) -> FloatArray:
+    """F_ca of every sample, averaged over its selected tokens, (n, d)."""
+    dataset = LesionDataset(samples, method.recipe.input_size, method.spec.classes)
+    items = (dataset[0, i].pixels.unsqueeze(0) for i in range(len(dataset)))
+    rows: list[Any] = [method.network(method.normalise(pixels)).intervened.mean(dim=1)[0] for pixels in items]
+    return np.asarray(torch.stack(rows).float().numpy(), np.float32)
+
+
+def _first_runs(results: Sequence[Result], site: str, variants: Sequence[str]) -> dict[str, Result]:
+    """For each variant the run of the lowest seed that still holds its weights."""
+    runs: dict[str, Result] = {}
+    for variant in variants:
+        some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
+        some = [r for r in some if (r.folder / "method.safetensors").is_file()]
+        if some:
+            runs[variant] = min(some, key=lambda r: r.recipe.seed)
+    return runs
+
+
+def _titled(pixels: UInt8Array, title: str) -> UInt8Array:
+    """A picture at the panel's size under a line of text."""
+    view = cv2.resize(pixels, PANEL[::-1], interpolation=cv2.INTER_AREA)
+    view = cv2.copyMakeBorder(view, 20, 2, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    cv2.putText(view, title[-36:], (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.asarray(view, np.uint8)

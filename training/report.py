@@ -1,0 +1,243 @@
+"""What a study found: ``python -m training.report runs/ablation --output report`` (Markdown, CSV and plots).
+
+Figures are of sites that were left out of training, per image at its own size, then averaged, then over seeds (mean ±
+standard deviation). The paper's figures stand in columns of their own. Differences from the first variant named
+``--against`` are of Dice, image by image, with a 95 % interval of a bootstrap over groups (patients, sequences), the
+seeds averaged first. Where the runs still hold their weights and the data is at hand, panels and t-SNE are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcdrl_rt.errors import McdrlError, SpecError
+from training import plots
+from training.metrics import paired_bootstrap
+from training.published import published
+from training.recipe import Recipe, recipe_from
+from training.sites import data_root, manifest
+
+RULE = (
+    "Weights: the moving average at the last epoch{patience}; nothing was selected on a site that was left out. "
+    "Figures: each image at its own size, labels without a threshold, averaged over images, then over seeds."
+)
+COLUMNS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "accuracy": "accuracy",
+    "hd95": "HD95 px",
+    "s_measure": "S-measure",
+    "selection_recall": "selection recall",
+    "dice_small": "Dice < 2 %",
+    "dice_medium": "Dice 2–10 %",
+    "dice_large": "Dice ≥ 10 %",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's measurement on the site it left out.
+
+    Args:
+        variant, left_out: as in the study.
+        recipe: of the run.
+        figures: means.
+        images: columns, one value an image.
+        held_dice: mean Dice on the held-out part of the training sites.
+        folder: of the run.
+    """
+
+    variant: str
+    left_out: str
+    recipe: Recipe
+    figures: dict[str, float]
+    images: dict[str, list[Any]]
+    held_dice: float
+    folder: Path
+
+
+def main() -> int:
+    """Command line of the module; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of studies")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the report")
+    parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
+    parser.add_argument("--against", default="Baseline", help="the variant that differences are from")
+    arguments = parser.parse_args()
+    try:
+        results = load_results(arguments.runs)
+        write_report(results, arguments.output, arguments.data, arguments.against)
+    except McdrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(arguments.output / "report.md")
+    return 0
+
+
+def load_results(folders: Iterable[Path]) -> list[Result]:
+    """Every finished run of some studies, in the studies' order of variants as far as it can be told.
+
+    Raises:
+        SpecError: there is none, or a file is none of ``training.study``.
+    """
+    results = []
+    for path in sorted(path for folder in folders for path in folder.rglob("evaluation.json")):
+        try:
+            content = json.loads(path.read_text())
+            site = content["sites"][content["left_out"]]
+            held = [other["figures"]["dice"] for other in content["sites"].values() if not other["unseen"]]
+            mean = float(np.mean(held)) if held else float("nan")
+            result = Result(
+                content["variant"],
+                content["left_out"],
+                recipe_from(content["recipe"]),
+                site["figures"],
+                site["images"],
+                mean,
+                path.parent,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise SpecError(f"{path} is no evaluation of a study ({type(error).__name__}: {error})") from error
+        results.append(result)
+    if not results:
+        raise SpecError(f"no evaluation.json under {', '.join(map(str, folders))}; run training.study first")
+    return results
+
+
+def write_report(results: Sequence[Result], output: Path, data: Path, against: str) -> None:
+    """Write ``report.md``, ``figures.csv``, ``differences.csv`` and the plots."""
+    output.mkdir(parents=True, exist_ok=True)
+    sites, variants = _order(results, against)
+    figures, differences = figure_rows(results, sites, variants), difference_rows(results, sites, variants, against)
+    _write_csv(output / "figures.csv", figures)
+    _write_csv(output / "differences.csv", differences)
+    pictures = plots.draw_all(results, sites, variants, output, data)
+    patience = results[0].recipe.patience
+    rule = RULE.format(patience=f", or the best held-out epoch (patience {patience})" if patience else "")
+    lines = ["# Report", "", rule, ""]
+    for site in sites:
+        lines += _site_section(site, [row for row in figures if row["site"] == site], data)
+        lines += _difference_section([row for row in differences if row["site"] == site], against)
+    lines += [line for title, path in pictures for line in (f"## {title}", "", f"![{title}]({path.name})", "")]
+    lines += ["## Recipes", "", *_recipe_lines(results, variants)]
+    (output / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def figure_rows(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each site and variant: mean and standard deviation over seeds of every figure."""
+    rows = []
+    for site in sites:
+        for variant in variants:
+            some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
+            if not some:
+                continue
+            row: dict[str, Any] = {"site": site, "variant": variant, "seeds": len(some)}
+            names = [*COLUMNS, *(name for name in some[0].figures if name.startswith("dice["))]
+            for name in names:
+                values = [r.figures[name] for r in some if name in r.figures]
+                if values:
+                    row |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=len(values) > 1))}
+            row["held_dice"] = float(np.mean([r.held_dice for r in some]))
+            rows.append(row)
+    return rows
+
+
+def difference_rows(
+    results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], against: str
+) -> list[dict[str, Any]]:
+    """One row for each site and other variant: Dice minus that of ``against``, with its interval."""
+    rows = []
+    for site in sites:
+        base = _mean_dice(results, site, against)
+        for variant in variants:
+            own = _mean_dice(results, site, variant)
+            if variant == against or base is None or own is None:
+                continue
+            groups = next(r for r in results if r.left_out == site).images["group"]
+            mean, low, high = paired_bootstrap(own, base, groups)
+            rows.append({"site": site, "variant": variant, "difference": mean, "low": low, "high": high})
+    return rows
+
+
+def _mean_dice(results: Sequence[Result], site: str, variant: str) -> Any:
+    """Dice of every image, averaged over seeds; None without a run."""
+    some = [r.images["dice"] for r in results if (r.left_out, r.variant) == (site, variant)]
+    return np.mean(some, axis=0) if some else None
+
+
+def _order(results: Sequence[Result], against: str) -> tuple[list[str], list[str]]:
+    """Sites by name; variants with the baseline first and the full method last."""
+    place = {against: 0, "default": 0, "MCDRL": 2}
+    variants = sorted({r.variant for r in results}, key=lambda name: (place.get(name, 1), name))
+    return sorted({r.left_out for r in results}), variants
+
+
+def _site_section(site: str, rows: Sequence[dict[str, Any]], data: Path) -> list[str]:
+    letter = str(manifest(data / site).get("letter", "")) if (data / site).is_dir() else ""
+    names = [name for name in COLUMNS if any(name in row for row in rows)]
+    names += sorted({name for row in rows for name in row if name.startswith("dice[") and not name.endswith("_std")})
+    theirs = {row["variant"]: published(row["variant"], letter) for row in rows}
+    tables = list(dict.fromkeys(figure.table for some in theirs.values() for figure in some))
+    titles = [COLUMNS.get(name, name) for name in names] + ["held-out Dice"] + [f"paper: {t}, Dice" for t in tables]
+    lines = [f"## {site} left out", "", "| variant | seeds | " + " | ".join(titles) + " |"]
+    lines.append("|---" * (len(titles) + 2) + "|")
+    for row in rows:
+        cells = [_cell(row, name) for name in names] + [f"{row['held_dice']:.3f}"]
+        printed = {figure.table: f"{figure.dice:.1f} %" for figure in theirs[row["variant"]]}
+        cells += [printed.get(table, "") for table in tables]
+        lines.append(f"| {row['variant']} | {row['seeds']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    digits = 1 if name == "hd95" else 3
+    spread = f" ± {row[f'{name}_std']:.{digits}f}" if row["seeds"] > 1 else ""
+    return f"{row[name]:.{digits}f}{spread}"
+
+
+def _difference_section(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
+    if not rows:
+        return []
+    lines = [f"Dice minus {against}, in points, with its 95 % interval:", "", "| variant | difference | interval |"]
+    lines.append("|---|---|---|")
+    for row in rows:
+        mean, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+        lines.append(f"| {row['variant']} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+    return [*lines, ""]
+
+
+def _recipe_lines(results: Sequence[Result], variants: Sequence[str]) -> list[str]:
+    """The settings all runs share, then what each variant changes."""
+    ignored = {"seed", "train_sites"}
+    settings = {v: vars(next(r.recipe for r in results if r.variant == v)) for v in variants}
+    names = [name for name in settings[variants[0]] if name not in ignored]
+    shared = [n for n in names if len({repr(s[n]) for s in settings.values()}) == 1]
+    lines = ["Shared: " + ", ".join(f"{n}={settings[variants[0]][n]!r}" for n in shared) + ".", ""]
+    for variant in variants:
+        own = ", ".join(f"{n}={settings[variant][n]!r}" for n in names if n not in shared)
+        lines.append(f"- {variant}: {own or 'nothing else'}")
+    return lines
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        for row in rows:
+            table.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""Many runs for one question: ``python -m training.study training/studies/ablation.toml --output runs/ablation``.
+
+A study is a recipe, variants of it, seeds, and sites to leave out: every variant is trained once for every seed and
+every site that is left out, on all other sites, and measured on all. What is finished is not done again, so a study
+can be stopped, gone on with, and shared between machines (``--part 1/4`` … ``4/4``). ``training.report`` reads it.
+
+    recipe = "../recipes/small.toml"
+    seeds = [0, 1, 2]
+    leave_out = ["CVC-ClinicDB", "Kvasir-SEG"]     # by default every site under the data folder
+    [set]                                           # for all variants
+    epochs = 12
+    [variants.MCDRL]
+    [variants."w/o MTRS"]
+    method = "wo-mtrs"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from mcdrl_rt.errors import McdrlError, SpecError
+from mcdrl_rt.segmenter import Segmenter
+from training.evaluate import MethodEngine, evaluate, write_evaluation
+from training.launch import make_fabric
+from training.pretrain import pretrain
+from training.recipe import Recipe, load_recipe, recipe_from
+from training.sites import data_root, find_sites, split_sites
+from training.train import train
+
+# what a pretrained CLIP depends on: runs that share these share it
+PRETRAINING = (
+    "encoder",
+    "pretrained",
+    "encoder_weights",
+    "input_size",
+    "classes",
+    "confounders",
+    "mean",
+    "std",
+    "train_sites",
+    "validation_share",
+    "bad_images",
+    "augmentation",
+    "phantom_count",
+    "batch_size",
+    "accumulate",
+    "precision",
+    "pretrain_epochs",
+    "pretrain_lr",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study.
+
+    Args:
+        variant: its name.
+        left_out: the site that is not trained on.
+        recipe: complete.
+        folder: below the study's.
+    """
+
+    variant: str
+    left_out: str
+    recipe: Recipe
+    folder: Path
+
+
+def main() -> int:
+    """Command line of the module; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="a TOML file of training/studies")
+    parser.add_argument("--output", type=Path, required=True, help="folder for all runs")
+    parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="do every Nth run, from the Ith")
+    arguments = parser.parse_args()
+    try:
+        first, _, parts = arguments.part.partition("/")
+        if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
+            raise SpecError(f"--part is I/N with I from 1 to N, not {arguments.part!r}")
+        runs = list(plan(arguments.study, arguments.data, arguments.output))[int(first) - 1 :: int(parts)]
+        fabric = make_fabric(runs[0].recipe.precision, arguments.device) if runs else None
+        for i, run in enumerate(runs, 1):
+            if not (run.folder / "evaluation.json").is_file():
+                assert fabric is not None
+                fabric.print(f"[{i} of {len(runs)}] {run.folder}", flush=True)
+                execute(fabric, run, arguments.data, arguments.output, arguments.workers)
+    except McdrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
+    """Every run of a study file, seed by seed, so that an unfinished study is one of fewer seeds.
+
+    Raises:
+        SpecError: the file is no study, or a setting in it is wrong.
+        SourceError: there is no data folder.
+    """
+    try:
+        described = tomllib.loads(study.read_text())
+        base = load_recipe(study.parent / described.pop("recipe"))
+        common, variants = described.pop("set", {}), described.pop("variants")
+    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise SpecError(f"cannot read study {study}: {type(error).__name__}: {error}") from error
+    names = [folder.name for folder in find_sites(data)]
+    seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)
+    if described:
+        raise SpecError(f"study {study} has unknown settings {', '.join(described)}")
+    if len(names) < 2:
+        raise SpecError(f"leaving a site out needs two at least; {data} has {', '.join(names) or 'none'}")
+    if missing := sorted(set(left_out) - set(names)):
+        raise SpecError(f"study {study} leaves out {', '.join(missing)}, and {data} has {', '.join(names)}")
+    for seed in seeds:
+        for site in left_out:
+            for variant, own in variants.items():
+                folder = output / site / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
+                others = tuple(name for name in names if name != site)
+                yield Run(variant, site, _changed(base, common | own, seed, others), folder)
+
+
+def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) -> None:
+    """Train and measure one run, and leave ``evaluation.json`` in its folder."""
+    recipe = run.recipe
+    if recipe.pretrain_epochs and recipe.method != "unet":
+        shared = {name: value for name, value in asdict(recipe).items() if name in PRETRAINING}
+        key = sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+        kept, _ = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
+        weights = pretrain(fabric, recipe, data, kept, output / "pretrained" / key, workers)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, run.folder / "clip.safetensors")
+    method = train(fabric, recipe, data, run.folder, workers)
+    if fabric.is_global_zero:
+        segmenter = Segmenter(MethodEngine(method, fabric.device.type))
+        scores = evaluate(segmenter, data)
+        write_evaluation(run.folder / "evaluation.json", segmenter, scores, variant=run.variant, left_out=run.left_out)
+        for name in ("last.pt", "clip.safetensors"):  # a study is many runs: what only resuming needs can go
+            (run.folder / name).unlink(missing_ok=True)
+    fabric.barrier()
+
+
+def _changed(base: Recipe, settings: dict[str, Any], seed: int, sites: tuple[str, ...]) -> Recipe:
+    values = asdict(base) | settings | {"seed": seed, "train_sites": sites}
+    if unknown := sorted(set(values) - set(asdict(base))):
+        raise SpecError(f"a study sets {', '.join(unknown)}, which no recipe has")
+    return recipe_from(values)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
