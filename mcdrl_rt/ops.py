@@ -58,11 +58,14 @@ def gather_tokens(features: Tensor, indices: Tensor) -> Tensor:
 
 
 class FoldedAttention(NamedTuple):
-    """Cross-attention to a constant dictionary as two thin products: ``softmax(norm(F)·a + c)·b``."""
+    """Cross-attention to a constant dictionary as two thin products: ``softmax(norm(F)·aᵀ + c)·bᵀ``.
 
-    a: Tensor  # (d, heads·M)
+    Both lie as the weights of linear layers do, (out, in): what a product sums over is contiguous.
+    """
+
+    a: Tensor  # (heads·M, d)
     c: Tensor  # (heads·M,)
-    b: Tensor  # (heads·M, d)
+    b: Tensor  # (d, heads·M)
 
 
 def fold_attention(
@@ -72,7 +75,7 @@ def fold_attention(
 
     Per head j, with K_j and V_j the keys and values of z: ``a_j = γ·W_q,j·K_jᵀ/√d_h``, ``c_j`` the same of the
     biases, ``b_j = V_j·W_o,j``. The output bias is spread over heads: each head's softmax sums to one, so a
-    ``1/heads`` share added to every row of ``b_j`` adds up to it.
+    ``1/heads`` share added to every column of ``b_j`` adds up to it.
 
     Args:
         query_norm: LayerNorm of the queries; its affine part is folded too.
@@ -100,16 +103,16 @@ def fold_attention(
     b_q = (bias(query) + matrix(query) @ beta).view(heads, head_dim)
     w_o = matrix(out).view(dim, heads, head_dim)
     scale = head_dim**-0.5
-    a = torch.einsum("jed,mje->djm", w_q, keys) * scale  # (d, heads, M)
+    a = torch.einsum("jed,mje->jmd", w_q, keys) * scale  # (heads, M, d)
     c = torch.einsum("je,mje->jm", b_q, keys) * scale  # (heads, M)
-    b = torch.einsum("mje,dje->jmd", values, w_o) + bias(out) / heads  # (heads, M, d)
-    return FoldedAttention(a.reshape(dim, -1), c.reshape(-1), b.reshape(-1, dim))
+    b = torch.einsum("mje,dje->djm", values, w_o) + bias(out).view(-1, 1, 1) / heads  # (d, heads, M)
+    return FoldedAttention(a.reshape(-1, dim), c.reshape(-1), b.reshape(dim, -1))
 
 
 def intervene_reference(
     tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Residual folded attention, ``F + softmax(norm(F)·a + c)·b`` (Eq. 8 with §7's fold).
+    """Residual folded attention, ``F + softmax(norm(F)·aᵀ + c)·bᵀ`` (Eq. 8 with §7's fold).
 
     Args:
         tokens: F, (B, N, d) float16/32/64.
@@ -122,9 +125,9 @@ def intervene_reference(
         over heads and tokens, (B, M), at least float32; each row sums to one.
     """
     wide = _at_least_float32(tokens)
-    scores = F.layer_norm(wide, wide.shape[-1:], eps=eps) @ a.to(wide.dtype) + c.to(wide.dtype)
+    scores = F.linear(F.layer_norm(wide, wide.shape[-1:], eps=eps), a.to(wide.dtype), c.to(wide.dtype))
     weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1)  # (B, N, heads, M)
-    update = weights.flatten(2) @ b.to(wide.dtype)  # (B, N, d)
+    update = F.linear(weights.flatten(2), b.to(wide.dtype))  # (B, N, d)
     return (wide + update).to(tokens.dtype), weights.mean(dim=(1, 2))
 
 
@@ -169,7 +172,7 @@ def _select_intervene_fake(
 
 def _readout_like(tokens: Tensor, a: Tensor, heads: int) -> Tensor:
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    return tokens.new_empty((tokens.shape[0], a.shape[1] // heads), dtype=dtype)
+    return tokens.new_empty((tokens.shape[0], a.shape[0] // heads), dtype=dtype)
 
 
 _library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")

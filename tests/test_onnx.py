@@ -119,7 +119,7 @@ def test_every_runtime_gives_ties_to_the_lower_index(
     features = rng.standard_normal((3, 8)).astype(np.float32)[rng.integers(0, 3, (2, tokens))]  # of three kinds
     constants = {
         name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in {"texts": (2, 8), "a": (8, 10), "c": (10,), "b": (10, 8)}.items()
+        for name, shape in {"texts": (2, 8), "a": (10, 8), "c": (10,), "b": (8, 10)}.items()
     }
     arrays = [torch.from_numpy(value) for value in (features, *constants.values())]
     out, indices, readout = torch.ops.mcdrl_rt.select_intervene(*arrays, count, 2, 1e-5)

@@ -187,8 +187,8 @@ def test_fold_takes_the_norm_and_every_bias_in() -> None:
         folded = moved
     a, c, b = folded
     normed = layer_norm(case.features, (16,))
-    weights = (normed @ a + c).unflatten(-1, (2, -1)).softmax(dim=-1).flatten(2)
-    assert torch.allclose(case.features + weights @ b, paper_attention(case, case.features)[0])
+    weights = (normed @ a.T + c).unflatten(-1, (2, -1)).softmax(dim=-1).flatten(2)
+    assert torch.allclose(case.features + weights @ b.T, paper_attention(case, case.features)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *DTYPES])

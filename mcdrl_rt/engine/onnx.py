@@ -34,7 +34,7 @@ def intervene(tokens: FLOAT, a: FLOAT, c: FLOAT, b: FLOAT, heads: int, eps: floa
     centred = wide - op.ReduceMean(wide, op.Constant(value_ints=[-1]), keepdims=1)
     variance = op.ReduceMean(centred * centred, op.Constant(value_ints=[-1]), keepdims=1)
     normed = centred / op.Sqrt(variance + op.Constant(value_float=eps))
-    scores = op.MatMul(normed, op.Cast(a, to=1)) + op.Cast(c, to=1)
+    scores = op.MatMul(normed, op.Transpose(op.Cast(a, to=1), perm=[1, 0])) + op.Cast(c, to=1)
     by_head = op.Concat(
         op.Constant(value_ints=[0, 0]),
         op.Reshape(op.Constant(value_int=heads), op.Constant(value_ints=[1])),
@@ -42,7 +42,7 @@ def intervene(tokens: FLOAT, a: FLOAT, c: FLOAT, b: FLOAT, heads: int, eps: floa
         axis=0,
     )
     weights = op.Softmax(op.Reshape(scores, by_head), axis=-1)  # (B, N, heads, M)
-    update = op.MatMul(op.Reshape(weights, op.Shape(scores)), op.Cast(b, to=1))
+    update = op.MatMul(op.Reshape(weights, op.Shape(scores)), op.Transpose(op.Cast(b, to=1), perm=[1, 0]))
     readout = op.ReduceMean(weights, op.Constant(value_ints=[1, 2]), keepdims=0)
     return op.CastLike(wide + update, tokens), readout
 
@@ -102,7 +102,7 @@ def export_onnx(model: FoldedMCDRL, batch: int = 1) -> onnx.ModelProto:
 
 
 def _intervene_node(tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float) -> Sequence[Tensor]:
-    readout = (tokens.shape[0], a.shape[1] // heads)
+    readout = (tokens.shape[0], a.shape[0] // heads)
     return torch.onnx.ops.symbolic_multi_out(
         "mcdrl_rt::intervene",
         (tokens, a, c, b),
@@ -122,7 +122,7 @@ def _select_intervene_node(
         (features, texts, a, c, b),
         {"count": count, "heads": heads, "eps": eps},
         dtypes=(features.dtype, torch.int64, torch.float32),
-        shapes=((batch, count, dim), (batch, count), (batch, a.shape[1] // heads)),
+        shapes=((batch, count, dim), (batch, count), (batch, a.shape[0] // heads)),
         version=1,
     )
 
