@@ -10,6 +10,9 @@ folds a cross-attention block into two thin products (``fold_attention``), exact
 
 from __future__ import annotations
 
+import logging
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -179,3 +182,18 @@ _library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")
 _library.impl("select_intervene", select_intervene_reference, "CompositeExplicitAutograd")
 torch.library.register_fake("mcdrl_rt::intervene", _intervene_fake, lib=_library)
 torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake, lib=_library)
+
+
+def _load_native() -> None:
+    """Add the CUDA implementations, if they were built (engines/README.md): ``MCDRL_NATIVE_LIBRARY``, or beside this."""
+    path = Path(os.environ.get("MCDRL_NATIVE_LIBRARY") or Path(__file__).with_name("libmcdrl_rt_native.so"))
+    if not path.is_file():
+        return
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        logging.getLogger(__name__).warning("%s was built for another torch and is left out: %s", path, reason)
+
+
+_load_native()

@@ -1,0 +1,51 @@
+// What the kernels can be asked to do, for any binding: raw pointers, a stream, no framework.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mcdrl_rt {
+
+enum class Scalar { kHalf, kBFloat16 };
+
+// The names are those of mcdrl_rt/ops.py.
+struct Shape {
+  int batch;        // B
+  int tokens;       // T, rows of the input of each batch element
+  int count;        // N, rows of the output; T for intervene
+  int dim;          // d
+  int classes;      // K; 0 for intervene
+  int heads;
+  int confounders;  // M
+  float eps;        // of the LayerNorm
+};
+
+// Contiguous, 16-byte aligned device memory; everything but indices, readout and workspace in the Scalar type.
+struct Buffers {
+  const void* features;  // (B, T, d)
+  const void* texts;     // (K, d); null for intervene
+  const void* a;         // (heads·M, d)
+  const void* c;         // (heads·M,)
+  const void* b;         // (d, heads·M)
+  void* out;             // (B, N, d)
+  int64_t* indices;      // (B, N); null for intervene
+  float* readout;        // (B, M)
+  void* workspace;       // workspace_bytes(), contents do not matter
+};
+
+// Why the kernels do not take a shape, as a phrase; null where they do. A caller then uses another implementation.
+const char* unsupported(const Shape& shape);
+
+// Device memory a launch needs, in bytes.
+size_t workspace_bytes(const Shape& shape);
+
+// F = the N rows most like a text, best first, ties to the lower index; then F + softmax(norm(F)·aᵀ + c)·bᵀ, and the
+// softmax averaged over heads and rows. Two launches on `stream`, no synchronisation; can be captured in a graph.
+cudaError_t select_intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream);
+
+// The same on all rows as they are.
+cudaError_t intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream);
+
+}  // namespace mcdrl_rt

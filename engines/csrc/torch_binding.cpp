@@ -1,0 +1,98 @@
+// The CUDA implementations of mcdrl_rt::select_intervene and mcdrl_rt::intervene (schemas: mcdrl_rt/ops.py).
+// A type or shape the kernels do not take goes to the reference, as if this library were not there.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "launcher.h"
+
+namespace {
+
+using at::Tensor;
+using mcdrl_rt::Buffers;
+using mcdrl_rt::Scalar;
+using mcdrl_rt::Shape;
+
+bool is_taken(const Shape& shape, std::initializer_list<Tensor> inputs) {
+  const auto type = inputs.begin()->scalar_type();
+  if (type != at::kHalf && type != at::kBFloat16) return false;
+  for (const Tensor& input : inputs)
+    if (input.scalar_type() != type || input.device() != inputs.begin()->device()) return false;
+  return mcdrl_rt::unsupported(shape) == nullptr;
+}
+
+Scalar scalar(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf ? Scalar::kHalf : Scalar::kBFloat16;
+}
+
+// Contiguous and at a multiple of 16 bytes, which a view need not be.
+Tensor plain(const Tensor& tensor) {
+  const Tensor whole = tensor.contiguous();
+  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 ? whole.clone() : whole;
+}
+
+template <typename... Values>
+torch::jit::Stack by_reference(const char* name, Values&&... values) {
+  torch::jit::Stack stack = {c10::IValue(std::forward<Values>(values))...};
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  op.callBoxedForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd, stack);
+  return stack;
+}
+
+std::tuple<Tensor, Tensor> intervene(const Tensor& tokens, const Tensor& a, const Tensor& c, const Tensor& b,
+                                     int64_t heads, double eps) {
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  const auto size = [](int64_t value) { return static_cast<int>(value); };
+  const Shape shape = {size(tokens.size(0)), size(tokens.size(1)), size(tokens.size(1)),           size(tokens.size(2)),
+                       0,                    size(heads),          size(a.size(0) / heads), static_cast<float>(eps)};
+  if (!is_taken(shape, {tokens, a, c, b})) {
+    const auto stack = by_reference("mcdrl_rt::intervene", tokens, a, c, b, heads, eps);
+    return {stack[0].toTensor(), stack[1].toTensor()};
+  }
+  const Tensor inputs[] = {plain(tokens), plain(a), plain(c), plain(b)};
+  const Tensor out = at::empty(tokens.sizes(), tokens.options());
+  const Tensor readout = at::empty({shape.batch, shape.confounders}, tokens.options().dtype(at::kFloat));
+  const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
+  const Tensor workspace = at::empty({bytes}, tokens.options().dtype(at::kByte));
+  const Buffers buffers = {inputs[0].const_data_ptr(), nullptr,          inputs[1].const_data_ptr(),
+                           inputs[2].const_data_ptr(), inputs[3].const_data_ptr(), out.data_ptr(),
+                           nullptr,                    readout.data_ptr<float>(),  workspace.data_ptr()};
+  C10_CUDA_CHECK(mcdrl_rt::intervene(shape, scalar(tokens), buffers, c10::cuda::getCurrentCUDAStream()));
+  return {out, readout};
+}
+
+std::tuple<Tensor, Tensor, Tensor> select_intervene(const Tensor& features, const Tensor& texts, const Tensor& a,
+                                                    const Tensor& c, const Tensor& b, int64_t count, int64_t heads,
+                                                    double eps) {
+  const c10::cuda::CUDAGuard guard(features.device());
+  const auto size = [](int64_t value) { return static_cast<int>(value); };
+  const Shape shape = {size(features.size(0)), size(features.size(1)), size(count),            size(features.size(2)),
+                       size(texts.size(0)),    size(heads),            size(a.size(0) / heads), static_cast<float>(eps)};
+  if (!is_taken(shape, {features, texts, a, c, b})) {
+    const auto stack = by_reference("mcdrl_rt::select_intervene", features, texts, a, c, b, count, heads, eps);
+    return {stack[0].toTensor(), stack[1].toTensor(), stack[2].toTensor()};
+  }
+  const Tensor inputs[] = {plain(features), plain(texts), plain(a), plain(c), plain(b)};
+  const Tensor out = at::empty({shape.batch, count, shape.dim}, features.options());
+  const Tensor indices = at::empty({shape.batch, count}, features.options().dtype(at::kLong));
+  const Tensor readout = at::empty({shape.batch, shape.confounders}, features.options().dtype(at::kFloat));
+  const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
+  const Tensor workspace = at::empty({bytes}, features.options().dtype(at::kByte));
+  const Buffers buffers = {inputs[0].const_data_ptr(), inputs[1].const_data_ptr(), inputs[2].const_data_ptr(),
+                           inputs[3].const_data_ptr(), inputs[4].const_data_ptr(), out.data_ptr(),
+                           indices.data_ptr<int64_t>(), readout.data_ptr<float>(), workspace.data_ptr()};
+  C10_CUDA_CHECK(mcdrl_rt::select_intervene(shape, scalar(features), buffers, c10::cuda::getCurrentCUDAStream()));
+  return {out, indices, readout};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mcdrl_rt, CUDA, library) {
+  library.impl("intervene", &intervene);
+  library.impl("select_intervene", &select_intervene);
+}
