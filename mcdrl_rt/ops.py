@@ -185,7 +185,7 @@ torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake
 
 
 def _load_native() -> None:
-    """Add the CUDA implementations, if they were built (engines/README.md): ``MCDRL_NATIVE_LIBRARY``, or beside this."""
+    """Add the CUDA implementations, where they were built: ``MCDRL_NATIVE_LIBRARY`` or the library beside this file."""
     path = Path(os.environ.get("MCDRL_NATIVE_LIBRARY") or Path(__file__).with_name("libmcdrl_rt_native.so"))
     if not path.is_file():
         return
