@@ -120,7 +120,7 @@ def test_log_samples_and_checkpoint_of_a_run(
     tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    method = train(FABRIC, tiny, tmp_path, run)
+    method = train(FABRIC, dataclasses.replace(tiny, deployed_alpha=0.75), tmp_path, run)
     first, second = log(run)
     assert (first["epoch"], first["causal"]) == ("1", "") and float(second["causal"]) > 0  # the schedule: off at first
     assert {"lr", "segmentation", "dice", "dense", "readout", "held_dice", "held_recall"} <= first.keys()
@@ -130,6 +130,7 @@ def test_log_samples_and_checkpoint_of_a_run(
     spec = read_spec(run / "tiny.safetensors")
     assert (spec.name, spec.input_size, spec.classes, spec.grid) == ("tiny", (64, 64), ("polyp",), (4, 4))
     carried = json.loads(spec.provenance["recipe"])
+    assert (spec.alpha, carried["alpha"]) == (0.75, 0.5)
     assert (carried["seed"], carried["train_sites"], carried["epochs"]) == (7, ["tiny"], 2)
     again = load_method(run, tmp_path)
     images = torch.zeros(1, 3, 64, 64)

@@ -32,7 +32,7 @@ patients, and no decision about a patient may rest on it.
 | method | MCDRL (arXiv 2508.05008), our implementation |
 | encoder | {encoder}, {height}×{width} pixels, grid {grid}, d = {dim} |
 | classes | {classes} |
-| selection | α = {alpha}: {selected} of {tokens} cells |
+| selection | α = {alpha}: {selected} of {tokens} cells{trained_alpha} |
 | causal network | depth {depth}, {confounders} confounders |
 | text tower | trained with the image tower on pairs of a picture and a prompt ({pretrain_epochs} epochs, `training/pretrain.py`), then frozen: it knows the prompts of this model and no other language. With one class the contrastive loss (Eq. 12) is zero |
 
@@ -89,6 +89,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any]) -> str:
         classes=", ".join(spec.classes),
         alpha=spec.alpha,
         selected=spec.selected,
+        trained_alpha="" if recipe.get("alpha") == spec.alpha else f"; trained with α = {recipe.get('alpha')}",
         tokens=spec.tokens,
         depth=spec.depth,
         confounders=len(spec.confounders),

@@ -33,6 +33,7 @@ class Recipe:
         train_sites: folders of the training sites under the data folder.
         validation_share: of every training site, whole groups, held out for the selection rule and for reporting.
         bad_images: ``stop`` at a file that cannot be read, or ``skip`` it and say so.
+        deployed_alpha: α of the checkpoint, where it shall differ from training's: 0 for the same.
         condition_rate: share of images that get an imaging condition of the dictionary drawn on them.
         augmentation: random views of an image: ``none``, ``plain`` (flips, scale, colour) or ``endoscopy`` (also free
             rotation, processor colours and blur).
@@ -64,6 +65,7 @@ class Recipe:
     classes: tuple[str, ...] = ("polyp",)
     confounders: int = 12
     alpha: float = 0.5
+    deployed_alpha: float = 0.0
     depth: int = 3
     head: str = "detail"
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)

@@ -87,7 +87,10 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     if fabric.is_global_zero:
         save_weights(result, run / "method.safetensors")
         if isinstance(result, Causal) and result.spec.depth:
-            save_checkpoint(result.network, run / f"{recipe.name}.safetensors")
+            network = result.network
+            if recipe.deployed_alpha:
+                network.spec = dataclasses.replace(network.spec, alpha=recipe.deployed_alpha)
+            save_checkpoint(network, run / f"{recipe.name}.safetensors")
     fabric.barrier()
     return result
 

@@ -25,14 +25,14 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
     Args:
         model: any ``MCDRL``.
         path: a ``.safetensors`` file; replaced if there.
-        dtype: storage type of floating-point tensors.
+        dtype: storage type of floating-point tensors; one that holds a value too large for it stays as it is.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     spec = dataclasses.replace(model.spec, dtype=str(dtype).removeprefix("torch."))
     tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        name: _stored(value, dtype).contiguous().cpu()
         for name, value in model.state_dict().items()
     }
     partial = path.with_name(f".{path.name}.partial")
@@ -43,6 +43,12 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
     return spec
+
+
+def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if not value.is_floating_point() or value.abs().max() > torch.finfo(dtype).max:
+        return value
+    return value.to(dtype)
 
 
 def read_spec(path: Path) -> ModelSpec:
