@@ -11,6 +11,7 @@ the highest Dice on the held-out part of the training sites. No image of another
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import sys
@@ -87,10 +88,9 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     if fabric.is_global_zero:
         save_weights(result, run / "method.safetensors")
         if isinstance(result, Causal) and result.spec.depth:
-            network = result.network
-            if recipe.deployed_alpha:
-                network.spec = dataclasses.replace(network.spec, alpha=recipe.deployed_alpha)
-            save_checkpoint(network, run / f"{recipe.name}.safetensors")
+            deployed = copy.copy(result.network)  # the same weights
+            deployed.spec = dataclasses.replace(deployed.spec, alpha=recipe.deployed_alpha or deployed.spec.alpha)
+            save_checkpoint(deployed, run / f"{recipe.name}.safetensors")
     fabric.barrier()
     return result
 
