@@ -295,7 +295,7 @@ def test_device_and_precision_that_are_not_there_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_papers_recipe_takes_two_steps_on_a_cpu(tmp_path: Path) -> None:
-    """ViT-L/14 with random weights: 12 GB of memory, a minute or two."""
+    """ViT-L/14 with random weights: 8 GB of memory, a minute."""
     write_site(tmp_path / "tiny", count=2)
     path = str(ROOT / "training/recipes/paper.toml")
     settings = ["train_sites=['tiny']", "pretrained=''", "batch_size=1", "validation_share=0", "epochs=1"]
