@@ -307,3 +307,21 @@ def test_the_papers_recipe_takes_two_steps_on_a_cpu(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["schedule"]["last_epoch"] == 2
+
+
+def test_strided_depthwise_convolutions_stay_in_float32_under_bf16(tiny: Recipe, tmp_path: Path) -> None:
+    fabric = make_fabric("bf16-mixed", "cpu")
+    method = training.build_method(tiny, tmp_path).train()
+    dataset = training.training_set(fabric, tiny, load_site(tmp_path / "tiny"))
+    convolutions = {n: m for n, m in method.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    names = [name for name, module in convolutions.items() if module.groups > 1 and module.stride[0] > 1]
+    assert len(names) == 4
+    trainer = Trainer(fabric, tiny, method, tmp_path, dataset)
+    kinds: dict[str, set[torch.dtype]] = {"strided": set(), "other": set()}
+    for name, module in convolutions.items():
+        kind = kinds["strided" if name in names else "other"]
+        module.register_forward_hook(lambda module, inputs, output, kind=kind: kind.add(output.dtype))
+    trainer.part(first_batch(tiny, tmp_path, 2), True, True)
+    assert kinds == {"strided": {torch.float32}, "other": {torch.bfloat16}}
+    trainer.step()
+    assert trainer.result.state_dict().keys() == method.state_dict().keys()

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mcdrl_rt.errors import SpecError
 from training.dataset import EpochBatches, Item, LesionDataset
-from training.launch import progress_bar, synchronise_norms
+from training.launch import avoid_slow_gradients, progress_bar, synchronise_norms
 from training.methods import Method
 from training.methods.base import upsample_cells
 from training.overlays import contact_sheet
@@ -84,7 +84,10 @@ class Trainer:
         method.to(fabric.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(method, multi_avg_fn=self._average, use_buffers=True)
         self.averaged.eval()
-        optimizer = torch.optim.AdamW(parameter_groups(recipe, method), weight_decay=recipe.weight_decay)
+        fused = recipe.precision != "16-mixed"  # there the gradients must be clipped before they are unscaled
+        groups = parameter_groups(recipe, method)
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
+        avoid_slow_gradients(method, fabric)
         if fabric.world_size > 1:
             method = synchronise_norms(method, fabric.device)
         self.method, self.optimizer = fabric.setup(method, optimizer)

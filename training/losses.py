@@ -49,7 +49,9 @@ def edge_weight(labels: Tensor, strength: float, share: float = 0.09) -> Tensor:
     """
     lesion = (labels > 0).float().unsqueeze(1)
     side = round(labels.shape[-1] * share) | 1
-    around = F.avg_pool2d(lesion, side, stride=1, padding=side // 2, count_include_pad=False)
+    half, around = side // 2, lesion
+    for shape, padding in (((side, 1), (half, 0)), ((1, side), (0, half))):  # in turn: side times less to add up
+        around = F.avg_pool2d(around, shape, stride=1, padding=padding, count_include_pad=False)
     return 1 + strength * (around - lesion).abs().squeeze(1)
 
 
