@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from sklearn.manifold import TSNE
 
 from mcdrl_rt.segmenter import Segmenter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 matplotlib.use("Agg")
 QUANTILES = (0.1, 0.5, 0.9)  # the images of a panel: where the first variant does badly, as usual, and well
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)  # per cent of the image
 POINTS = 250  # images of each site in a t-SNE
 PANEL = (216, 288)
 Titled = tuple[str, Path]
@@ -69,9 +71,8 @@ def dice_by_site(results: Sequence[Result], sites: Sequence[str], variants: Sequ
                 axes.plot([x] * len(values), values, "k.", markersize=4)
     axes.set_xticks(range(len(sites)), [f"{site} left out" for site in sites])
     axes.set_ylabel("mean Dice")
-    values = [r.figures["dice"] for r in results]
-    axes.set_ylim(max(0, min(values) - 0.1), min(1, max(values) + 0.05))
-    axes.legend(fontsize="small", ncols=2)
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize="small", ncols=2, loc="lower center")
     figure.savefig(path, dpi=110)
     return "Dice on the site left out (dots: seeds)", path
 
@@ -88,6 +89,8 @@ def dice_by_size(results: Sequence[Result], sites: Sequence[str], variants: Sequ
                 bins = np.array_split(np.argsort(share), 8)
                 axes.plot([share[b].mean() for b in bins], [dice[b].mean() for b in bins], ".-", label=variant)
         axes.set(title=f"{site} left out", xlabel="lesion, % of the image", ylabel="mean Dice", xscale="log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     return "Dice by lesion size", path
