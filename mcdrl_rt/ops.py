@@ -37,7 +37,7 @@ def similarity(features: Tensor, texts: Tensor) -> Tensor:
     Returns:
         S, (B, T, K) in [-1, 1], at least float32.
     """
-    features, texts = _at_least_float32(features), _at_least_float32(texts)
+    features, texts = at_least_float32(features), at_least_float32(texts)
     return F.normalize(features, dim=-1) @ F.normalize(texts, dim=-1).mT
 
 
@@ -127,7 +127,7 @@ def intervene_reference(
         Intervened tokens (B, N, d) in the type of ``tokens``, and the attention over the M confounders averaged
         over heads and tokens, (B, M), at least float32; each row sums to one.
     """
-    wide = _at_least_float32(tokens)
+    wide = at_least_float32(tokens)
     scores = F.linear(F.layer_norm(wide, wide.shape[-1:], eps=eps), a.to(wide.dtype), c.to(wide.dtype))
     weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1)  # (B, N, heads, M)
     update = F.linear(weights.flatten(2), b.to(wide.dtype))  # (B, N, d)
@@ -154,7 +154,8 @@ def select_intervene_reference(
     return tokens, indices, readout
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; any other type as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

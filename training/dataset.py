@@ -8,17 +8,20 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from mcdrl_rt.errors import SourceError, SpecError
+from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import random_sample
 from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
-from training.sites import NO_LESION, Sample, read_sample
+from training.recipe import Recipe
+from training.sites import Sample, class_ids, read_sample
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
 Key = tuple[int, int]  # epoch and index: all that the randomness of an item depends on, beside the seed
@@ -83,7 +86,7 @@ class LesionDataset(Dataset[Item]):
     def _read(
         self, samples: Sequence[Sample], classes: Sequence[str], skip_bad: bool
     ) -> Iterator[tuple[UInt8Array, UInt8Array]]:
-        ids = {NO_LESION: 0} | {name: i for i, name in enumerate(classes, 1)}
+        ids = class_ids(classes)
         if strange := sorted({sample.lesion for sample in samples} - ids.keys()):
             first = next(sample.image for sample in samples if sample.lesion == strange[0])
             raise SpecError(
@@ -145,6 +148,33 @@ class EpochBatches(Sampler[list[Key]]):
         for i in range(len(self)):
             indices = self.order[i * part : (i + 1) * part][self.rank :: self.world]
             yield [(self.epoch, int(index)) for index in indices]
+
+
+def training_set(
+    fabric: Fabric,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    condition_rate: float | None = None,
+    lesion_free: float = 0.0,
+) -> LesionDataset:
+    """The recipe's data set, ``condition_rate`` in place of its own if given; what had to be left out is said."""
+    dataset = LesionDataset(
+        samples,
+        recipe.input_size,
+        recipe.classes,
+        augmentation=recipe.augmentation,
+        phantom_count=recipe.phantom_count,
+        seed=recipe.seed,
+        conditions=confounder_names(recipe.confounders),
+        condition_rate=recipe.condition_rate if condition_rate is None else condition_rate,
+        lesion_free=lesion_free,
+        skip_bad=recipe.bad_images == "skip",
+    )
+    for reason in dataset.skipped:
+        fabric.print(f"left out: {reason}")
+    if dataset.skipped:
+        fabric.print(f"left out {len(dataset.skipped)} of {len(samples)} images that cannot be read")
+    return dataset
 
 
 def random_view(size: tuple[int, int], augmentation: str) -> v2.Transform:

@@ -29,7 +29,7 @@ from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import readout_on_phantom, readout_on_real
-from training.sites import NO_LESION, Sample, data_root, find_sites, load_site, read_sample, split_sites
+from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample, split_sites
 from training.train import Method, load_method
 
 READOUT_PICTURES = 100
@@ -106,8 +106,7 @@ def evaluate(segmenter: Segmenter, data: Path) -> dict[str, SiteScores]:
     parts |= {folder.name: load_site(folder) for folder in find_sites(data) if folder.name not in trained}
     scores = {}
     for name, samples in parts.items():
-        known = {*segmenter.spec.classes, NO_LESION}
-        if strange := sorted({sample.lesion for sample in samples} - known):
+        if strange := sorted({sample.lesion for sample in samples} - class_ids(segmenter.spec.classes).keys()):
             print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
         elif samples:
             scores[name] = SiteScores(name not in trained, samples, evaluate_samples(segmenter, samples))
@@ -128,7 +127,7 @@ def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> di
 
 def evaluate_samples(segmenter: Segmenter, samples: Sequence[Sample]) -> list[ImageScore]:
     """Score each image."""
-    ids = {NO_LESION: 0} | {name: i for i, name in enumerate(segmenter.spec.classes, 1)}
+    ids = class_ids(segmenter.spec.classes)
     scores = []
     for sample in samples:
         pixels, truth = read_sample(sample, ids[sample.lesion])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +21,21 @@ from torch import Tensor, nn
 
 from mcdrl_rt.engine.openvino import resolve_precision
 from mcdrl_rt.errors import SpecError
-from training import losses
+from mcdrl_rt.ops import at_least_float32
+from training.sites import data_root
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that runs a recipe."""
+    parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the run's state, logs and checkpoint")
+    parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings in place of the recipe's")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load data, for each that trains")
 
 
 def make_fabric(precision: str = "auto", device: str = "auto") -> Fabric:
@@ -128,7 +141,7 @@ class _SharedNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             world = dist.get_world_size()
-            exact = losses.exact(x)
+            exact = at_least_float32(x)
             mean = _Sum.apply(exact.mean(dim=(0, 2, 3))) / world
             variance = _Sum.apply((exact - mean.view(1, -1, 1, 1)).square().mean(dim=(0, 2, 3))) / world
             count = x.numel() / x.shape[1] * world

@@ -97,17 +97,12 @@ def dense_alignment_loss(
     return F.binary_cross_entropy_with_logits(similarities * scale, touched, pos_weight=weight)
 
 
-def exact(value: Tensor) -> Tensor:
-    """``value`` in float32 at least: half precision is for networks, not for losses."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Σ w·v / Σ w, the sum of weights taken over all processes; zero where nothing counts.
 
     So the mean over processes of what each returns is the mean over the whole batch, however the images lie.
     """
-    total = exact(weights.detach()).sum()
+    total = weights.detach().sum(dtype=torch.promote_types(weights.dtype, torch.float32))
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
         total = total / dist.get_world_size()

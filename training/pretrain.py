@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.model.clip import load_clip
-from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_names, confounder_prompt
-from training import losses
-from training.dataset import Item, LesionDataset
-from training.launch import make_fabric
+from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_prompt
+from mcdrl_rt.ops import at_least_float32
+from training.dataset import Item, LesionDataset, training_set
+from training.launch import add_arguments, make_fabric
 from training.loop import Trainer
 from training.methods import build_method
 from training.methods.base import Method, load_trunk, model_spec, save_weights, upsample_cells
 from training.recipe import Recipe, load_recipe
-from training.sites import Sample, data_root, split_sites
+from training.sites import Sample, split_sites
 
 LESION_FREE = 0.35  # share of the pictures without lesion: without them every picture would fit every class prompt
 CONDITION_RATE = 0.8
@@ -42,15 +42,13 @@ CONDITION_RATE = 0.8
 def main() -> int:
     """Command line of the module; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the weights, clip.safetensors")
-    parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings in place of the recipe's")
+    add_arguments(parser)
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)
         kept, held = split_sites(arguments.data, recipe.train_sites, recipe.validation_share, recipe.seed)
-        weights = pretrain(make_fabric(recipe.precision), recipe, arguments.data, kept, arguments.output)
+        fabric = make_fabric(recipe.precision, arguments.device)
+        weights = pretrain(fabric, recipe, arguments.data, kept, arguments.output, arguments.workers)
         recall = {"before": selection_recall(recipe, arguments.data, None, held)}
         recall["after"] = selection_recall(recipe, arguments.data, weights, held)
     except McdrlError as error:
@@ -75,19 +73,7 @@ def pretrain(fabric: Fabric, recipe: Recipe, data: Path, samples: list[Sample], 
     clip = load_clip(recipe.encoder, recipe.pretrained or None)
     if recipe.encoder_weights:
         load_trunk(clip.get_submodule("visual.trunk"), data / recipe.encoder_weights)
-    names = confounder_names(recipe.confounders)
-    dataset = LesionDataset(
-        samples,
-        recipe.input_size,
-        recipe.classes,
-        augmentation=recipe.augmentation,
-        phantom_count=recipe.phantom_count,
-        seed=recipe.seed,
-        conditions=names,
-        condition_rate=CONDITION_RATE,
-        lesion_free=LESION_FREE,
-        skip_bad=recipe.bad_images == "skip",
-    )
+    dataset = training_set(fabric, recipe, samples, CONDITION_RATE, LESION_FREE)
     recipe = dataclasses.replace(
         recipe, epochs=recipe.pretrain_epochs, lr=recipe.pretrain_lr, weight_decay=0.05, warmup_epochs=0.3, ema=0.0
     )
@@ -115,8 +101,8 @@ class PromptPairs(Method):
         self.tokens: Tensor
 
     def forward(self, batch: Item, intervene: bool = True) -> dict[str, Tensor]:
-        features = F.normalize(losses.exact(self.clip.encode_image(self.normalise(batch.pixels))), dim=-1)
-        texts = F.normalize(losses.exact(self.clip.encode_text(self.tokens)), dim=-1)
+        features = F.normalize(at_least_float32(self.clip.encode_image(self.normalise(batch.pixels))), dim=-1)
+        texts = F.normalize(at_least_float32(self.clip.encode_text(self.tokens)), dim=-1)
         logits = features @ texts.T * self.scale.exp() + self.bias  # (B, K + M + K·M)
         has = F.one_hot(batch.labels.amax(dim=(1, 2)), len(self.spec.classes) + 1)[:, 1:].float()  # (B, K)
         both = has.unsqueeze(2) * batch.shown.unsqueeze(1)  # (B, K, M)

@@ -100,6 +100,11 @@ class Recipe:
     pretrain_lr: float = 3e-4
     seed: int = 0
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether contrastive pretraining comes first; the U-Net has no text to be aligned with."""
+        return self.pretrain_epochs > 0 and self.method != "unet"
+
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             if not _is(getattr(self, name), kind):

@@ -149,6 +149,11 @@ def manifest(folder: Path) -> dict[str, Any]:
     return tomllib.loads((MANIFESTS / "plain.toml").read_text())
 
 
+def class_ids(classes: Sequence[str]) -> dict[str, int]:
+    """The label of every class, from 1, and 0 for an image without lesion."""
+    return {NO_LESION: 0} | {name: i for i, name in enumerate(classes, 1)}
+
+
 def _is_layout(described: object) -> bool:
     return isinstance(described, dict) and "image" in described and bool({"mask", "polygons"} & set(described))
 

@@ -141,7 +141,7 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
 def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) -> None:
     """Train and measure one run, and leave ``evaluation.json`` in its folder."""
     recipe = run.recipe
-    if recipe.pretrain_epochs and recipe.method != "unet":
+    if recipe.pretrains:
         shared = {name: value for name, value in asdict(recipe).items() if name in PRETRAINING}
         key = sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
         kept, _ = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)

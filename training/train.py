@@ -22,16 +22,15 @@ from safetensors.torch import load_file
 
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import save_checkpoint
-from mcdrl_rt.model.prompts import confounder_names
-from training.dataset import LesionDataset
-from training.launch import make_fabric
+from training.dataset import LesionDataset, training_set
+from training.launch import add_arguments, make_fabric
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights
 from training.methods.causal import Causal
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, recipe_from
-from training.sites import Sample, data_root, split_sites
+from training.sites import Sample, split_sites
 
 
 def main() -> int:
@@ -52,16 +51,6 @@ def main() -> int:
     return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command takes that runs a recipe."""
-    parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the run's state, logs and checkpoint")
-    parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings in place of the recipe's")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load data, for each that trains")
-
-
 def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1) -> Method:
     """Run a recipe, or go on with it; returns the trained method.
 
@@ -74,8 +63,7 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     """
     claim(fabric, recipe, run)
     kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-    pretraining = recipe.pretrain_epochs and recipe.method != "unet"
-    clip = pretrain(fabric, recipe, data, kept, run, workers) if pretraining else None
+    clip = pretrain(fabric, recipe, data, kept, run, workers) if recipe.pretrains else None
     method = build_method(recipe, data, clip)
     dataset = training_set(fabric, recipe, kept)
     held_set = held_out_set(recipe, held) if held else None
@@ -110,26 +98,6 @@ def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
             path.write_text(text)
     except OSError as error:
         raise SpecError(f"cannot write to {run}: {error}") from error
-
-
-def training_set(fabric: Fabric, recipe: Recipe, samples: list[Sample]) -> LesionDataset:
-    """The recipe's data set; what had to be left out is said."""
-    dataset = LesionDataset(
-        samples,
-        recipe.input_size,
-        recipe.classes,
-        augmentation=recipe.augmentation,
-        phantom_count=recipe.phantom_count,
-        seed=recipe.seed,
-        conditions=confounder_names(recipe.confounders),
-        condition_rate=recipe.condition_rate,
-        skip_bad=recipe.bad_images == "skip",
-    )
-    for reason in dataset.skipped:
-        fabric.print(f"left out: {reason}")
-    if dataset.skipped:
-        fabric.print(f"left out {len(dataset.skipped)} of {len(samples)} images that cannot be read")
-    return dataset
 
 
 def held_out_set(recipe: Recipe, samples: list[Sample]) -> LesionDataset:

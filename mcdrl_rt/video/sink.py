@@ -241,8 +241,8 @@ class _VideoFile(Sink):
         self._container.start_encoding()  # opens the encoder and writes the header: errors show now
 
     def write(self, frame: Frame) -> None:
-        pts = self._pts(frame)
         time_s = frame.pts * frame.time_base
+        pts = self._pts(time_s)
         if self._last is not None and pts <= self._last[0]:
             # re-timing it would be a lie, and no container takes time that runs backwards
             if time_s > self._last[1]:
@@ -288,8 +288,7 @@ class _VideoFile(Sink):
             pass  # it is being thrown away
         self._partial.unlink(missing_ok=True)
 
-    def _pts(self, frame: Frame) -> int:
-        time_s = frame.pts * frame.time_base
+    def _pts(self, time_s: Fraction) -> int:
         if self._origin is None:  # no container keeps frames before zero: MP4 would lose them
             self._origin = time_s if self._from_zero or time_s < 0 else Fraction(0)
         return round((time_s - self._origin) / self._time_base)

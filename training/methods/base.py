@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.mcdrl import MCDRL, build_model
 from mcdrl_rt.model.prompts import confounder_names
+from mcdrl_rt.ops import at_least_float32
 from mcdrl_rt.types import ModelSpec
 from training import losses
 from training.dataset import Item
@@ -63,6 +64,12 @@ class Method(nn.Module):
         """Pixels (B, 3, H, W) uint8 as the network takes them."""
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
+    def everywhere(self, logits: Tensor) -> Prediction:
+        """The prediction of a method that selects nothing and reads no condition."""
+        batch, conditions = len(logits), len(self.spec.confounders)
+        cells = logits.new_ones((batch, *self.spec.grid))
+        return Prediction(logits, cells, logits.new_full((batch, conditions), 1 / conditions))
+
     def pixel_terms(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The losses on the mask, the same for every method: Eq. 10, and soft Dice of our own."""
         weight = losses.edge_weight(labels, self.recipe.edge) if self.recipe.edge else None
@@ -76,7 +83,7 @@ class Method(nn.Module):
         if not self.recipe.dense:
             return {}
         value = losses.dense_alignment_loss(
-            losses.exact(similarities), labels, self.spec.grid_stride, self.recipe.dense_scale
+            at_least_float32(similarities), labels, self.spec.grid_stride, self.recipe.dense_scale
         )
         return {"dense": self.recipe.dense * value}
 

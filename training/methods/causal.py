@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mcdrl_rt.model.mcdrl import MCDRL
 from mcdrl_rt.model.selection import selected_cells
+from mcdrl_rt.ops import at_least_float32
 from training import losses
 from training.dataset import Item
 from training.methods.base import Method, Prediction, pretrained_part
@@ -34,14 +35,16 @@ class Causal(Method):
         recipe, network, labels = self.recipe, self.network, batch.labels
         out = network(self.normalise(batch.pixels), summary=recipe.contrast > 0, intervene=intervene)
         classes = labels.amax(dim=(1, 2))
-        terms = self.pixel_terms(losses.exact(out.logits), labels) | self.dense_term(out.similarities, labels)
+        terms = self.pixel_terms(at_least_float32(out.logits), labels) | self.dense_term(out.similarities, labels)
         if intervene and recipe.causal:
-            target = losses.causal_loss(losses.exact(out.intervened), network.text_targets, classes)
+            target = losses.causal_loss(at_least_float32(out.intervened), network.text_targets, classes)
             terms["causal"] = recipe.causal * target
         if intervene and recipe.readout:
-            terms["readout"] = recipe.readout * losses.readout_loss(losses.exact(out.confounders), batch.shown)
+            terms["readout"] = recipe.readout * losses.readout_loss(at_least_float32(out.confounders), batch.shown)
         if recipe.contrast:
-            value = losses.contrast_loss(losses.exact(out.summary), network.text_classes, classes, recipe.temperature)
+            value = losses.contrast_loss(
+                at_least_float32(out.summary), network.text_classes, classes, recipe.temperature
+            )
             terms["contrast"] = recipe.contrast * value
         return terms
 

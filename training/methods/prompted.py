@@ -20,7 +20,7 @@ from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.clip import DenseFeatures, encode_texts, load_clip
 from mcdrl_rt.model.mcdrl import pad_to_stride, to_input_size
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_names
-from mcdrl_rt.ops import similarity
+from mcdrl_rt.ops import at_least_float32, similarity
 from training import losses
 from training.dataset import Item
 from training.methods.base import Method, Prediction, pretrained_part, start_model
@@ -53,21 +53,18 @@ class Prompted(Method):
     def forward(self, batch: Item, intervene: bool = True) -> dict[str, Tensor]:
         features = self._encode(self.normalise(batch.pixels), self.recipe.contrast > 0)
         logits, similarities, texts = self._segment(features)
-        terms = self.pixel_terms(losses.exact(logits), batch.labels) | self.dense_term(similarities, batch.labels)
+        terms = self.pixel_terms(at_least_float32(logits), batch.labels) | self.dense_term(similarities, batch.labels)
         if features.summary is not None:
             classes = batch.labels.amax(dim=(1, 2))
             cosines = torch.einsum(
-                "bd,bkd->bk", F.normalize(losses.exact(features.summary), dim=-1), losses.exact(texts)
+                "bd,bkd->bk", F.normalize(at_least_float32(features.summary), dim=-1), at_least_float32(texts)
             )
             costs = F.cross_entropy(cosines / self.recipe.temperature, (classes - 1).clamp_min(0), reduction="none")
             terms["contrast"] = self.recipe.contrast * losses.weighted_mean(costs, classes > 0)
         return terms | self.teach(features, texts)
 
     def predict(self, images: Tensor) -> Prediction:
-        logits, _, _ = self._segment(self._encode(images, False))
-        conditions = len(self.spec.confounders)
-        everywhere = images.new_ones((len(images), *self.spec.grid))
-        return Prediction(logits, everywhere, images.new_full((len(images), conditions), 1 / conditions))
+        return self.everywhere(self._segment(self._encode(images, False))[0])
 
     def pretrained_parameters(self) -> Iterable[nn.Parameter]:
         return pretrained_part(self.encoder, self.recipe)
@@ -132,8 +129,8 @@ class BiomedCoOp(Prompted):
 
     def teach(self, features: DenseFeatures, texts: Tensor) -> dict[str, Tensor]:
         """Its two terms: near the ensemble's mean (SCCM), and cells judged as by the prompts that agree (KDSP)."""
-        student = losses.exact(texts[0])
-        cells = F.normalize(losses.exact(features.tokens), dim=-1).detach()
+        student = at_least_float32(texts[0])
+        cells = F.normalize(at_least_float32(features.tokens), dim=-1).detach()
         told, judged = similarity(cells, self.pruned), cells @ student.mT
         scale = self.recipe.dense_scale
         distil = F.binary_cross_entropy_with_logits(scale * judged, torch.sigmoid(scale * told))
@@ -175,7 +172,7 @@ class PromptTower(nn.Module):
         x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))[:, end]
         projection = clip.text_projection
         x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-        return F.normalize(losses.exact(x), dim=-1)
+        return F.normalize(at_least_float32(x), dim=-1)
 
 
 def _agreeing(ensemble: Tensor) -> Tensor:

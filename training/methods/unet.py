@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.clip import SMALL
-from training import losses
+from mcdrl_rt.ops import at_least_float32
 from training.dataset import Item
 from training.methods.base import Method, Prediction, load_trunk, model_spec
 from training.recipe import Recipe
@@ -40,12 +40,10 @@ class UNet(Method):
             load_trunk(self.network.encoder.model, data / recipe.encoder_weights, ("classifier", "conv_head", "bn2."))
 
     def forward(self, batch: Item, intervene: bool = True) -> dict[str, Tensor]:
-        return self.pixel_terms(losses.exact(self.network(self.normalise(batch.pixels))), batch.labels)
+        return self.pixel_terms(at_least_float32(self.network(self.normalise(batch.pixels))), batch.labels)
 
     def predict(self, images: Tensor) -> Prediction:
-        conditions = len(self.spec.confounders)
-        everywhere = images.new_ones((len(images), *self.spec.grid))
-        return Prediction(self.network(images), everywhere, images.new_full((len(images), conditions), 1 / conditions))
+        return self.everywhere(self.network(images))
 
     def pretrained_parameters(self) -> Iterable[nn.Parameter]:
         return self.network.encoder.parameters() if self.recipe.encoder_weights else ()
