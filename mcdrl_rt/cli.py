@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt.errors import McdrlError, SinkError, SourceError
+from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ _OUTPUT = "A file (.mp4 .m4v .mov .mkv .avi .webm), or null."
 
 Model = Annotated[
     Path | None,
-    typer.Option(help="Checkpoint (.safetensors) or built engine (.xml). Default: the embedded model."),
+    typer.Option(help="Checkpoint (.safetensors) or built engine (.xml .plan .pt2). Default: the embedded model."),
 ]
-EngineName = Annotated[str, typer.Option(help="auto, openvino or torch.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16 (auto: bf16 where the processor computes in it).")]
+EngineName = Annotated[str, typer.Option(help="auto (the best one here), tensorrt, openvino or torch.")]
+Precision = Annotated[str, typer.Option(help="auto (the fastest the device computes in), fp32, fp16, bf16 or int8.")]
 Device = Annotated[str, typer.Option(help="auto, or a device of the engine: CPU, GPU (openvino), cpu, cuda (torch).")]
 Opacity = Annotated[float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Opacity of the tint over a lesion.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a summary for programs: one JSON line for each video.")]
@@ -182,24 +182,70 @@ def process(
 
 @app.command()
 def build(
-    output: Annotated[Path | None, typer.Option(help="Engine file (.xml). Default: this user's engine cache.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Engine file: .xml (OpenVINO), .plan (TensorRT), .pt2 (torch), .onnx. Default: the cache."),
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Checkpoint. Default: the embedded model.")] = None,
-    precision: Precision = "auto",
+    runtime: Annotated[
+        str | None, typer.Option(help="openvino, tensorrt, torch or onnx. Default: what --output says, or openvino.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="auto, fp32, fp16, bf16 or int8 (int8: OpenVINO, needs --frames).")
+    ] = "auto",
+    frames: Annotated[
+        Path | None, typer.Option(help="Real pictures or videos, to calibrate int8 with and to check any engine on.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N or N-M", help="Frames at a time; N-M: a TensorRT profile.")] = "1",
+    device: Device = "auto",
+    route: Annotated[str, typer.Option(help="How a TensorRT plan is made: onnx or torch-tensorrt.")] = "onnx",
 ) -> None:
-    """Compile a checkpoint into an OpenVINO engine for this machine and check it against the reference."""
-    from mcdrl_rt.engine.build import build_openvino, cached_engine
+    """Compile a checkpoint into an engine for this machine and check it against the reference."""
+    from mcdrl_rt.engine.build import Order, build_engine
+    from mcdrl_rt.engine.cache import cached_engine
     from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+    from mcdrl_rt.engine.sidecar import runtime_of
 
-    checkpoint = model or DEFAULT_CHECKPOINT
-    if output is None:
-        output, sidecar = cached_engine(checkpoint, precision)
-    else:
-        sidecar = build_openvino(checkpoint, output, precision)
-    parity = sidecar["parity"]
-    _say(
-        f"{output}: ready; against float32 torch {parity['label_flips']:.3%} of labels differ, mask IoU "
-        f"{parity['mask_iou']:.4f}, over {parity['frames']} synthetic frames"
+    runtime = runtime or (output and runtime_of(output)) or "openvino"
+    order = Order(
+        runtime=runtime, precision=precision, device=device, batch=_batch(batch), frames=frames, route=route
     )
+    checkpoint = model or DEFAULT_CHECKPOINT
+    with _stages() as stage:
+        if output is None:
+            output, sidecar = cached_engine(checkpoint, order, stage)
+        else:
+            sidecar = build_engine(checkpoint, output, order, stage)
+    if not (parity := sidecar.get("parity")):
+        _say(f"{output}: ready; nothing here runs it, so it was not checked")
+        return
+    kind = "synthetic" if order.frames is None else "real"
+    _say(
+        f"{output}: ready, {sidecar['precision']}, {sidecar['latency_ms']:.1f} ms a frame; against float32 torch "
+        f"{parity['label_flips']:.3%} of labels differ, mask IoU {parity['mask_iou']:.4f}, over {parity['frames']} "
+        f"{kind} frames"
+    )
+
+
+def _batch(text: str) -> tuple[int, int]:
+    least, _, most = text.partition("-")
+    if not (least.isdigit() and (most or least).isdigit() and 1 <= int(least) <= int(most or least)):
+        raise EngineError(f"--batch is a number of frames or a range of them, 4 or 1-8, not {text!r}")
+    return int(least), int(most or least)
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """What is being done, and for how long, on a terminal; without one, a line for each stage."""
+    if not _err.is_terminal:
+        yield lambda text: _say(f"{text} …")
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda text: progress.update(task, description=text)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from mcdrl_rt.engine.base import LESION, Engine, RawOutput
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
-from mcdrl_rt.video.region import RegionTracker, find_region
+from mcdrl_rt.video.region import RegionTracker, crop_and_resize, find_region
 
 
 class Segmenter:
@@ -42,8 +42,8 @@ class Segmenter:
 
         Args:
             model: a checkpoint or a built engine; None is the embedded default.
-            engine: ``auto``, ``openvino`` or ``torch``.
-            precision: ``auto``, ``fp32`` or ``bf16``.
+            engine: ``auto``, or a name of ``mcdrl_rt.engine.choice.ENGINES``.
+            precision: ``auto``, or one that the engine comes in.
             device: ``auto``, or a device name of that runtime.
 
         Raises:
@@ -75,7 +75,7 @@ class Segmenter:
             raise SourceError(f"a picture is an (H, W, 3) uint8 array, RGB; got {got}")
         started = time.perf_counter()
         region = self._region(rgb)
-        output = self.engine.infer(self.preprocess(rgb, region)[None])
+        output = self.engine.infer(crop_and_resize(rgb, region, self.spec.input_size)[None])
         labels = labels_at(output, region, (rgb.shape[0], rgb.shape[1]))
         weights = output.confounders[0].astype(np.float32)
         return Segmentation(
@@ -87,14 +87,6 @@ class Segmenter:
             region=region,
             latency_ms=(time.perf_counter() - started) * 1e3,
         )
-
-    def preprocess(self, rgb: UInt8Array, region: Region) -> UInt8Array:
-        """The field of view at the model's input size; the rest of preprocessing is inside every engine."""
-        rows, columns = region.slices
-        height, width = self.spec.input_size
-        shrinking = region.height * region.width > height * width
-        how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(rgb[rows, columns], (width, height), interpolation=how), dtype=np.uint8)
 
 
 def labels_at(output: RawOutput, region: Region, size: tuple[int, int]) -> UInt8Array:

@@ -32,11 +32,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine cache of this session: engines are built once, and never into the user's cache."""
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine cache of this session: engines are built once, never into the user's cache or with the user's key."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("MCDRL_CACHE", str(folder))
+        patch.setenv("MCDRL_STATE", str(tmp_path_factory.mktemp("state")))
         yield folder
 
 
@@ -114,14 +115,14 @@ def small_checkpoint(small_model: MCDRL, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def small_engine(small_checkpoint: Path, cache: Path) -> Path:
+def small_engine(small_checkpoint: Path, cache_folder: Path) -> Path:
     """The OpenVINO engine of ``small_checkpoint``, in this session's cache; to be read only."""
-    from mcdrl_rt.engine import build
+    from mcdrl_rt.engine import build, cache
 
     with pytest.MonkeyPatch.context() as patch:
         # random weights put a tenth of all pixels on the fence; the gate is tested with others
-        patch.setitem(build.MAX_FLIPS, "bf16", 0.2)
-        return build.cached_engine(small_checkpoint)[0]
+        patch.setitem(build.GATES, "bf16", build.Gate(0.2, 0.0))
+        return cache.cached_engine(small_checkpoint)[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,76 +1,126 @@
-"""Turn a checkpoint into an engine for this machine: fold, export, convert, check against the reference.
+"""Turn a checkpoint into an engine for this machine: fold, export, compile, check against the reference, sign.
 
-An OpenVINO engine is three files of one name: ``X.xml`` and ``X.bin`` (the IR, float32 weights, compiled to the
-precision wanted when loaded) and ``X.json``, the sidecar: specification, versions, hash of the checkpoint, parity.
+What comes out is the runtime's files under one name and the sidecar beside them (``mcdrl_rt.engine.sidecar``); they
+appear whole or not at all. ``mcdrl_rt.engine.cache`` keeps one for every checkpoint that is simply run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import openvino as ov
-import platformdirs
-
-from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
+from mcdrl_rt.engine import sidecar
+from mcdrl_rt.engine.base import Engine
+from mcdrl_rt.engine.frames import real_frames, synthetic_frames
 from mcdrl_rt.errors import EngineError
-from mcdrl_rt.types import ModelSpec, UInt8Array
-from mcdrl_rt.version import __version__
+from mcdrl_rt.types import UInt8Array
 
-FORMAT = "mcdrl-rt engine 1"
-MAX_FLIPS = {"fp32": 0.005, "bf16": 0.01}  # share of labels that may differ from float32 torch
-_log = logging.getLogger("mcdrl_rt")
+if TYPE_CHECKING:  # heavy, and only building needs it: running a built engine imports neither torch nor open_clip
+    from mcdrl_rt.model.folded import FoldedMCDRL
+
+_TIMED_RUNS = 20
+Stage = Callable[[str], None]  # told what is being done
 
 
-def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", device: str = "CPU") -> dict[str, Any]:
-    """Build an engine; ``output`` and its two companions appear whole or not at all.
+@dataclass(frozen=True)
+class Gate:
+    """How far a built engine may be from float32 torch.
+
+    Args:
+        flips: share of pixels whose label may differ.
+        mask_iou: least intersection over union of the lesion masks, all frames pooled.
+    """
+
+    flips: float
+    mask_iou: float
+
+
+GATES = {
+    "fp32": Gate(0.005, 0.99),
+    "fp16": Gate(0.005, 0.99),
+    "bf16": Gate(0.01, 0.95),  # three digits: pixels on a lesion's edge fall either way
+    "int8": Gate(0.01, 0.92),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What engine is wanted.
+
+    Args:
+        runtime: one of ``sidecar.FILES``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: what the device computes in.
+        device: ``auto``, or a device name of the runtime.
+        batch: frames it can take at a time, least and most; a runtime without such profiles takes the least.
+        frames: the user's own pictures or videos to calibrate with and be checked on; None for synthetic ones.
+        route: how a TensorRT plan is made: ``onnx`` or ``torch-tensorrt``.
+    """
+
+    runtime: str = "openvino"
+    precision: str = "auto"
+    device: str = "auto"
+    batch: tuple[int, int] = (1, 1)
+    frames: Path | None = None
+    route: str = "onnx"
+
+    def command(self, checkpoint: Path) -> dict[str, Any]:
+        """Options of the command that asks for this."""
+        asked = {"model": str(checkpoint.resolve()), "runtime": self.runtime}
+        if self.batch != (1, 1):
+            asked["batch"] = "-".join(map(str, self.batch))
+        if self.frames is not None:
+            asked["frames"] = str(self.frames.resolve())
+        plain = Order()
+        for name in ("precision", "device", "route"):
+            if getattr(self, name) != getattr(plain, name):
+                asked[name] = getattr(self, name)
+        return asked
+
+
+def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage | None = None) -> dict[str, Any]:
+    """Build an engine; returns its sidecar's content.
 
     Args:
         checkpoint: a ``.safetensors`` checkpoint.
-        output: the engine's ``.xml``; its folder must exist.
-        precision: the one parity is measured in.
-        device: the OpenVINO device it is measured on.
-
-    Returns:
-        The sidecar's content.
+        output: the engine's file, with its runtime's suffix; its folder must exist.
+        order: what is wanted.
+        on_stage: told what is being done: building can take minutes.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        EngineError: the export or conversion failed, ``output`` cannot be written, or the engine's labels are too far
+        EngineError: the export or compilation failed, ``output`` cannot be written, or the engine's labels are too far
             from the reference.
+        SourceError: there is no picture in ``order.frames``.
     """
-    # heavy imports, and only building needs them: running a built engine imports neither torch nor open_clip
-    from mcdrl_rt.engine.onnx import export_onnx, inlined
-    from mcdrl_rt.engine.torch import TorchEngine
+    order = resolved(order)
+    suffixes = sidecar.FILES[order.runtime]
+    if output.suffix != suffixes[0] or output.is_dir():
+        raise EngineError(f"the file of an {order.runtime} engine ends in {suffixes[0]}, not {str(output)!r}")
+    stage = on_stage or (lambda _: None)
     from mcdrl_rt.model.checkpoint import load_checkpoint
     from mcdrl_rt.model.folded import FoldedMCDRL
 
-    if output.suffix != ".xml" or output.is_dir():
-        raise EngineError(f"an OpenVINO engine is an .xml file, not {str(output)!r}")
-    precision = resolve_precision(precision, device)
+    stage("reading the checkpoint")
     folded = FoldedMCDRL(load_checkpoint(checkpoint))
-    _log.info("building the engine of %s for this machine, once (half a minute at most) …", checkpoint.stem)
+    size = folded.spec.input_size
+    frames = real_frames(order.frames, size) if order.frames else synthetic_frames(size)
     folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
         partial = folder / output.name
-        model = _converted(inlined(export_onnx(folded)), folder / "model.onnx")
-        _save(model, partial)
-        engine = OpenVinoEngine(partial, folded.spec, precision, device)
-        sidecar = _sidecar(checkpoint, folded.spec, _parity(engine, TorchEngine(folded), precision), precision)
-        sidecar["sha256"] = _hashes(partial)
-        partial.with_suffix(".json").write_text(json.dumps(sidecar, indent=1, sort_keys=True))
-        for suffix in (".bin", ".json", ".xml"):  # the .xml last: with it, the engine exists
+        engine = _COMPILE[order.runtime](folded, partial, order, frames, stage)
+        stage("checking it against the reference")
+        checked = _checked(engine, folded, frames, order.precision) if engine else {}
+        content = _describe(checkpoint, folded, order) | checked
+        content = sidecar.write_sidecar(partial, content)
+        for suffix in (*suffixes[1:], ".json", suffixes[0]):  # the file that users name last: with it, it exists
             partial.with_suffix(suffix).replace(output.with_suffix(suffix))
     except OSError as error:
         reason = f"{str(error.strerror or error).lower()}; make room there, or choose another folder"
@@ -78,122 +128,97 @@ def build_openvino(checkpoint: Path, output: Path, precision: str = "auto", devi
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-    return sidecar
+    return content
 
 
-def read_sidecar(engine: Path) -> dict[str, Any]:
-    """What was recorded when ``engine`` (an ``.xml``) was built.
-
-    Raises:
-        EngineError: the engine or its sidecar is missing, not ours, or not as it was built.
-    """
-    if not engine.is_file():
-        raise EngineError(f"no engine at {engine}; make one with 'mcdrl-rt build'")
-    try:
-        sidecar = json.loads(engine.with_suffix(".json").read_text())
-        ours = sidecar["format"] == FORMAT and {"spec", "precision", "sha256"} <= sidecar.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        ours = False
-    if not ours:
-        raise EngineError(f"{engine} has no sidecar of mcdrl-rt beside it; rebuild it with 'mcdrl-rt build'")
-    if not engine.with_suffix(".bin").is_file() or sidecar["sha256"] != _hashes(engine):
-        raise EngineError(f"{engine} or its .bin is not what was built; rebuild it with 'mcdrl-rt build'")
-    return dict(sidecar)
-
-
-def cached_engine(checkpoint: Path, precision: str = "auto") -> tuple[Path, dict[str, Any]]:
-    """A checkpoint's engine for this machine and its sidecar, built and checked in ``precision`` the first time.
-
-    The cache is the user's (``MCDRL_CACHE``, or the platform's cache folder); its key is the checkpoint's content and
-    the versions involved, and the precision (a home may be shared between machines). A damaged entry is built again.
-    """
-    precision = resolve_precision(precision)
-    key = hashlib.sha256(f"{file_hash(checkpoint)} {_versions()} {precision}".encode()).hexdigest()[:16]
-    root = Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
-    engine = root / key / f"{checkpoint.stem}.xml"
-    with contextlib.suppress(EngineError):  # none yet, or a damaged one
-        return engine, read_sidecar(engine)
-    try:
-        engine.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(f"cannot write the engine cache {root}: {error.strerror}; set MCDRL_CACHE") from error
-    try:
-        return engine, build_openvino(checkpoint, engine, precision)
-    finally:
-        with contextlib.suppress(OSError):  # it holds an engine, unless building one failed
-            engine.parent.rmdir()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content.
+def resolved(order: Order) -> Order:
+    """The order with nothing left to ``auto``; what cannot be had is refused before any work.
 
     Raises:
-        EngineError: it cannot be read.
+        EngineError: no such runtime, or one that lacks the device or precision.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise EngineError(f"cannot read {path}: {error.strerror}") from error
+    if order.runtime not in sidecar.FILES:
+        raise EngineError(f"no runtime {order.runtime!r}; choose {', '.join(sidecar.FILES)}")
+    if order.runtime == "openvino":
+        from mcdrl_rt.engine.openvino import resolve_precision
+
+        device = "CPU" if order.device == "auto" else order.device.upper()
+        order = dataclasses.replace(order, device=device, precision=resolve_precision(order.precision, device))
+        if order.precision == "int8" and order.frames is None:
+            raise EngineError("an int8 engine is calibrated on real pictures or videos: name them with --frames")
+    elif order.runtime == "onnx":
+        precision = "fp32" if order.precision == "auto" else order.precision
+        order = dataclasses.replace(order, device="", precision=precision)
+        if order.precision not in ("fp32", "fp16"):
+            raise EngineError(f"ONNX files come in fp32 and fp16, not {order.precision!r}")
+    return order
 
 
-def _hashes(engine: Path) -> dict[str, str]:
-    """SHA-256 of an engine's two files."""
-    return {suffix: file_hash(engine.with_suffix(suffix)) for suffix in (".xml", ".bin")}
+def _openvino(
+    folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage
+) -> Engine | None:
+    from mcdrl_rt.engine.onnx import export_onnx, inlined
+    from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, save
+
+    stage("exporting")
+    proto = inlined(export_onnx(folded, order.batch[0]))
+    stage("compiling")
+    model = convert(proto.SerializeToString(), path.with_suffix(".onnx"))
+    if order.precision == "int8":
+        from mcdrl_rt.engine.quantize import quantize
+
+        stage("quantising: trying layers, some minutes")
+        model = quantize(model, frames)
+    save(model, path)
+    return OpenVinoEngine(path, folded.spec, order.precision, order.device)
 
 
-def _converted(proto: Any, path: Path) -> ov.Model:
-    path.write_bytes(proto.SerializeToString())
-    try:
-        return ov.convert_model(path)
-    except Exception as error:  # the converter's errors have no common base but this
-        reason = str(error).strip().splitlines()[-1:]
-        raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {' '.join(reason)}") from error
+def _onnx(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage) -> Engine | None:
+    from mcdrl_rt.engine.onnx import export_onnx
+
+    stage("exporting")
+    path.write_bytes(export_onnx(folded, order.batch[0]).SerializeToString())
+    return None
 
 
-def _save(model: ov.Model, path: Path) -> None:
-    try:
-        ov.save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:  # what OpenVINO makes of a full disk
-        raise OSError(str(error).strip().splitlines()[-1]) from error
+_COMPILE: dict[str, Callable[..., Engine | None]] = {"openvino": _openvino, "onnx": _onnx}
 
 
-def _versions() -> dict[str, str]:
-    return {"mcdrl_rt": __version__, "openvino": ov.__version__}
-
-
-def _sidecar(checkpoint: Path, spec: ModelSpec, parity: dict[str, Any], precision: str) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "runtime": "openvino",
-        "precision": precision,
-        "spec": json.loads(spec.to_json()),
-        "checkpoint": {"name": checkpoint.name, "sha256": file_hash(checkpoint)},
-        "versions": _versions(),
-        "parity": parity,
-    }
-
-
-def _parity(engine: OpenVinoEngine, reference: Any, precision: str) -> dict[str, Any]:
+def _checked(engine: Engine, folded: FoldedMCDRL, frames: Sequence[UInt8Array], precision: str) -> dict[str, Any]:
+    """Parity with float32 torch, which must pass the gate, and latency."""
     from mcdrl_rt.engine.parity import compare
+    from mcdrl_rt.engine.torch import TorchEngine
 
-    parity = compare(engine, reference, _probe_frames(engine.spec.input_size))
-    if parity.label_flips > MAX_FLIPS[precision]:
-        advice = "--engine torch" if precision == "fp32" else "--precision fp32"
+    parity, gate = compare(engine, TorchEngine(folded), frames), GATES[precision]
+    if parity.label_flips > gate.flips or parity.mask_iou < gate.mask_iou:
         raise EngineError(
-            f"the {precision} engine of {engine.spec.name} disagrees with the reference on {parity.label_flips:.2%} of "
-            f"labels (at most {MAX_FLIPS[precision]:.1%}); use {advice}"
+            f"the {precision} engine of {engine.spec.name} is too far from float32: {parity.label_flips:.2%} of labels "
+            f"differ (at most {gate.flips:.1%}), mask IoU {parity.mask_iou:.3f} (at least {gate.mask_iou:.2f}), over "
+            f"{parity.frames} frames; use {'--engine torch' if precision == 'fp32' else '--precision fp32'}"
         )
-    return dataclasses.asdict(parity)
+    return {"parity": dataclasses.asdict(parity), "latency_ms": _latency_ms(engine, frames[0])}
 
 
-def _probe_frames(size: tuple[int, int], count: int = 10) -> Iterator[UInt8Array]:
-    """Synthetic endoscopy, two frames of every imaging site: there may be no real frame on the user's machine."""
-    import cv2
+def _latency_ms(engine: Engine, frame: UInt8Array) -> float:
+    """Median time of one frame."""
+    times = []
+    for _ in range(_TIMED_RUNS):
+        started = time.perf_counter()
+        engine.infer(frame[None])
+        times.append(time.perf_counter() - started)
+    return round(sorted(times)[_TIMED_RUNS // 2] * 1e3, 3)
 
-    from mcdrl_rt.video.phantom import SITES, Phantom
 
-    for i in range(count):
-        phantom = Phantom((288, 352), site=SITES[i % len(SITES)], seed=i)
-        pixels = phantom.render(10 * i).pixels
-        yield np.asarray(cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+def _describe(checkpoint: Path, folded: FoldedMCDRL, order: Order) -> dict[str, Any]:
+    return {
+        "runtime": order.runtime,
+        "precision": order.precision,
+        "device": order.device,
+        "gpu": sidecar.gpu_of(order.runtime, order.device),
+        "batch": list(order.batch),
+        "frames": "synthetic" if order.frames is None else str(order.frames),
+        "spec": json.loads(folded.spec.to_json()),
+        "checkpoint": {"name": checkpoint.name, "sha256": sidecar.file_hash(checkpoint)},
+        "versions": sidecar.versions(order.runtime),
+        "command": order.command(checkpoint),
+    }

@@ -1,16 +1,27 @@
-"""Which engine runs a model here: the best one this machine has, or the one asked for."""
+"""Which engine runs a model here: the best one this machine has, or the one asked for.
+
+The order is TensorRT, torch on an NVIDIA GPU, OpenVINO, torch on the CPU. One that fails to load is passed over with a
+warning that says why; one that was asked for by name is not.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mcdrl_rt.engine.base import Engine
+from mcdrl_rt.engine.gpu import gpus
 from mcdrl_rt.errors import CheckpointError, EngineError
 from mcdrl_rt.types import ModelSpec
 
-ENGINES = ("auto", "openvino", "torch")
+ENGINES = ("auto", "tensorrt", "openvino", "torch")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "int8")
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "weights" / "mcdrl-small.safetensors"
+_log = logging.getLogger("mcdrl_rt")
 
 
 def load_engine(
@@ -19,48 +30,102 @@ def load_engine(
     """An engine ready to run.
 
     Args:
-        model: a checkpoint (``.safetensors``), a built engine (``.xml``), or None for the embedded default.
-        engine: ``auto`` takes OpenVINO, or torch for a CUDA device.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        model: a checkpoint (``.safetensors``), a built engine (``.plan``, ``.pt2``, ``.xml``), or None for the
+            embedded default.
+        engine: ``auto`` takes the first of ``ENGINES`` that loads; by name, that one or none.
+        precision: ``auto``, or one that the engine comes in.
         device: ``auto``, an OpenVINO device (``CPU``, ``GPU``) or a torch one (``cpu``, ``cuda``).
 
     Raises:
-        EngineError: an unknown engine, or one that cannot run this model here.
+        EngineError: an unknown engine, or none that can run this model here.
         CheckpointError: the model file cannot be used.
     """
     if engine not in ENGINES:
         raise EngineError(f"no engine {engine!r}; choose {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"no precision {precision!r}; choose {', '.join(PRECISIONS)}")
     path = Path(model) if model is not None else DEFAULT_CHECKPOINT
-    if path.suffix not in (".safetensors", ".xml"):
-        raise CheckpointError(f"{path} is neither a checkpoint (.safetensors) nor a built engine (.xml)")
-    if engine == "auto":
-        engine = "torch" if device.startswith("cuda") else "openvino"
+    if path.suffix != ".safetensors":
+        return _from_file(path, engine, precision, device)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    if engine != "auto":
+        return _from_checkpoint(path, engine, precision, device)
+    return _first_that_loads(path, precision, device)
+
+
+def candidates(path: Path, precision: str, device: str) -> Iterator[tuple[str, str]]:
+    """Engines worth trying for a checkpoint, best first, each with its device.
+
+    A TensorRT plan takes minutes to make, so one is taken only where it was made before.
+    """
+    cuda = "cuda" if device == "auto" else device
+    if cuda.startswith("cuda") and (gpus() or device != "auto") and precision in ("auto", "fp16", "fp32"):
+        if precision != "fp32" and _has_plan(path, device):
+            yield "tensorrt", cuda
+        yield "torch", cuda
+    if device.startswith("cuda"):
+        return
+    yield "openvino", device
+    if device.lower() in ("auto", "cpu") and precision in ("auto", "fp32"):
+        yield "torch", "cpu"
+
+
+def _has_plan(path: Path, device: str) -> bool:
+    if importlib.util.find_spec("tensorrt") is None:
+        return False
+    from mcdrl_rt.engine.build import Order
+    from mcdrl_rt.engine.cache import find_cached
+
+    return find_cached(path, Order(runtime="tensorrt", device=device)) is not None
+
+
+def _first_that_loads(path: Path, precision: str, device: str) -> Engine:
+    tries = list(candidates(path, precision, device))
+    for (name, where), following in zip(tries, [*tries[1:], None], strict=True):
+        try:
+            return _from_checkpoint(path, name, precision, where)
+        except EngineError as error:
+            if following is None:
+                raise
+            _log.warning("%s cannot run here, so %s does (slower): %s", name, " on ".join(following), error)
+    raise AssertionError("the last candidate returns or raises")
+
+
+def _from_checkpoint(path: Path, engine: str, precision: str, device: str) -> Engine:
     if engine == "torch":
         return _torch(path, precision, device)
-    return _openvino(path, precision, device)
+    from mcdrl_rt.engine.build import Order
+    from mcdrl_rt.engine.cache import cached_engine
+
+    return _open(*cached_engine(path, Order(runtime=engine, precision=precision, device=device)), precision, device)
+
+
+def _from_file(path: Path, engine: str, precision: str, device: str) -> Engine:
+    from mcdrl_rt.engine.sidecar import read_sidecar, runtime_of
+
+    runtime = runtime_of(path)
+    if runtime in (None, "onnx"):
+        raise CheckpointError(f"{path} is neither a checkpoint (.safetensors) nor an engine (.plan, .pt2, .xml)")
+    if engine not in ("auto", runtime):
+        raise EngineError(f"{path} is an engine for {runtime}; the {engine} engine takes the checkpoint")
+    return _open(path, read_sidecar(path), precision, device)
+
+
+def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> Engine:
+    """A built engine, in the precision it was checked in unless another is asked for that its file can do, too."""
+    from mcdrl_rt.engine.openvino import OpenVinoEngine
+
+    spec, built = ModelSpec.from_json(json.dumps(sidecar["spec"])), sidecar["precision"]
+    if precision not in ("auto", built) and "int8" in (precision, built):
+        raise EngineError(f"{path} is an engine in {built}, not {precision}; build one with --precision {precision}")
+    precision = built if precision == "auto" else precision
+    return OpenVinoEngine(path, spec, precision, sidecar["device"] if device == "auto" else device.upper())
 
 
 def _torch(path: Path, precision: str, device: str) -> Engine:
     from mcdrl_rt.engine.torch import TorchEngine
 
-    if path.suffix == ".xml":
-        raise EngineError(f"{path} is an OpenVINO engine; the torch engine takes the checkpoint")
     if precision not in ("auto", "fp32"):
         raise EngineError(f"the torch engine computes in fp32, not {precision}; use --engine openvino")
     return TorchEngine.from_checkpoint(path, "cpu" if device == "auto" else device.lower())
-
-
-def _openvino(path: Path, precision: str, device: str) -> Engine:
-    from mcdrl_rt.engine.build import cached_engine, read_sidecar
-    from mcdrl_rt.engine.openvino import OpenVinoEngine
-
-    if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise CheckpointError(f"no checkpoint at {path}")
-        path, sidecar = cached_engine(path, precision)
-    else:
-        sidecar = read_sidecar(path)
-    spec = ModelSpec.from_json(json.dumps(sidecar["spec"]))
-    if precision == "auto":
-        precision = sidecar["precision"]
-    return OpenVinoEngine(path, spec, precision, "CPU" if device == "auto" else device.upper())

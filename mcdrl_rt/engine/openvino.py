@@ -15,7 +15,7 @@ from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import ModelSpec, UInt8Array
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": None}  # int8: what is not quantised, as is fastest
 _RESULTS = ("score", "label", "confounders", "selected")
 
 
@@ -38,10 +38,8 @@ class OpenVinoEngine:
     ) -> None:
         self.spec = spec
         precision = resolve_precision(precision, device)
-        options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-        }
+        hint = PRECISIONS[precision] or PRECISIONS[resolve_precision("auto", device)]
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         if threads and device == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -69,15 +67,41 @@ def resolve_precision(precision: str, device: str = "CPU") -> str:
         EngineError: an unknown precision, or no such device.
     """
     if precision not in ("auto", *PRECISIONS):
-        raise EngineError(f"OpenVINO engines come in {' and '.join(PRECISIONS)}, not {precision!r}")
+        raise EngineError(f"OpenVINO engines come in {', '.join(PRECISIONS)}, not {precision!r}")
     try:
-        capable = "BF16" in ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+        capable = ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
         have = ", ".join(ov.Core().available_devices)
         raise EngineError(f"OpenVINO has no device {device!r} here; it has {have}") from error
     if precision == "auto":
-        return "bf16" if capable else "fp32"
+        return next((name for name in ("bf16", "fp16") if name.upper() in capable), "fp32")
     return precision
+
+
+def convert(onnx: bytes, path: Path) -> ov.Model:
+    """An ONNX file without local functions as an OpenVINO model; ``path`` is where it may be put meanwhile.
+
+    Raises:
+        EngineError: OpenVINO cannot take it.
+        OSError: ``path`` cannot be written.
+    """
+    path.write_bytes(onnx)
+    try:
+        return ov.Core().read_model(path)  # not convert_model, which reports every use to its makers
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {_first_line(error)}") from error
+
+
+def save(model: ov.Model, path: Path) -> None:
+    """Write ``path`` (an ``.xml``) and its ``.bin``, weights in float32.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    try:
+        ov.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # what OpenVINO makes of a full disk
+        raise OSError(_first_line(error)) from error
 
 
 def _ties_to_lower_index(model: ov.Model) -> ov.Model:

@@ -39,6 +39,15 @@ def find_region(rgb: UInt8Array) -> Region:
     return _measure(rgb) or _full(rgb)
 
 
+def crop_and_resize(rgb: UInt8Array, region: Region, size: tuple[int, int]) -> UInt8Array:
+    """The field of view at a model's input size (height, width); the rest of preprocessing is inside every engine."""
+    rows, columns = region.slices
+    height, width = size
+    shrinking = region.height * region.width > height * width
+    how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(rgb[rows, columns], (width, height), interpolation=how), dtype=np.uint8)
+
+
 class RegionTracker:
     """The region of a running video: steady, cheap, and never shrunk by a dark moment.
 

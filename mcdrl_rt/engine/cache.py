@@ -1,0 +1,97 @@
+"""This user's engines, each built the first time its checkpoint is run and kept (``MCDRL_CACHE``)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from mcdrl_rt.engine import sidecar
+from mcdrl_rt.engine.build import Order, Stage, build_engine, resolved
+from mcdrl_rt.errors import EngineError
+
+_log = logging.getLogger("mcdrl_rt")
+
+
+def cached_engine(
+    checkpoint: Path, order: Order | None = None, on_stage: Stage | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's engine for this machine and its sidecar, built the first time.
+
+    The key is all that an engine depends on: the checkpoint's content, the versions involved, GPU, and what was
+    ordered. An entry that is damaged, or signed with another key, is built again. Of several processes that want the
+    same engine at once, one builds it and the others wait.
+
+    Raises:
+        EngineError: it cannot be built, or the cache cannot be written.
+    """
+    order = resolved(order or Order())
+    engine = _place(checkpoint, order)
+    entry = engine.parent
+    with contextlib.suppress(EngineError):  # none yet, or a damaged one
+        return engine, sidecar.read_sidecar(engine)
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        with _locked(entry.with_suffix(".lock")):
+            with contextlib.suppress(EngineError):  # another process has built it meanwhile
+                return engine, sidecar.read_sidecar(engine)
+            for left in entry.glob(".*"):  # what a killed process left
+                shutil.rmtree(left, ignore_errors=True)
+            _log.info("building the engine of %s for this machine, once …", checkpoint.stem)
+            return engine, build_engine(checkpoint, engine, order, on_stage)
+    except OSError as error:
+        raise EngineError(f"cannot write the engine cache {_root()}: {error.strerror}; set MCDRL_CACHE") from error
+    finally:
+        with contextlib.suppress(OSError):  # it holds an engine, unless building one failed
+            entry.rmdir()
+
+
+def find_cached(checkpoint: Path, order: Order) -> Path | None:
+    """The engine ``cached_engine`` would give without building anything; None if it would have to."""
+    engine = _place(checkpoint, resolved(order))
+    return engine if engine.is_file() else None
+
+
+def _root() -> Path:
+    return Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
+
+
+def _place(checkpoint: Path, order: Order) -> Path:
+    """The engine's file; its folder is the entry's."""
+    return _root() / _key(checkpoint, order) / f"{checkpoint.stem}{sidecar.FILES[order.runtime][0]}"
+
+
+def _key(checkpoint: Path, order: Order) -> str:
+    """Hash of all that the engine depends on (a home may be shared between machines)."""
+    depends = {
+        "checkpoint": sidecar.file_hash(checkpoint),
+        "versions": sidecar.versions(order.runtime),
+        "gpu": sidecar.gpu_of(order.runtime, order.device),
+        "order": order.command(Path(checkpoint.name)) | {"model": ""},
+        "precision": order.precision,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry; a process that dies lets go of it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("another process is building this engine; waiting for it …")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

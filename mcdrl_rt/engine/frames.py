@@ -1,0 +1,55 @@
+"""The frames an engine is calibrated with and checked on: the user's own, or synthetic ones where there are none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.phantom import SITES, Phantom
+from mcdrl_rt.video.region import crop_and_resize, find_region
+from mcdrl_rt.video.source import open_source
+
+REAL_FRAMES = 200  # more change neither a calibration nor a verdict, and take longer
+
+
+def synthetic_frames(size: tuple[int, int], count: int = 10) -> list[UInt8Array]:
+    """Synthetic endoscopy at a model's input size: two frames of every imaging site, by default."""
+    frames = []
+    for i in range(count):
+        pixels = Phantom((288, 352), site=SITES[i % len(SITES)], seed=i).render(10 * i).pixels
+        frames.append(crop_and_resize(pixels, find_region(pixels), size))
+    return frames
+
+
+def real_frames(path: Path, size: tuple[int, int], count: int = REAL_FRAMES) -> list[UInt8Array]:
+    """Up to ``count`` frames of a picture, a video or a folder of them, spread evenly, as the model will see them.
+
+    Args:
+        path: a file, or a folder that is looked through with all its subfolders; what is no picture is passed over.
+        size: the model's input size.
+
+    Raises:
+        SourceError: there is no such path, or no picture in it.
+    """
+    if not path.exists():
+        raise SourceError(f"no such file or folder: {path}")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = files[:: max(1, len(files) // count)]
+    share = -(-count // max(1, len(files)))
+    frames = [frame for file in files for frame in _frames_of(file, size, share)][:count]
+    if not frames:
+        raise SourceError(f"{path} holds no picture and no video")
+    return frames
+
+
+def _frames_of(file: Path, size: tuple[int, int], count: int) -> Iterator[UInt8Array]:
+    try:
+        with open_source(str(file)) as source:
+            step = max(1, (source.frame_count or 1) // count)
+            for frame in itertools.islice(source, 0, step * count, step):
+                yield crop_and_resize(frame.pixels, find_region(frame.pixels), size)
+    except SourceError:
+        return

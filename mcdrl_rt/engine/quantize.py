@@ -1,0 +1,78 @@
+"""int8 for OpenVINO: post-training quantisation through NNCF, held to the float32 model's own masks.
+
+Layers whose quantisation moves the masks too far go back to floating point, the worst first, until what is left of
+the agreement is enough. NNCF is an extra: ``pip install 'mcdrl-rt[int8]'``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from mcdrl_rt.engine.base import LESION
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.types import BoolArray, UInt8Array
+
+MAX_DROP = 0.02  # of the mean Dice between the masks of the quantised model and those of the float32 one
+_CALIBRATION = 100  # frames NNCF gathers statistics on; it needs no more
+
+
+def quantize(model: ov.Model, frames: Sequence[UInt8Array]) -> ov.Model:
+    """The int8 form of a converted model.
+
+    Args:
+        model: in float32.
+        frames: real frames at the model's input size; every other one calibrates, the rest judge.
+
+    Raises:
+        EngineError: NNCF is not installed, or it cannot quantise this model.
+    """
+    nncf = _nncf()
+    calibrate, judge = frames[::2], frames[1::2] or frames
+    truth = list(_masks(ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), judge))
+
+    def agreement(compiled: ov.CompiledModel, data: Iterable[tuple[UInt8Array, BoolArray]]) -> float:
+        shown, wanted = zip(*data, strict=True)
+        return float(np.mean([_dice(*pair) for pair in zip(_masks(compiled, shown), wanted, strict=True)]))
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars: standard output is for programs
+            return nncf.quantize_with_accuracy_control(
+                model,
+                calibration_dataset=nncf.Dataset(calibrate, lambda frame: frame[None]),
+                validation_dataset=nncf.Dataset(list(zip(judge, truth, strict=True))),
+                validation_fn=agreement,
+                max_drop=MAX_DROP,
+                preset=nncf.QuantizationPreset.MIXED,  # activations of either sign: attention and tokens
+                subset_size=min(_CALIBRATION, len(calibrate)),
+            )
+    except (RuntimeError, nncf.ValidationError) as error:
+        raise EngineError(f"cannot quantise this model: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def _nncf() -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports every use to its makers
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA, which is not wanted here
+    try:
+        import nncf
+    except ImportError as error:
+        raise EngineError("an int8 engine needs NNCF to be built: pip install 'mcdrl-rt[int8]'") from error
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def _masks(compiled: ov.CompiledModel, frames: Sequence[UInt8Array]) -> Iterable[BoolArray]:
+    for frame in frames:
+        yield np.asarray(compiled(frame[None])["score"][0] >= LESION)
+
+
+def _dice(one: BoolArray, other: BoolArray) -> float:
+    total = int(one.sum() + other.sum())
+    return 2 * int((one & other).sum()) / total if total else 1.0

@@ -1,0 +1,178 @@
+"""The sidecar of an engine: what it was built from and with, and proof that it is what was built here.
+
+Every engine file ``X.xml``, ``X.plan``, ``X.pt2`` or ``X.onnx`` has an ``X.json`` beside it: specification, precision,
+hash of the checkpoint, versions, GPU, parity, latency, the hashes of the engine's files, and over all of this an HMAC
+under a key that is made on first use in the user's state folder (``MCDRL_STATE``). An engine is code that runs with the
+user's rights: one that was changed, built by somebody else or for something else is refused, with the command that
+builds it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import importlib.metadata
+import json
+import os
+import secrets
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mcdrl_rt.engine.gpu import gpus
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.version import __version__
+
+FORMAT = "mcdrl-rt engine 2"
+FILES = {"openvino": (".xml", ".bin"), "tensorrt": (".plan",), "torch": (".pt2",), "onnx": (".onnx",)}
+"""A runtime's engine files; the first is the one that users name."""
+_PACKAGES = {"openvino": ("openvino",), "tensorrt": ("tensorrt",), "torch": ("torch",), "onnx": ()}
+_KNOWN = {"runtime", "precision", "spec", "files", "versions", "gpu"}
+
+
+def runtime_of(engine: Path) -> str | None:
+    """The runtime an engine file is for, by its suffix; None if it is none."""
+    return next((runtime for runtime, suffixes in FILES.items() if suffixes[0] == engine.suffix), None)
+
+
+def versions(runtime: str) -> dict[str, str]:
+    """What an engine of ``runtime`` depends on: this package, the runtime's, the native library if there is one."""
+    found = {"mcdrl_rt": __version__}
+    for package in _PACKAGES[runtime]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    library = native_library(runtime)
+    return found | ({"native": file_hash(library)} if library else {})
+
+
+def native_library(runtime: str) -> Path | None:
+    """Where the fused operator's library for ``runtime`` lies: beside the package, or where the environment says."""
+    names = {
+        "torch": ("MCDRL_NATIVE_LIBRARY", "libmcdrl_rt_native.so"),
+        "tensorrt": ("MCDRL_TENSORRT_PLUGIN", "libmcdrl_rt_plugin.so"),
+    }
+    if runtime not in names:
+        return None
+    variable, name = names[runtime]
+    path = Path(os.environ.get(variable) or Path(__file__).parents[1] / name)
+    return path if path.is_file() else None
+
+
+def gpu_of(runtime: str, device: str) -> str | None:
+    """The GPU an engine is compiled for; None where it is for no GPU in particular."""
+    if runtime == "tensorrt" or (runtime == "torch" and device.startswith("cuda")):
+        ordinal = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
+        return str(gpus()[ordinal]) if ordinal < len(gpus()) else "none"
+    return None
+
+
+def write_sidecar(engine: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Hash an engine's files, sign, and write the sidecar beside it; returns what was written.
+
+    Raises:
+        EngineError: there is no key and none can be made.
+        OSError: a file cannot be read or written.
+    """
+    files = {suffix: file_hash(engine.with_suffix(suffix)) for suffix in FILES[content["runtime"]]}
+    content = {"format": FORMAT, **content, "files": files}
+    content["signature"] = _signature(content, engine_key())
+    engine.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True))
+    return content
+
+
+def read_sidecar(engine: Path) -> dict[str, Any]:
+    """What was recorded when ``engine`` was built, checked in every respect.
+
+    Raises:
+        EngineError: the engine is missing, changed, foreign, or built for other versions or another GPU than are here.
+    """
+    if not engine.is_file():
+        raise EngineError(f"no engine at {engine}; make one: {rebuild_command(engine, {})}")
+    try:
+        content = json.loads(engine.with_suffix(".json").read_text())
+        ours = content["format"] == FORMAT and content.keys() >= _KNOWN
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        ours, content = False, {}
+    problem = _problem(engine, content) if ours else "has no sidecar of this version of mcdrl-rt beside it"
+    if problem:
+        raise EngineError(f"{engine} {problem}; rebuild it: {rebuild_command(engine, content if ours else {})}")
+    return dict(content)
+
+
+def rebuild_command(engine: Path, content: dict[str, Any]) -> str:
+    """The command that builds an engine anew, as far as its sidecar's content tells."""
+    words = ["mcdrl-rt", "build", "--output", str(engine)]
+    for option, value in content.get("command", {}).items():
+        words += [f"--{option}", *([str(value)] if value is not True else [])]
+    return shlex.join(words)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        EngineError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror}") from error
+
+
+def engine_key(create: bool = True) -> bytes | None:
+    """The key this user's engines are signed with, made on first use; None if there is none and none is to be made.
+
+    Raises:
+        EngineError: it can be neither read nor made.
+    """
+    path = Path(os.environ.get("MCDRL_STATE") or platformdirs.user_state_dir("mcdrl-rt")) / "engine.key"
+    try:
+        if not path.exists():
+            if not create:
+                return None
+            _make_key(path)
+        return path.read_bytes()
+    except OSError as error:
+        reason = f"{error.strerror}; set MCDRL_STATE"
+        raise EngineError(f"cannot keep the key that engines are signed with in {path}: {reason}") from error
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, readable by its user alone; of two processes that do so at once, one wins."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")  # mode 0600
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)  # unlike a rename, never replaces a key
+    finally:
+        os.unlink(name)
+
+
+def _problem(engine: Path, content: dict[str, Any]) -> str | None:
+    """Why an engine with this sidecar is not to be trusted or will not run here; None if all is well."""
+    key, signature = engine_key(create=False), str(content.get("signature"))
+    if key is None or not hmac.compare_digest(_signature(content, key).encode(), signature.encode()):
+        return "was not built by this user here, or its sidecar or this user's key was changed since"
+    for suffix, digest in content["files"].items():
+        path = engine.with_suffix(suffix)
+        if not path.is_file() or file_hash(path) != digest:
+            return f"is not what was built: {path.name} is missing or was changed"
+    was, here = content["versions"], versions(content["runtime"])
+    for name in sorted(was.keys() | here.keys()):
+        if was.get(name) != here.get(name):
+            told = (was.get(name, "none")[:12], here.get(name, "none")[:12])
+            return f"was built with {name} {told[0]}, and here is {told[1]}"
+    gpu = gpu_of(content["runtime"], content.get("device", ""))
+    return f"was built for {content['gpu']}, and here is {gpu}" if content["gpu"] != gpu else None
+
+
+def _signature(content: dict[str, Any], key: bytes | None) -> str:
+    signed = {name: value for name, value in content.items() if name != "signature"}
+    return hmac.new(key or b"", json.dumps(signed, sort_keys=True).encode(), "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""Building: an engine is whole, checked and described, or absent; what cannot be built is said in one line."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from mcdrl_rt.engine import build
+from mcdrl_rt.engine.build import Gate, Order, build_engine
+from mcdrl_rt.engine.sidecar import read_sidecar
+from mcdrl_rt.engine.torch import TorchEngine
+from mcdrl_rt.errors import EngineError, SourceError
+from mcdrl_rt.types import UInt8Array
+
+FP32 = Order(precision="fp32")
+
+
+def test_stages_are_told_in_order_and_the_sidecar_is_what_is_returned(small_checkpoint: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    content = build_engine(small_checkpoint, tmp_path / "x.xml", FP32, stages.append)
+    assert [stage.split()[0] for stage in stages] == ["reading", "exporting", "compiling", "checking"]
+    assert content == read_sidecar(tmp_path / "x.xml")
+    assert content["parity"]["frames"] == 10
+    assert content["frames"] == "synthetic"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.json", "x.xml"]
+
+
+@pytest.mark.parametrize("gate", [Gate(-1.0, 0.0), Gate(1.0, 1.1)])
+def test_engine_too_far_from_the_reference_is_refused_and_nothing_is_left(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    monkeypatch.setitem(build.GATES, "fp32", gate)
+    with pytest.raises(EngineError, match=r"fp32 engine of small is too far .*: [0-9.]+% of labels") as caught:
+        build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_is_checked_on_the_users_own_frames(small_checkpoint: Path, data_root: Path, tmp_path: Path) -> None:
+    video = data_root / "video" / "colonoscopy_560x480_25fps.mp4"
+    content = build_engine(small_checkpoint, tmp_path / "x.xml", Order(precision="fp32", frames=video))
+    assert content["parity"]["frames"] == 53
+    assert content["frames"] == str(video)
+    assert content["command"]["frames"] == str(video.resolve())
+
+
+def test_onnx_is_for_other_peoples_runtimes(
+    small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.onnx"
+    content = build_engine(small_checkpoint, path, Order(runtime="onnx"))
+    assert "parity" not in content
+    assert {node.domain for node in onnx.load(path).graph.node} >= {"mcdrl_rt"}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    score = session.run(["score"], {"frames": pictures[:1]})[0]
+    reference = TorchEngine.from_checkpoint(small_checkpoint).infer(pictures[:1])
+    assert np.mean((score >= 128) != (reference.score >= 128)) <= 0.005
+
+
+def missing_folder(path: Path) -> Path:
+    return path / "nowhere" / "engine.xml"
+
+
+def wrong_suffix(path: Path) -> Path:
+    return path / "engine.onnx"
+
+
+def a_folder(path: Path) -> Path:
+    (path / "engine.xml").mkdir()
+    return path / "engine.xml"
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"),
+    [(missing_folder, "cannot write an engine to"), (wrong_suffix, "ends in .xml"), (a_folder, "ends in .xml")],
+)
+def test_output_that_cannot_be_written_is_named(
+    small_checkpoint: Path, tmp_path: Path, where: Callable[[Path], Path], complaint: str
+) -> None:
+    output = where(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(EngineError, match=complaint):
+        build_engine(small_checkpoint, output, FP32)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("order", "complaint"),
+    [
+        (Order(runtime="coreml"), "no runtime 'coreml'; choose openvino, tensorrt, torch, onnx"),
+        (Order(precision="int3"), "OpenVINO engines come in fp32, .*, not 'int3'"),
+        (Order(precision="int8"), "calibrated on real pictures or videos: name them with --frames"),
+        (Order(device="NPU9"), "no device 'NPU9' here; it has CPU"),
+        (Order(runtime="onnx", precision="int8"), "ONNX files come in fp32"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_any_work(
+    small_checkpoint: Path, tmp_path: Path, order: Order, complaint: str
+) -> None:
+    with pytest.raises(EngineError, match=complaint):
+        build_engine(small_checkpoint, tmp_path / "x.xml", order, lambda stage: pytest.fail(stage))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["nowhere", "notes.txt"])
+def test_frames_that_are_none_are_named(small_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(SourceError, match=name):
+        build_engine(small_checkpoint, tmp_path / "x.xml", Order(precision="fp32", frames=tmp_path / name))
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large:
+        def SerializeToString(self) -> bytes:
+            return bytes(1 << 20)
+
+    monkeypatch.setattr("mcdrl_rt.engine.onnx.inlined", lambda model: Large())
+    monkeypatch.setattr("mcdrl_rt.engine.onnx.export_onnx", lambda *model: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # the system's own refusal, not a pretended one
+    try:
+        with pytest.raises(EngineError, match=r"cannot write an engine to .*: file too large; make room") as caught:
+            build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_was_ordered_and_no_more(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "a.safetensors"
+    assert Order().command(checkpoint) == {"model": str(checkpoint), "runtime": "openvino"}
+    order = Order(runtime="tensorrt", precision="fp16", batch=(1, 8), route="torch-tensorrt")
+    assert json.loads(json.dumps(order.command(checkpoint))) == {
+        "model": str(checkpoint),
+        "runtime": "tensorrt",
+        "batch": "1-8",
+        "precision": "fp16",
+        "route": "torch-tensorrt",
+    }

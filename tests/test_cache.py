@@ -1,0 +1,144 @@
+"""The engine cache: built once for all that an engine depends on, by one process, and never half."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from mcdrl_rt.engine import cache, sidecar
+from mcdrl_rt.engine.build import Order
+from mcdrl_rt.engine.cache import cached_engine, find_cached
+from mcdrl_rt.errors import EngineError
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, Order]]:
+    """What would be built, into an empty cache."""
+    orders: list[tuple[Path, Order]] = []
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "build_engine", lambda _, output, order, stage: orders.append((output, order)))
+    return orders
+
+
+def test_engine_is_built_once_and_whole(
+    small_engine: Path, small_checkpoint: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert small_engine.is_relative_to(cache_folder)
+    assert sorted(p.name for p in small_engine.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
+    monkeypatch.setattr(cache, "build_engine", lambda *_: pytest.fail("built again"))
+    assert cached_engine(small_checkpoint)[0] == small_engine
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin", ".json"])
+def test_a_damaged_entry_is_built_again(
+    small_engine: Path, small_checkpoint: Path, tmp_path: Path, asked: list[tuple[Path, Order]], suffix: str
+) -> None:
+    entry = tmp_path / "engines" / small_engine.parent.name
+    shutil.copytree(small_engine.parent, entry)
+    (entry / "small").with_suffix(suffix).write_bytes(b"")
+    assert cached_engine(small_checkpoint)[0] == asked[0][0] == entry / small_engine.name
+
+
+def test_an_entry_signed_with_another_key_is_built_again(
+    small_engine: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    asked: list[tuple[Path, Order]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(small_engine.parent, tmp_path / "engines" / small_engine.parent.name)
+    cached_engine(small_checkpoint)
+    assert not asked
+    monkeypatch.setenv("MCDRL_STATE", str(tmp_path / "state"))
+    cached_engine(small_checkpoint)
+    assert len(asked) == 1
+
+
+def test_another_content_precision_version_or_gpu_is_another_engine(
+    small_engine: Path,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    asked: list[tuple[Path, Order]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path / small_checkpoint.name
+    other.write_bytes(small_checkpoint.read_bytes() + b"\0")
+    engines = [cached_engine(other, Order(precision=precision))[0] for precision in ("fp32", "bf16")]
+    monkeypatch.setattr(sidecar, "versions", lambda runtime: {"openvino": "2099.1"})
+    engines.append(cached_engine(other, Order(precision="fp32"))[0])
+    monkeypatch.setattr(sidecar, "gpu_of", lambda runtime, device: "A (sm_90)")
+    engines.append(cached_engine(other, Order(precision="fp32"))[0])
+    assert [output for output, _ in asked] == engines
+    assert [order.precision for _, order in asked] == ["fp32", "bf16", "fp32", "fp32"]
+    assert len({engine.parent.name for engine in (small_engine, *engines)}) == 5
+
+
+def test_what_is_cached_is_found_without_building(
+    small_engine: Path, small_checkpoint: Path, asked: list[tuple[Path, Order]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_cached(small_checkpoint, Order()) is None
+    monkeypatch.setenv("MCDRL_CACHE", str(small_engine.parents[2]))
+    assert find_cached(small_checkpoint, Order()) == small_engine
+    assert not asked
+
+
+def test_cache_that_cannot_be_written_names_the_variable(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EngineError, match="set MCDRL_CACHE"):
+        cached_engine(small_checkpoint)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from mcdrl_rt.engine import build, cache
+build.GATES[build.resolved(build.Order()).precision] = build.Gate(1.0, 0.0)
+slow = float(sys.argv[2])
+def stage(text):
+    print(text, flush=True)
+    time.sleep(slow)
+print(cache.cached_engine(Path(sys.argv[1]), None, stage)[0])
+"""
+
+
+def start(checkpoint: Path, folder: Path, slow: float = 0.0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(slow)]
+    environment = os.environ | {"MCDRL_CACHE": str(folder)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_build_an_engine_once(small_checkpoint: Path, tmp_path: Path) -> None:
+    started = [start(small_checkpoint, tmp_path) for _ in range(2)]
+    *stages, engines = zip(*(sorted(p.communicate(timeout=120)[0].splitlines()) for p in started), strict=False)
+    outputs = {line for row in (*stages, engines) for line in row if line.endswith(".xml")}
+    assert len(outputs) == 1
+    assert sidecar.read_sidecar(Path(outputs.pop()))
+
+
+def test_a_build_killed_half_way_leaves_nothing_usable_and_no_lock(small_checkpoint: Path, tmp_path: Path) -> None:
+    process = start(small_checkpoint, tmp_path, slow=0.3)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("compiling"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert list((tmp_path / "engines").glob("*/.small.*"))  # it was in the midst of it
+    assert not list((tmp_path / "engines").glob("*/*.xml"))
+    started = time.monotonic()
+    again = start(small_checkpoint, tmp_path)
+    engine = Path(again.communicate(timeout=120)[0].splitlines()[-1])
+    assert time.monotonic() - started < 110  # nobody waits for the dead
+    assert sidecar.read_sidecar(engine)
+    assert sorted(p.name for p in engine.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]

@@ -1,0 +1,44 @@
+"""Frames to calibrate and check with: pictures and videos of a folder, evenly, as the model will see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mcdrl_rt.engine.frames import real_frames, synthetic_frames
+from mcdrl_rt.errors import SourceError
+
+SIZE = (64, 80)
+
+
+def test_pictures_and_videos_of_a_folder_are_taken_and_nothing_else(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "clip.mp4").symlink_to(data_root / "video" / "colonoscopy_560x480_25fps.mp4")
+    picture = np.full((40, 50, 3), (10, 120, 200), np.uint8)
+    cv2.imwrite(str(tmp_path / "b.png"), picture)
+    (tmp_path / "notes.txt").write_text("no picture")
+    frames = real_frames(tmp_path, SIZE, 12)
+    assert len(frames) == 5  # a share of four for each of three files: four of the clip, the picture, none of the text
+    assert {frame.shape for frame in frames} == {(*SIZE, 3)}
+    assert (frames[-1] == (200, 120, 10)).all()  # RGB
+
+
+def test_frames_of_a_video_are_spread_over_it(data_root: Path) -> None:
+    clip = data_root / "video" / "colonoscopy_560x480_25fps.mp4"
+    few, all_of_it = real_frames(clip, SIZE, 4), real_frames(clip, SIZE, 100)
+    assert (len(few), len(all_of_it)) == (4, 53)
+    assert [int(np.argmin([np.abs(one * 1.0 - other).sum() for other in all_of_it])) for one in few] == [0, 13, 26, 39]
+
+
+def test_synthetic_frames_are_varied_and_always_the_same() -> None:
+    one, other = synthetic_frames(SIZE), synthetic_frames(SIZE)
+    assert np.array_equal(one, other)
+    assert len({frame.tobytes() for frame in one}) == len(one) == 10
+
+
+def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no picture"):
+        real_frames(tmp_path, SIZE)
