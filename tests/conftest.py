@@ -120,8 +120,8 @@ def small_engine(small_checkpoint: Path, cache_folder: Path) -> Path:
     from mcdrl_rt.engine import build, cache
 
     with pytest.MonkeyPatch.context() as patch:
-        # random weights put a tenth of all pixels on the fence; the gate is tested with others
-        patch.setitem(build.GATES, "bf16", build.Gate(0.2, 0.0))
+        # random weights put a third of all pixels on the fence; the gate is tested with others
+        patch.setitem(build.GATES, "bf16", build.Gate(0.5, 0.0))
         return cache.cached_engine(small_checkpoint)[0]
 
 

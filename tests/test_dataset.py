@@ -15,6 +15,7 @@ from miniature import write_site
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
+from training.conditions import PLAIN
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.sites import load_site
 
@@ -75,6 +76,16 @@ def test_part_without_lesion_has_none(tmp_path: Path) -> None:
         assert abs(red - blue) < 15
 
 
+def test_plain_pictures_alone_lend_their_colours(tmp_path: Path) -> None:
+    samples = load_site(write_site(tmp_path / "site", count=3))
+    dataset = LesionDataset(samples, (64, 64), style_rate=1.0, phantom_count=6)
+    plain = [shown == (PLAIN,) for shown in dataset.shown]
+    assert len(dataset.tones) == sum(plain) < len(dataset)
+    untouched = LesionDataset(samples, (64, 64), phantom_count=6)
+    assert not any(torch.equal(dataset[0, i].pixels, untouched[0, i].pixels) for i in range(9))
+    assert all(torch.equal(dataset[0, i].labels, untouched[0, i].labels) for i in range(9))
+
+
 def test_item_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=2))
 
@@ -82,7 +93,7 @@ def test_item_depends_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
         torch.manual_seed(np.random.SeedSequence().entropy % 2**31)  # whatever the process drew before
         names = confounder_names(15)
         dataset = LesionDataset(
-            samples, (64, 64), augmentation="endoscopy", seed=seed, conditions=names, condition_rate=0.7
+            samples, (64, 64), augmentation="endoscopy", seed=seed, conditions=names, condition_rate=0.7, style_rate=0.7
         )
         return [dataset[epoch, i] for i in (1, 0)]
 

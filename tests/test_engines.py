@@ -28,20 +28,21 @@ def reference(small_checkpoint: Path) -> TorchEngine:
     return TorchEngine.from_checkpoint(small_checkpoint)
 
 
-@pytest.mark.parametrize(("precision", "flips"), [("fp32", 0.005), ("bf16", 0.2)])
-def test_openvino_gives_the_references_labels(
-    small_engine: Path, reference: TorchEngine, pictures: UInt8Array, precision: str, flips: float
+@pytest.mark.parametrize(("precision", "points"), [("fp32", 0.1), ("bf16", 25)])
+def test_openvino_gives_the_references_answers(
+    small_engine: Path, reference: TorchEngine, pictures: UInt8Array, precision: str, points: float
 ) -> None:
-    """bf16 is held to 1 % on a trained model below; random weights put far more pixels on the fence."""
+    """Scores on average, of 255; bf16's labels are held to 1 % on a trained model below: random weights make chaos."""
     engine = load_engine(small_engine, "openvino", precision)
     assert engine.name == f"openvino {precision} CPU"
-    parity = compare(engine, reference, pictures)
-    assert parity.frames == len(pictures)
-    assert parity.label_flips <= flips
     outputs = [e.infer(pictures[:1]) for e in (engine, reference)]
+    assert outputs[1].score.std() > 20
+    assert np.abs(outputs[0].score.astype(int) - outputs[1].score).mean() <= points
     np.testing.assert_allclose(outputs[0].confounders, outputs[1].confounders, atol=0.01)
     assert [a.dtype for a in outputs[0]] == [a.dtype for a in outputs[1]]
     assert [a.shape for a in outputs[0]] == [a.shape for a in outputs[1]]
+    if precision == "fp32":
+        assert compare(engine, reference, pictures).label_flips <= 0.005
 
 
 def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path) -> None:

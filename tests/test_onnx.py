@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +17,7 @@ import openvino as ov
 import pytest
 import torch
 from onnx.checker import check_model
-from test_model import with_depth
+from test_model import DEPTHS, normalised, with_depth
 
 from mcdrl_rt.engine.onnx import (
     OPSET,
@@ -132,6 +136,46 @@ def test_every_runtime_gives_ties_to_the_lower_index(
         np.testing.assert_array_equal(answer[1], indices)
         np.testing.assert_allclose(answer[0], out, atol=1e-5)
         np.testing.assert_allclose(answer[2], readout, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("encoder", ["mcdrl-small", "RN50", "ViT-B-16", "ViT-L-14"])
+def test_four_runtimes_agree_on_every_encoder_at_every_depth(
+    paper_model: Callable[[str], MCDRL], real_pictures: UInt8Array, encoder: str, depth: int, tmp_path: Path
+) -> None:
+    """The paper's equations and the fused form in torch, ONNX Runtime and OpenVINO, on a random and a real frame."""
+    model = with_depth(paper_model(encoder), depth)
+    folded = FoldedMCDRL(model)
+    noise = np.random.default_rng(depth).integers(0, 256, real_pictures.shape, dtype=np.uint8)
+    proto = export_onnx(folded)
+    for frames in (noise, real_pictures):
+        with torch.no_grad():
+            literal = model(normalised(frames, model.spec)).logits
+            outputs = folded(torch.from_numpy(frames))
+        expected = {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+        assert np.abs(expected["logits"] - literal.numpy()).max() <= 1e-4 * literal.abs().max()
+        assert_agrees(run_onnxruntime(proto, frames), expected)
+        assert_agrees(run_openvino(inlined(proto), frames, tmp_path), expected)
+
+
+@pytest.fixture(scope="module")
+def real_pictures(data_root: Path) -> UInt8Array:
+    """One real frame, (1, 224, 224, 3) uint8."""
+    picture = cv2.imread(str(data_root / "CVC-ClinicDB" / "PNG" / "Original" / "1.png"))[..., ::-1]
+    return np.asarray(cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA), np.uint8)[None]
+
+
+@pytest.fixture(scope="module")
+def paper_model(make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec) -> Callable[[str], MCDRL]:
+    """A model with that encoder and random weights, one kept at a time: the largest take gigabytes."""
+
+    @functools.lru_cache(maxsize=1)
+    def make(encoder: str) -> MCDRL:
+        stride = 16 if encoder == "mcdrl-small" else 0
+        return make_model(dataclasses.replace(small_spec, encoder=encoder, input_size=(224, 224), grid_stride=stride))
+
+    return make
 
 
 def operator_alone(features: np.ndarray, constants: dict[str, np.ndarray], count: int) -> onnx.ModelProto:

@@ -22,6 +22,7 @@ from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
 from training.recipe import Recipe
 from training.sites import Sample, class_ids, read_sample
+from training.style import restyle, tone
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
 Key = tuple[int, int]  # epoch and index: all that the randomness of an item depends on, beside the seed
@@ -47,6 +48,7 @@ class LesionDataset(Dataset[Item]):
         seed: of everything random.
         conditions: the M names of the confounder dictionary.
         condition_rate: share of the pictures that get one of the conditions.
+        style_rate: share of the pictures that take on colours of another one.
         lesion_free: share of the pictures shown by a part without lesion, where there is one.
         skip_bad: leave out images that cannot be read, in ``skipped``, instead of raising.
 
@@ -66,11 +68,12 @@ class LesionDataset(Dataset[Item]):
         seed: int = 0,
         conditions: Sequence[str] = (),
         condition_rate: float = 0.0,
+        style_rate: float = 0.0,
         lesion_free: float = 0.0,
         skip_bad: bool = False,
     ) -> None:
         self.seed, self.conditions = seed, tuple(conditions)
-        self.condition_rate, self.lesion_free = condition_rate, lesion_free
+        self.condition_rate, self.style_rate, self.lesion_free = condition_rate, style_rate, lesion_free
         keep = size if augmentation == "none" else (round(size[0] * MARGIN), round(size[1] * MARGIN))
         self.skipped: list[str] = []
         pairs = [_prepare(*pair, keep) for pair in self._read(samples, classes, skip_bad)]
@@ -81,6 +84,9 @@ class LesionDataset(Dataset[Item]):
         if not pairs:
             raise SourceError("there is no image to train on or to measure with")
         self.pixels, self.labels = (np.stack(side) for side in zip(*pairs, strict=True))
+        # a picture in narrow-band colours shows narrow-band imaging: only plain ones lend theirs
+        plain = [pixels for pixels, shown in zip(self.pixels, self.shown, strict=True) if shown == (PLAIN,)]
+        self.tones = [tone(pixels) for pixels in plain] if style_rate else []
         self.transform = None if augmentation == "none" else random_view(size, augmentation)
 
     def _read(
@@ -114,6 +120,8 @@ class LesionDataset(Dataset[Item]):
                 torch.manual_seed(int(rng.integers(2**62)))
                 picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
             pixels, labels = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)), mask.numpy()
+        if self.tones and rng.random() < self.style_rate:
+            pixels = restyle(rng, pixels, self.tones[int(rng.integers(len(self.tones)))])
         drawn = draw_conditions(self.conditions, rng, self.condition_rate) if self.condition_rate else ()
         for name in drawn:
             pixels, labels = apply_condition(name, rng, pixels, labels)
@@ -167,6 +175,7 @@ def training_set(
         seed=recipe.seed,
         conditions=confounder_names(recipe.confounders),
         condition_rate=recipe.condition_rate if condition_rate is None else condition_rate,
+        style_rate=recipe.style_rate,
         lesion_free=lesion_free,
         skip_bad=recipe.bad_images == "skip",
     )

@@ -37,6 +37,7 @@ class Recipe:
         condition_rate: share of images that get an imaging condition of the dictionary drawn on them.
         augmentation: random views of an image: ``none``, ``plain`` (flips, scale, colour) or ``endoscopy`` (also free
             rotation, processor colours and blur).
+        style_rate: share of the images that take on colours of another one (``training.style``).
         phantom_count: synthetic frames rendered once and mixed into every epoch.
         epochs, causal_from_epoch: length, and the first epoch with the intervention network on (0-based).
         batch_size: images in an optimiser step, over all processes.
@@ -75,6 +76,7 @@ class Recipe:
     bad_images: str = "stop"
     condition_rate: float = 0.0
     augmentation: str = "endoscopy"
+    style_rate: float = 0.0
     phantom_count: int = 0
     epochs: int = 30
     causal_from_epoch: int = 6

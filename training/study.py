@@ -52,6 +52,7 @@ PRETRAINING = (
     "validation_share",
     "bad_images",
     "augmentation",
+    "style_rate",
     "phantom_count",
     "batch_size",
     "accumulate",

@@ -15,18 +15,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+FEWEST = (160, 96, 32)  # channels at the grid and after each doubling: fewer lose accuracy and save next to nothing
+
+
 def head_widths(dim: int, levels: int) -> list[int]:
-    """Channels of the decoder at the grid and after each of ``levels`` doublings: 2/3·d, halved each time.
+    """Channels of the decoder at the grid and after each of ``levels`` doublings: d/2, halved each time, but not fewer
+    than ``FEWEST``.
 
     Multiples of 32: a vector register of every CPU and GPU we run on divides them.
     """
-    return [max(32, round(2 * dim / 3 / 2**level / 32) * 32) for level in range(levels + 1)]
+    least = [*FEWEST, *FEWEST[-1:] * levels]
+    return [max(least[level], round(dim / 2**level / 64) * 32) for level in range(levels + 1)]
 
 
-def _conv_norm(inputs: int, outputs: int) -> nn.Sequential:
+def _conv_norm(inputs: int, outputs: int, dilation: int = 1, kernel: int = 3) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
     )
+
+
+class Context(nn.Module):
+    """What lies further off: dilated convolutions and the mean over the whole grid, added to each cell.
+
+    Tokens pass through MTRS and CDRL each for itself; here they first hear of one another. (After DeepLab's pyramid,
+    arXiv 1706.05587, at a fraction of its channels.)
+
+    Args:
+        width: channels, in and out.
+        dilations: of the convolutions side by side, in cells.
+    """
+
+    def __init__(self, width: int, dilations: Sequence[int] = (2, 4, 6)) -> None:
+        super().__init__()
+        inner = max(32, width // 64 * 32)
+        self.squeeze = _conv_norm(width, inner, kernel=1)
+        self.near = nn.ModuleList(_conv_norm(inner, inner, dilation) for dilation in dilations)
+        self.whole = nn.Sequential(nn.Conv2d(inner, inner, 1), nn.ReLU(inplace=True))
+        self.project = nn.Conv2d(inner * (len(dilations) + 1), width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) → the same."""
+        squeezed = self.squeeze(x)
+        whole = self.whole(squeezed.mean(dim=(2, 3), keepdim=True)).expand_as(squeezed)
+        return x + self.project(torch.cat([whole, *(near(squeezed) for near in self.near)], dim=1))
 
 
 class GridHead(nn.Module):
@@ -54,11 +88,14 @@ class DetailHead(nn.Module):
     def __init__(self, dim: int, labels: int, detail_channels: Sequence[int]) -> None:
         super().__init__()
         widths = head_widths(dim, len(detail_channels))
-        self.stem = _conv_norm(dim, widths[0])
-        pairs = list(zip(widths[:-1], detail_channels, strict=True))
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for width, channels in pairs)
-        self.gate = nn.ModuleList(nn.Conv2d(width, width, 1) for width, _ in pairs)
-        self.merge = nn.ModuleList(_conv_norm(*step) for step in pairwise(widths))
+        sharps = [max(32, width // 64 * 32) for width in widths[:-1]]  # channels of what the shallow features add
+        self.stem = nn.Sequential(_conv_norm(dim, widths[0]), Context(widths[0]))
+        self.lateral = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in zip(detail_channels, sharps, strict=True))
+        self.gate = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in zip(widths[:-1], sharps, strict=True))
+        self.merge = nn.ModuleList(
+            nn.Sequential(_conv_norm(coarse + sharp, fine), _conv_norm(fine, fine))
+            for (coarse, fine), sharp in zip(pairwise(widths), sharps, strict=True)
+        )
         self.classify = nn.Conv2d(widths[-1], labels, 1)
 
     def forward(self, grid: Tensor, details: Sequence[Tensor]) -> Tensor:
@@ -70,7 +107,7 @@ class DetailHead(nn.Module):
             finer = detail.shape[-1] > x.shape[-1]
             size = detail.shape[-2:] if finer else (2 * x.shape[-2], 2 * x.shape[-1])
             gates, x, sharp = (_resize(t, size) for t in (gates, x, lateral(detail)))
-            x = merge(x + gates * sharp)
+            x = merge(torch.cat([x, gates * sharp], dim=1))
         return self.classify(x)
 
 

@@ -1,0 +1,39 @@
+"""Style: a picture takes on another's colours, in part and a little beyond, and keeps what it shows."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.phantom import Phantom
+from training.style import Tone, restyle, tone
+
+
+@pytest.fixture(scope="module")
+def picture() -> UInt8Array:
+    return Phantom((120, 160), seed=3).render(0).pixels
+
+
+def test_tone_is_of_what_is_lit(picture: UInt8Array) -> None:
+    framed = cv2.copyMakeBorder(picture, 60, 60, 60, 60, cv2.BORDER_CONSTANT)
+    np.testing.assert_allclose(tone(framed).mean, tone(picture).mean, atol=1)
+    assert np.isfinite(tone(np.zeros_like(picture)).mean).all()  # nothing is lit
+
+
+def test_many_draws_move_half_of_the_way_on_average(picture: UInt8Array) -> None:
+    own = tone(picture)
+    other = Tone(own.mean + np.array([-20, 15, 10], np.float32), own.spread * 0.7)
+    rng = np.random.default_rng(0)
+    means = [tone(restyle(rng, picture, other)).mean for _ in range(60)]
+    np.testing.assert_allclose(np.mean(means, axis=0), (own.mean + other.mean) / 2, atol=3)
+    assert (np.std(means, axis=0) > 4).all()
+
+
+def test_the_same_draw_is_the_same_picture_and_its_shapes_stay(picture: UInt8Array) -> None:
+    restyled = [restyle(np.random.default_rng(1), picture, tone(picture)) for _ in range(2)]
+    assert np.array_equal(*restyled)
+    assert not np.array_equal(restyled[0], picture)
+    edges = [cv2.Laplacian(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), cv2.CV_32F).ravel() for p in (restyled[0], picture)]
+    assert np.corrcoef(*edges)[0, 1] > 0.9
