@@ -74,8 +74,7 @@ def _packaged(model: FoldedMCDRL, frames: torch.Tensor) -> Callable[[], Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt2"
         build_aoti(model, path, frames.device.type)
-        engine = AotiEngine(path, frames.device.type)
-        engine.run(frames)  # captures it; the file may go
+        engine = AotiEngine(path, frames.device.type)  # loaded and captured: the file may go
     return lambda: forms.labels(engine.run(frames))
 
 

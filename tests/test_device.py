@@ -61,7 +61,7 @@ def test_resizing_is_opencvs(height: int, width: int, target: tuple[int, int]) -
     got = Scaler(region, target, CPU).down(torch.from_numpy(frame)).numpy()
     assert np.abs(got - expected).max() <= 1
     # halves go up or down, and enlarging OpenCV counts in 1/2048: never more than one grey level
-    assert (got != expected).mean() < 0.15
+    assert (got != expected).mean() < 0.3
 
 
 def test_labels_are_background_outside_the_region_and_named_inside() -> None:

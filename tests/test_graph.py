@@ -88,6 +88,15 @@ def test_device_that_is_not_there_is_named(small_model: MCDRL) -> None:
         GraphEngine(FoldedMCDRL(small_model), "tpu")
 
 
+def test_device_without_room_is_an_engine_error(small_model: MCDRL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr("mcdrl_rt.engine.graph.Capture", refuse)
+    with pytest.raises(EngineError, match=r"cannot ready small on cpu: out of memory$"):
+        GraphEngine(FoldedMCDRL(small_model), "cpu")
+
+
 def test_capture_reads_its_own_buffer() -> None:
     capture = Capture(lambda x: (x * 2, x.sum()), torch.zeros(3))
     value = torch.tensor([1.0, 2, 3])

@@ -20,7 +20,7 @@ import torch._inductor
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
-from mcdrl_rt.engine.graph import Capture, precision
+from mcdrl_rt.engine.graph import Capture, example_frames, precision
 from mcdrl_rt.engine.torch import TensorEngine, find_device
 from mcdrl_rt.errors import EngineError, SpecError
 from mcdrl_rt.model.folded import FoldedMCDRL
@@ -45,7 +45,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
         raise EngineError(f"an AOTInductor package is a {SUFFIX} file, not {str(output)!r}")
     where = find_device(device)
     about = {"spec": model.spec.to_json(), "batch": str(batch), "precision": precision(model), "device": where.type}
-    frames = torch.zeros((batch, *model.spec.input_size, 3), dtype=torch.uint8, device=where)
+    frames = example_frames(model.spec, batch, where)
     options: dict[str, Any] = {"aot_inductor.metadata": about}
     with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
         partial = Path(folder) / output.name
@@ -69,7 +69,7 @@ class AotiEngine(TensorEngine):
         device: ``cpu``, ``cuda`` or ``cuda:N``, of the kind it was built for.
 
     Raises:
-        EngineError: no such device, or the file is no package of ours for it.
+        EngineError: no such device, no room on it, or the file is no package of ours for it.
     """
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
@@ -89,7 +89,10 @@ class AotiEngine(TensorEngine):
             raise EngineError(f"{path} was compiled for {about['device']}, not for {device}")
         super().__init__(spec, f"torch compiled {about['precision']} {device}", where)
         self.batch = batch
-        self._capture: Capture | None = None
+        try:
+            self._capture = Capture(lambda frames: tuple(self._package(frames)), example_frames(spec, batch, where))
+        except RuntimeError as error:
+            raise EngineError(f"cannot ready {path} on {device}: {_first_line(error)}") from error
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
         """See ``TensorEngine.run``; ``frames`` has the batch size the package was compiled for.
@@ -99,8 +102,6 @@ class AotiEngine(TensorEngine):
         """
         if len(frames) != self.batch:
             raise EngineError(f"this engine was compiled for {self.batch} frames at a time, not {len(frames)}")
-        if self._capture is None:
-            self._capture = Capture(lambda static: tuple(self._package(static)), frames)
         return self._capture(frames)
 
 

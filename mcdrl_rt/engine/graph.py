@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from mcdrl_rt.engine.torch import TensorEngine, find_device
+from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
+from mcdrl_rt.types import ModelSpec
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 WARM_UP = 3  # calls before the capture: libraries choose their algorithms and allocate what they keep
@@ -67,7 +69,8 @@ class Capture:
                     self._function(self.input)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # other threads may allocate meanwhile: a decoder's, or one that waits for an earlier frame
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._outputs = self._function(self.input)
             self._graph = graph
         finally:
@@ -82,14 +85,18 @@ class GraphEngine(TensorEngine):
         device: ``cuda`` or ``cuda:N``; ``cpu`` runs the same without a graph.
 
     Raises:
-        EngineError: there is no such device.
+        EngineError: there is no such device, or no room on it.
     """
 
     def __init__(self, model: FoldedMCDRL, device: str = "cuda") -> None:
         super().__init__(model.spec, f"torch {precision(model)} {device}", find_device(device))
-        # frames are (H, W, 3), so channels-last all the way: tensor cores take convolutions in no other order
-        self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
-        self._captures: dict[int, Capture] = {}
+        try:
+            # frames are (H, W, 3), so channels-last all the way: tensor cores take convolutions in no other order
+            self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+            # a single frame at once, so that a stream's first takes no longer than the others
+            self._captures = {1: Capture(self._model, example_frames(self.spec, 1, self.device))}
+        except RuntimeError as error:
+            raise EngineError(f"cannot ready {self.spec.name} on {device}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cuda") -> GraphEngine:
@@ -97,10 +104,15 @@ class GraphEngine(TensorEngine):
         return cls(to_half(FoldedMCDRL(load_checkpoint(path))), device)
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """See ``TensorEngine.run``. The first call with a batch size takes a second or so: it records the graph."""
+        """See ``TensorEngine.run``. The first call with a batch size other than 1 records its graph."""
         if len(frames) not in self._captures:
             self._captures[len(frames)] = Capture(self._model, frames)
         return self._captures[len(frames)](frames)
+
+
+def example_frames(spec: ModelSpec, batch: int, device: torch.device) -> Tensor:
+    """Black frames (B, H, W, 3) uint8, to make an engine ready with."""
+    return torch.zeros((batch, *spec.input_size, 3), dtype=torch.uint8, device=device)
 
 
 def precision(model: FoldedMCDRL) -> str:

@@ -180,10 +180,10 @@ def _linear(source: int, target: int) -> NDArray[np.float32]:
 
 def _area_growing(source: int, target: int) -> NDArray[np.float32]:
     """(target, source): what OpenCV makes of INTER_AREA where only one side shrinks."""
-    scale, inverse = source / target, target / source
+    inverse = target / source
     index = np.arange(target)
-    first = np.floor(index * scale).astype(np.int64)
-    share = (index + 1) - (first + 1) * inverse
+    first = np.floor(index * (1 / inverse)).astype(np.int64)
+    share = ((index + 1) - (first + 1) * inverse).astype(np.float32)  # as OpenCV rounds: it decides on whole numbers
     share = np.where(share <= 0, 0, share - np.floor(share))
     return _between(np.minimum(first, source - 1), np.where(first >= source - 1, 0, share), source)
 
