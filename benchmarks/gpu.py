@@ -3,7 +3,7 @@
     benchmarks/gpu.sh --output FOLDER [--minutes 9] [--only kernels latency …] [--rehearse]
 
 Parts, in this order: the native library for this GPU alone; kernels against float64 and against torch; latency of the
-models; a frame's whole way; the tests that need a GPU; compilers; compute-sanitizer. Each is a process of its own
+models; a frame's whole way; the tests that need a GPU; compute-sanitizer; compilers. Each is a process of its own
 and leaves its figures as it gets them, so a part that fails or is out of time loses nothing but what it had not
 measured. FOLDER gets gpu.json (rewritten after each part), log.txt and two plots. ``--rehearse`` runs the same on a
 CPU with tiny sizes. The last line is JSON: what was done, what failed, and the bars.
@@ -78,8 +78,8 @@ class Benchmark:
             "latency": (230, lambda until: self.program("latency", until)),
             "path": (50, lambda until: self.program("path", until)),
             "tests": (110, self.tests),
-            "compiled": (180, lambda until: self.program("compiled", until)),
-            "sanitizer": (120, self.sanitizer),
+            "sanitizer": (100, self.sanitizer),
+            "compiled": (400, lambda until: self.program("compiled", until)),
         }
 
     def save(self) -> dict[str, Any]:

@@ -93,8 +93,8 @@ def error(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device) ->
         worst["out"] = max(worst["out"], relative[0], relative[2])
         worst["readout"] = max(worst["readout"], relative[1], relative[3])
         worst["score_gap"] = max(worst["score_gap"], float(gap))
-    # the operators compute cosines in float32: rows may change places only where those tie within rounding
-    good = max(worst["out"], worst["readout"]) <= BOUND[dtype] and worst["score_gap"] <= 2e-6
+    # the operators compute cosines in float32: rows may change places only where those tie within its rounding
+    good = max(worst["out"], worst["readout"]) <= BOUND[dtype] and worst["score_gap"] <= 1e-5
     name = str(dtype).removeprefix("torch.")
     return {"shape": shape.name, "batch": batch, "dtype": name, "relative_error": worst, "indices_equal": agree / total,
             "within_bounds": good}  # fmt: skip

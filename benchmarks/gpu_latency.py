@@ -1,7 +1,7 @@
 """Frame on the GPU to labels on the GPU: the models at every depth and batch, in every form.
 
-A part of ``gpu.sh``. For each encoder: depth 1…5 at batch 1, then batch 1…64 at depth 3, then the other depths at
-larger batches in the captured forms; what the time does not suffice for is left out and said.
+A part of ``gpu.sh``. For each encoder: depth 1…5 at batch 1 and batch 1…64 at depth 3; then, for all of them, the other
+depths at larger batches in the captured forms. What the time does not suffice for is left out and said.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ def main() -> None:
     encoders = TINY[0] if part.rehearse else ENCODERS
     size = 128 if part.rehearse else 8192
     part.save(ceiling_tflops=ceiling(part, size), models={})
+    models: list[Measured] = []
     for encoder, side, stride in encoders:
         if part.has_time(20):
-            model = Measured(part, encoder, side, stride)
-            part.attempt(encoder, model.measure)
-            del model
+            model = part.attempt(encoder, lambda e=encoder, n=side, s=stride: Measured(part, e, n, s))
+            if model is not None:
+                models.append(model)
+                part.attempt(encoder, model.measure)
+    for model in models:
+        part.attempt(f"{model.encoder}, more", model.measure_more)
     if not part.rehearse:
         part.save(ceiling_tflops_afterwards=ceiling(part, size))
 
@@ -71,7 +75,7 @@ class Measured:
         self.values: dict[str, Any] = {"input_size": side, "weights_mib": weights, "rows": []}
 
     def measure(self) -> None:
-        """All of it, saved row by row."""
+        """What is asked first, saved row by row."""
         self.values["encoder_gflops"] = round(self.encoder_flops() / 1e9, 3)
         for depth in self.depths:
             self.row(depth, 1)
@@ -80,6 +84,9 @@ class Measured:
             self.row(self.usual, batch)
         self.values["throughput"] = self.throughput()
         self.save()
+
+    def measure_more(self) -> None:
+        """The other depths at larger batches, in the captured forms."""
         for depth in self.depths:
             for batch in (8, 64) if depth != self.usual else ():
                 if batch in self.batches:
@@ -97,7 +104,7 @@ class Measured:
         for name, build in self.forms(frames).items():
             if name.startswith("graph") or not captured_only:
                 memory[name] = self.part.peak_mib(lambda n=name, b=build: built.__setitem__(n, b()) or built[n]())
-        runs, seconds = (2, 5.0) if self.part.rehearse else (150, 2.5)
+        runs, seconds = (2, 5.0) if self.part.rehearse else (150, 2.0)
         times = interleaved(built, runs, wait=self.part.wait, seconds=seconds)
         self.values["rows"].append({"depth": depth, "batch": batch, **times, "peak_mib": memory})
         p50 = ", ".join(f"{name} {value:.3f}" for name, value in times["p50_ms"].items())

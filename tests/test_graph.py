@@ -6,11 +6,13 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdrl_rt import ops
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
@@ -50,6 +52,28 @@ def test_half_precision_has_the_references_labels(reference: TorchEngine, frames
     one, other = engine.infer(frames[0][None]), reference.infer(frames[0][None])
     assert [a.dtype for a in one] == [a.dtype for a in other]
     assert [a.shape for a in one] == [a.shape for a in other]
+
+
+class Operators(TorchDispatchMode):
+    """Notes what the fused operators are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, set[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mcdrl_rt":
+            self.calls.append((func.name(), {value.dtype for value in args if isinstance(value, Tensor)}))
+        return func(*args, **(kwargs or {}))
+
+
+def test_half_model_calls_the_operators_with_what_the_kernels_take(small_model: MCDRL, pictures: UInt8Array) -> None:
+    """One half type throughout: with any other mixture a GPU would run the reference, right and slow."""
+    model = to_half(FoldedMCDRL(small_model))
+    with Operators() as operators, torch.no_grad():
+        model(torch.from_numpy(pictures[:1]))
+    expected = ["mcdrl_rt::select_intervene", "mcdrl_rt::intervene"]
+    assert operators.calls == [(name, {torch.float16}) for name in expected]
 
 
 def test_full_precision_runs_the_same_way(small_model: MCDRL, pictures: UInt8Array) -> None:
@@ -279,8 +303,10 @@ def test_native_operators_pass_torchs_own_checks(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("depth", [1, 3, 5])
 def test_models_of_any_depth_run_captured(
-    make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec, pictures: UInt8Array, depth: int
-) -> None:
+    make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec, pictures: UInt8Array, depth: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # random weights see every rounded bit
     model = make_model(dataclasses.replace(small_spec, depth=depth))
     engine: TensorEngine = GraphEngine(FoldedMCDRL(model))  # float32: the reference, captured
     parity = compare(engine, TorchEngine(FoldedMCDRL(model)), pictures)
