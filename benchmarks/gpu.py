@@ -150,7 +150,8 @@ class Benchmark:
         """compute-sanitizer's tools over the kernels; a rehearsal runs the program without it."""
         program = [sys.executable, HERE / "gpu_sanitize.py", "cpu" if self.rehearse else "cuda"]
         if self.rehearse:
-            return "done" if self.call(program, until) == 0 else f"failed: {self.reason(None)}"
+            ended = self.call(program, until)
+            return "done" if ended == 0 else f"failed: {self.reason(ended)}"
         tool = shutil.which("compute-sanitizer")
         if tool is None:
             return "left out: no compute-sanitizer"

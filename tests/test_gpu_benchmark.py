@@ -132,6 +132,20 @@ def test_program_that_hangs_is_stopped_and_its_figures_are_kept(
     assert benchmark.parts["hanging"] == {"figure": 1}
 
 
+def test_what_fails_inside_a_part_is_noted_and_the_rest_is_kept(benchmark: Any, tmp_path: Path) -> None:
+    from part import Part
+
+    part = Part(tmp_path / "part.json", until=time.time() + 5, rehearse=True)
+    part.save(first=1)
+    assert part.attempt("second", lambda: 1 / 0) is None
+    assert part.attempt("third", lambda: 3) == 3
+    assert json.loads((tmp_path / "part.json").read_text()) == {
+        "first": 1,
+        "errors": {"second": "ZeroDivisionError: division by zero"},
+    }
+    assert part.has_time() and not part.has_time(60)
+
+
 def test_no_part_begins_when_the_time_is_over(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark.until = time.time() - 1
     summary = benchmark.run([])
