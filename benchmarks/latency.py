@@ -13,21 +13,20 @@ import argparse
 import json
 import logging
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from forms import literal, spec_of
 from machine import describe
+from timing import interleaved
 
-from mcdrl_rt import ModelSpec, Segmenter
+from mcdrl_rt import Segmenter
 from mcdrl_rt.engine.onnx import export_onnx, inlined
 from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
 from mcdrl_rt.model.folded import FoldedMCDRL
-from mcdrl_rt.model.mcdrl import MCDRL, build_model
-from mcdrl_rt.model.prompts import confounder_names
+from mcdrl_rt.model.mcdrl import build_model
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,22 +65,13 @@ def main() -> None:
 def measure_depth(encoder: str, size: int, depth: int, runs: int, fast: str) -> dict[str, Any]:
     """Parameters and latencies of one depth; the encoder is not among the parameters (Table 5)."""
     torch.manual_seed(0)
-    spec = ModelSpec(
-        name=f"depth-{depth}",
-        encoder=encoder,
-        input_size=(size, size),
-        grid_stride=16 if encoder == "mcdrl-small" else 0,
-        classes=("polyp",),
-        confounders=confounder_names(12),
-        depth=depth,
-    )
-    model = build_model(spec).eval()
+    model = build_model(spec_of(encoder, size, depth, 16 if encoder == "mcdrl-small" else 0)).eval()
     frame = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(inlined(export_onnx(FoldedMCDRL(model))).SerializeToString())
         engines = {f"openvino {p}": OpenVinoEngine(path, model.spec, p) for p in ("fp32", fast)}
-        forms = {"torch fp32, literal": _literal(model, frame)}
+        forms = {"torch fp32, literal": literal(model, torch.from_numpy(frame))}
         forms |= {name: (lambda engine=engine: engine.infer(frame)) for name, engine in engines.items()}
         return {"depth": depth, "parameters": model.parameter_count(), **interleaved(forms, runs)}
 
@@ -100,33 +90,6 @@ def measure_shipped(runs: int) -> dict[str, Any]:
         "engine_p95_ms": times["p95_ms"]["engine"],
         "frame_p50_ms": times["p50_ms"]["frame"],
     }
-
-
-def interleaved(forms: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, float]]:
-    """Time the forms in turn, A B C A B C …, after five rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for round_ in range(runs + 5):
-        for name, form in forms.items():
-            started = time.perf_counter()
-            form()
-            if round_ >= 5:
-                times[name].append((time.perf_counter() - started) * 1e3)
-    return {
-        f"p{q}_ms": {name: round(float(np.percentile(values, q)), 3) for name, values in times.items()}
-        for q in (50, 95)
-    }
-
-
-def _literal(model: MCDRL, frame: np.ndarray) -> Callable[[], torch.Tensor]:
-    mean = torch.tensor(model.spec.mean).view(1, 3, 1, 1)
-    std = torch.tensor(model.spec.std).view(1, 3, 1, 1)
-
-    @torch.inference_mode()
-    def run() -> torch.Tensor:
-        images = torch.from_numpy(frame).permute(0, 3, 1, 2).float() / 255
-        return model((images - mean) / std).logits
-
-    return run
 
 
 if __name__ == "__main__":

@@ -70,15 +70,6 @@ class Recorded:
         return next(self.answers)
 
 
-@pytest.mark.gpu
-def test_torch_on_cuda_gives_the_cpus_labels(
-    small_checkpoint: Path, reference: TorchEngine, pictures: UInt8Array
-) -> None:
-    engine = load_engine(small_checkpoint, device="cuda")
-    assert engine.name == "torch fp32 cuda"
-    assert compare(engine, reference, pictures).label_flips <= 0.005
-
-
 class Canned:
     """An engine that always gives the same labels."""
 

@@ -7,7 +7,7 @@ Only lesions, their outlines and the HUD's strip are touched; all other pixels s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -81,8 +81,19 @@ def draw(
     for label, box, mask in lesions:
         _outline(out, box, mask, colors[label - 1])
     if hud is not None:
-        _write(out, _items(segmentation, hud, {label for label, _, _ in lesions}, colors))
+        draw_hud(out, segmentation, hud, colors, {label for label, _, _ in lesions})
     return out
+
+
+def draw_hud(
+    out: UInt8Array, segmentation: Segmentation, hud: Hud, colors: Sequence[Color], found: Collection[int]
+) -> None:
+    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise.
+
+    Args:
+        found: the labels that are present, from 1.
+    """
+    _write(out, _items(segmentation, hud, found, colors))
 
 
 def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
@@ -131,7 +142,7 @@ class _Item:
     importance: int = 9  # the least important goes first when the frame is narrow
 
 
-def _items(segmentation: Segmentation, hud: Hud, found: set[int], colors: Sequence[Color]) -> list[_Item]:
+def _items(segmentation: Segmentation, hud: Hud, found: Collection[int], colors: Sequence[Color]) -> list[_Item]:
     """What the HUD says, from left to right; what changes its width comes last."""
     items = []
     for label, name in enumerate(segmentation.classes, start=1):

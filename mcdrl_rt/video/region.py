@@ -12,11 +12,15 @@ costs a little resolution, a lesion cropped away costs the lesion.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
 from mcdrl_rt.types import BoolArray, Region, UInt8Array
+
+Size = tuple[int, int]  # (height, width)
+Look = Callable[[], UInt8Array]  # gives the pixels a region is measured on, when they are needed
 
 _SAMPLES = 160  # cells along the longer side of the grid we look at: a cell is 12 px at 1080p
 _CONTRAST = 14  # grey levels between the surround and the darkest mucosa we insist on
@@ -36,7 +40,25 @@ def find_region(rgb: UInt8Array) -> Region:
         The box, with a margin of one grid cell (1/160 of the longer side); the full frame when the picture fills
         it, or when too little is lit to tell.
     """
-    return _measure(rgb) or _full(rgb)
+    size = (int(rgb.shape[0]), int(rgb.shape[1]))
+    return find_region_by(size, lambda: rgb[sampled(size)])
+
+
+def find_region_by(size: Size, look: Look) -> Region:
+    """``find_region`` of a frame that lies elsewhere, on a GPU say.
+
+    Args:
+        size: (height, width) of the frame.
+        look: called for the pixels that ``sampled(size)`` names, (h, w, 3) uint8, RGB: all that is looked at.
+    """
+    return _measure(size, look()) or _full(size)
+
+
+def sampled(size: Size) -> tuple[slice, slice]:
+    """The rows and columns that are looked at in a frame of ``size``, at most 160 of each."""
+    step = _step(size)
+    rows, columns = (slice(min(step // 2, side - 1), None, step) for side in size)
+    return rows, columns
 
 
 def crop_and_resize(rgb: UInt8Array, region: Region, size: tuple[int, int]) -> UInt8Array:
@@ -72,22 +94,27 @@ class RegionTracker:
         Args:
             rgb: (H, W, 3) uint8, RGB.
         """
-        if rgb.shape[:2] != self._size:
-            self._restart(rgb)
+        size = (int(rgb.shape[0]), int(rgb.shape[1]))
+        return self.follow(size, lambda: rgb[sampled(size)])
+
+    def follow(self, size: Size, look: Look) -> Region:
+        """The region for a frame that lies elsewhere; see ``find_region_by``. Most frames are not looked at."""
+        if size != self._size:
+            self._restart(size)
         # until something lit has been seen every frame is measured: a procedure starts in the dark
         if not self._boxes or self._frames % self._every == 0:
-            self._update(rgb)
+            self._update(look())
         self._frames += 1
         return self._region
 
-    def _restart(self, rgb: UInt8Array) -> None:
-        self._size = (int(rgb.shape[0]), int(rgb.shape[1]))
+    def _restart(self, size: Size) -> None:
+        self._size = size
         self._boxes.clear()
         self._frames = 0
-        self._region = _full(rgb)
+        self._region = _full(size)
 
-    def _update(self, rgb: UInt8Array) -> None:
-        box = _measure(rgb)
+    def _update(self, pixels: UInt8Array) -> None:
+        box = _measure(self._size, pixels)
         if box is None:  # darkness says nothing of where the picture ends
             return
         first = not self._boxes
@@ -97,12 +124,15 @@ class RegionTracker:
         self._region = seen if first or ready_to_shrink else _union([self._region, seen])
 
 
-def _measure(rgb: UInt8Array) -> Region | None:
-    """The lit box, or None when the frame is too dark to say."""
-    height, width = rgb.shape[:2]
-    step = max(1, -(-max(height, width) // _SAMPLES))
+def _step(size: Size) -> int:
+    return max(1, -(-max(size) // _SAMPLES))
+
+
+def _measure(size: Size, pixels: UInt8Array) -> Region | None:
+    """The lit box in a frame of ``size`` whose sampled ``pixels`` these are; None when too dark to say."""
+    (height, width), step = size, _step(size)
     # the brightest channel, not luma: mucosa in shadow is dark red, and luma all but ignores red
-    level = rgb[min(step // 2, height - 1) :: step, min(step // 2, width - 1) :: step].max(axis=2)  # (h, w)
+    level = pixels.max(axis=2)  # (h, w)
     picture = _picture(level > _surround(level) + _CONTRAST)
     if picture is None:
         return None
@@ -111,7 +141,7 @@ def _measure(rgb: UInt8Array) -> Region | None:
     top, left = max(0, (int(rows[0]) - 1) * step), max(0, (int(columns[0]) - 1) * step)
     bottom, right = min(height, (int(rows[-1]) + 2) * step), min(width, (int(columns[-1]) + 2) * step)
     if (bottom - top) * (right - left) >= _FULL * height * width:
-        return _full(rgb)
+        return _full(size)
     return Region(top, left, bottom - top, right - left)
 
 
@@ -137,8 +167,8 @@ def _picture(lit: BoolArray) -> BoolArray | None:
     return np.isin(labels, keep)
 
 
-def _full(rgb: UInt8Array) -> Region:
-    return Region(0, 0, int(rgb.shape[0]), int(rgb.shape[1]))
+def _full(size: Size) -> Region:
+    return Region(0, 0, *size)
 
 
 def _union(boxes: deque[Region] | list[Region]) -> Region:

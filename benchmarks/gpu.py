@@ -1,0 +1,220 @@
+"""Everything that needs a GPU, in one command: build, test, measure, draw. ``gpu.sh`` is its name for people.
+
+    benchmarks/gpu.sh --output FOLDER [--minutes 9] [--only kernels latency …] [--rehearse]
+
+Parts, in this order: the native library for this GPU alone; kernels against float64 and against torch; latency of the
+models; a frame's whole way; the tests that need a GPU; compute-sanitizer; compilers. Each is a process of its own
+and leaves its figures as it gets them, so a part that fails or is out of time loses nothing but what it had not
+measured. FOLDER gets gpu.json (rewritten after each part), log.txt and two plots. ``--rehearse`` runs the same on a
+CPU with tiny sizes. The last line is JSON: what was done, what failed, and the bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpu_report import bars, plot
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+GRACE_S = 20  # for a part to end what it had begun in time
+LIBRARY = "libmcdrl_rt_native.so"
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+
+
+class Benchmark:
+    """One run of all parts.
+
+    Args:
+        output: folder for the results.
+        minutes: nothing new is begun after so long.
+        rehearse: on a CPU, tiny.
+    """
+
+    def __init__(self, output: Path, minutes: float, rehearse: bool) -> None:
+        self.output, self.rehearse, self.until = output, rehearse, time.time() + 60 * minutes
+        self.parts: dict[str, Any] = {}
+        self.status: dict[str, str] = {}
+        self.machine: dict[str, Any] = {}
+        self.scratch = Path(tempfile.mkdtemp(prefix="mcdrl-gpu-"))
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+
+    def run(self, only: list[str]) -> dict[str, Any]:
+        """All parts, or those named; returns the summary."""
+        for name, (seconds, work) in self.plan().items():
+            if only and name not in only:
+                continue
+            began = time.time()
+            if began > self.until:
+                self.status[name] = "left out: no time"
+            else:
+                try:
+                    self.status[name] = work(min(self.until, began + seconds))
+                except Exception as error:  # a part's own fault must not end the others
+                    self.status[name] = f"failed: {type(error).__name__}: {error}"
+            print(f"{name:<10} {time.time() - began:6.1f} s  {self.status[name]}", flush=True)
+            self.save()
+        self.draw()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return self.save()
+
+    def plan(self) -> dict[str, tuple[float, Callable[[float], str]]]:
+        """Parts in order: seconds each may take when time is short, and what it does until a moment."""
+        return {
+            "build": (150, self.build),
+            "kernels": (50, lambda until: self.program("kernels", until)),
+            "latency": (230, lambda until: self.program("latency", until)),
+            "path": (50, lambda until: self.program("path", until)),
+            "tests": (110, self.tests),
+            "sanitizer": (100, self.sanitizer),
+            "compiled": (400, lambda until: self.program("compiled", until)),
+        }
+
+    def save(self) -> dict[str, Any]:
+        """Write what there is; returns the summary in it."""
+        failed = [name for name, status in self.status.items() if status != "done"]
+        summary = {"benchmark": "gpu", "rehearsal": self.rehearse, "status": self.status, "failed": failed}
+        # tiny sizes on a CPU meet no bar and miss none
+        summary |= {"bars": {} if self.rehearse else bars(self.parts), "machine": self.machine}
+        partial = self.output / ".gpu.json.partial"
+        partial.write_text(json.dumps({"summary": summary, "parts": self.parts}, indent=1) + "\n")
+        partial.replace(self.output / "gpu.json")
+        return summary
+
+    def draw(self) -> None:
+        """Plots of what there is."""
+        try:
+            plot(self.parts, self.output)
+        except Exception as error:
+            self.status["plots"] = f"failed: {type(error).__name__}: {error}"
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def build(self, until: float) -> str:
+        """The native library for this machine's GPU; a rehearsal only has CMake look at it."""
+        if shutil.which("cmake") is None or shutil.which("nvcc") is None:
+            return "left out: needs cmake and nvcc"
+        folder = self.scratch / "build"
+        architecture = "90" if self.rehearse else "native"
+        configure = ["cmake", "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
+        configure += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
+        ended = self.call(configure, until)
+        if ended == 0 and not self.rehearse:
+            ended = self.call(["cmake", "--build", folder, "--parallel", "8"], until)
+            self.environment["MCDRL_NATIVE_LIBRARY"] = str(folder / LIBRARY)
+            self.parts["build"] = {"library": (folder / LIBRARY).is_file()}
+            return "done" if ended == 0 and (folder / LIBRARY).is_file() else f"failed: {self.reason(ended)}"
+        return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+
+    def program(self, name: str, until: float) -> str:
+        """A part that is a program of this folder."""
+        result = self.scratch / f"{name}.json"
+        command = [sys.executable, HERE / f"gpu_{name}.py", "--result", result, "--until", until]
+        ended = self.call([*command, *(["--rehearse"] if self.rehearse else [])], until)
+        if not result.is_file():
+            return f"failed: {self.reason(ended)}"
+        values = json.loads(result.read_text())
+        self.machine = values.pop("machine", self.machine)
+        self.parts[name] = values
+        if ended != 0:
+            return f"failed after some figures: {self.reason(ended)}"
+        errors = values.get("errors", {})
+        return f"failed in part: {', '.join(errors)}" if errors else "done"
+
+    def tests(self, until: float) -> str:
+        """The tests that need a GPU, none to be skipped; a rehearsal only collects them."""
+        files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+        # a deprecation in another torch says nothing of the GPU, so warnings are not errors here
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-rfE"]
+        command += ["--tb=short", *files, *(["--collect-only"] if self.rehearse else [])]
+        required = {} if self.rehearse else {"MCDRL_REQUIRE_GPU": "1"}
+        ended = self.call(command, until, required)
+        lines = self.last_output.splitlines()
+        self.parts["tests"] = {"passed": None if self.rehearse else ended == 0, "summary": lines[-1:], "failures": [
+            line for line in lines if line.startswith(("FAILED", "ERROR"))]}  # fmt: skip
+        return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+
+    def sanitizer(self, until: float) -> str:
+        """compute-sanitizer's tools over the kernels; a rehearsal runs the program without it."""
+        program = [sys.executable, HERE / "gpu_sanitize.py", "cpu" if self.rehearse else "cuda"]
+        if self.rehearse:
+            ended = self.call(program, until)
+            return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+        tool = shutil.which("compute-sanitizer")
+        if tool is None:
+            return "left out: no compute-sanitizer"
+        found: dict[str, str] = {}
+        for name in TOOLS:
+            if time.time() < until:
+                # without torch's cache every tensor is an allocation of its own, and its end is watched
+                plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+                ended = self.call([tool, "--tool", name, "--error-exitcode", "9", *program], until, plain)
+                found[name] = "clean" if ended == 0 else self.reason(ended)
+        clean = all(found.get(name) == "clean" for name in TOOLS[:3])
+        # torch's own kernels may read what they pad with: initcheck is told, not judged
+        self.parts["sanitizer"] = {"clean": clean, "tools": found}
+        return "done" if clean else f"failed: {found}"
+
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def call(self, command: list[Any], until: float, extra: dict[str, str] | None = None) -> int | None:
+        """Run a command to its end, or until some time after ``until``; its output goes to the log.
+
+        Returns:
+            The exit status; None when it was stopped for time.
+        """
+        words = [str(word) for word in command]
+        with (self.scratch / "output").open("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=self.environment | (extra or {}), stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                status = process.wait(max(1.0, until + GRACE_S - time.time()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # compilers have children
+                process.wait()
+                status = None
+            output.seek(0)
+            self.last_output = output.read()
+        with (self.output / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"$ {' '.join(words)}\n{self.last_output}\n")
+        return status
+
+    def reason(self, status: int | None) -> str:
+        """Why a command did not end well: the time, or its last words."""
+        words = next((line for line in reversed(self.last_output.splitlines()) if line.strip()), "")
+        return "out of time" if status is None else f"status {status}: {words.strip()[:200]}"
+
+
+def main() -> None:
+    """Run, and end with one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results, from the repository's root")
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after so long")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes: does it run at all?")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "log.txt").write_text("")
+    summary = Benchmark(given.output, given.minutes, given.rehearse).run(given.only)
+    for what, bar in summary["bars"].items():
+        mark = {True: "met", False: "NOT MET", None: "not measured"}[bar["met"]]
+        print(f"  {mark:<13} {what}: {bar['value']} ({bar['bar']})")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""AOTInductor: a model compiled to native code ahead of time, one ``.pt2`` file for one device and batch size.
+
+A package is native code: load none that was not built here. Its fused operators are called by name, so importing
+this module (which registers them) is all that running one needs; the checkpoint is not read again.
+
+    >>> build_aoti(to_half(folded), Path("polyp.pt2"), "cuda")                   # doctest: +SKIP
+    >>> engine = AotiEngine(Path("polyp.pt2"), "cuda")                           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor
+
+from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
+from mcdrl_rt.engine.graph import Capture, example_frames, precision
+from mcdrl_rt.engine.torch import TensorEngine, find_device
+from mcdrl_rt.errors import EngineError, SpecError
+from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.types import ModelSpec
+
+SUFFIX = ".pt2"
+
+
+def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: int = 1) -> None:
+    """Compile a model; ``output`` appears whole or not at all. Takes a minute or two.
+
+    Args:
+        model: the deployed form in the precision wanted; moved to ``device``.
+        output: a ``.pt2`` file; its folder must exist.
+        device: ``cpu``, ``cuda`` or ``cuda:N``: where it will run.
+        batch: frames at a time; the package takes no other number.
+
+    Raises:
+        EngineError: no such device, no compiler, or the compiler refused the model.
+    """
+    if output.suffix != SUFFIX or output.is_dir():
+        raise EngineError(f"an AOTInductor package is a {SUFFIX} file, not {str(output)!r}")
+    where = find_device(device)
+    about = {"spec": model.spec.to_json(), "batch": str(batch), "precision": precision(model), "device": where.type}
+    frames = example_frames(model.spec, batch, where)
+    options: dict[str, Any] = {"aot_inductor.metadata": about}
+    with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
+        partial = Path(folder) / output.name
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # deprecations inside the compiler, nothing a user can act on
+                program = torch.export.export(model.eval().to(where), (frames,), strict=False)
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(partial), inductor_configs=options
+                )
+        except Exception as error:  # the compiler's errors have no common base but this
+            raise EngineError(f"cannot compile {model.spec.name} for {device}: {_first_line(error)}") from error
+        os.replace(partial, output)
+
+
+class AotiEngine(TensorEngine):
+    """A compiled package; on a GPU it is captured in a CUDA graph.
+
+    Args:
+        path: written by ``build_aoti`` on this machine.
+        device: ``cpu``, ``cuda`` or ``cuda:N``, of the kind it was built for.
+
+    Raises:
+        EngineError: no such device, no room on it, or the file is no package of ours for it.
+    """
+
+    def __init__(self, path: Path, device: str = "cuda") -> None:
+        where = find_device(device)
+        if not path.is_file():
+            raise EngineError(f"no engine at {path}; make one with 'mcdrl-rt build'")
+        try:
+            # a package's own lock synchronises threads in ways that a graph cannot record
+            self._package = torch._inductor.aoti_load_package(
+                str(path), run_single_threaded=True, device_index=-1 if where.index is None else where.index
+            )
+            about = self._package.loader.get_metadata()
+            spec, batch = ModelSpec.from_json(about["spec"]), int(about["batch"])
+        except (RuntimeError, KeyError, ValueError, SpecError) as error:
+            raise EngineError(f"{path} is no engine of mcdrl-rt: {_first_line(error)}") from error
+        if about["device"] != where.type:
+            raise EngineError(f"{path} was compiled for {about['device']}, not for {device}")
+        super().__init__(spec, f"torch compiled {about['precision']} {device}", where)
+        self.batch = batch
+        try:
+            self._capture = Capture(lambda frames: tuple(self._package(frames)), example_frames(spec, batch, where))
+        except RuntimeError as error:
+            raise EngineError(f"cannot ready {path} on {device}: {_first_line(error)}") from error
+
+    def run(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """See ``TensorEngine.run``; ``frames`` has the batch size the package was compiled for.
+
+        Raises:
+            EngineError: it has another.
+        """
+        if len(frames) != self.batch:
+            raise EngineError(f"this engine was compiled for {self.batch} frames at a time, not {len(frames)}")
+        return self._capture(frames)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
