@@ -154,7 +154,7 @@ def _wide_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: None = None, dropout: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """softmax(q·kᵀ)·v, q and k each scaled before their product: float16 overflows at 65504, and TensorRT asks for it."""
+    """softmax(q·kᵀ)·v, q and k scaled before their product: float16 ends at 65504, and TensorRT asks for it."""
     assert mask is None and not is_causal  # no image encoder has either
     root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     scores = (query * root) @ (key * root).mT
@@ -190,9 +190,14 @@ def _body(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeP
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in function.node]
     for node in nodes:
         node.name = f"{function.name}.{node.name}"
-        for values in (node.input, node.output):
-            values[:] = [names.get(value, value and f"{function.name}.{value}") for value in values]
+        for places in (node.input, node.output):
+            places[:] = [names.get(name, name and f"{function.name}.{name}") for name in places]
     return nodes
+
+
+def operator_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The calls of the fused operator in a model with its local functions."""
+    return [node for node in proto.graph.node if node.domain == _domain.domain]
 
 
 def for_plugin(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -203,9 +208,8 @@ def for_plugin(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     stripped = onnx.ModelProto()
     stripped.CopyFrom(proto)
-    for node in stripped.graph.node:
-        if node.domain == _domain.domain:
-            node.domain = ""
+    for node in operator_nodes(stripped):
+        node.domain = ""
     del stripped.functions[:]
     return stripped
 

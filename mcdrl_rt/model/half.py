@@ -3,7 +3,7 @@
 Weights and what flows between layers are float16. What must not be stays float32: the normalisation of the pixels, the
 scores and softmax of the fused operator (``mcdrl_rt.ops``), and the logits and their resampling. LayerNorm, softmax and
 GELU of PyTorch take float16 and compute in float32 inside, on CPUs and GPUs; an export to ONNX, where nothing promises
-that, writes the float32 out (``mcdrl_rt.engine.onnx``). BatchNorm is folded into its convolution, in float64, and is gone.
+that, writes the float32 out (``mcdrl_rt.engine.onnx``). BatchNorm is folded into its convolution, in float64.
 
     >>> half = to_half(FoldedMCDRL(model))     # the same uint8 frames in, outputs of the same types   # doctest: +SKIP
 """
