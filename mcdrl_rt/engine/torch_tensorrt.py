@@ -1,7 +1,7 @@
 """The second route to a TensorRT plan: Torch-TensorRT, from the exported program, without ONNX in between.
 
-**Written against the sources of Torch-TensorRT 2.13 and never run:** its packages and a GPU were not to be had together.
-What runs without them, the making of a plugin out of an operator's arguments, is tested where TensorRT's bindings are.
+**Written against the sources of Torch-TensorRT 2.13 and never run:** its packages and a GPU were not to be had.
+What runs without them, the making of a plugin out of an operator's arguments, is tested with TensorRT's bindings.
 The plan does not carry the plugin: ``TensorRtEngine`` needs its path.
 
     >>> build_plan_torch_tensorrt(folded, Path("polyp.plan"), plugin=Path("libmcdrl_rt_plugin.so"))   # doctest: +SKIP

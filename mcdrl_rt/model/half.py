@@ -32,14 +32,14 @@ def to_half(model: FoldedMCDRL) -> FoldedMCDRL:
         A model with the contract of ``FoldedMCDRL.forward``: uint8 frames in, and outputs of the same shapes and types.
     """
     half = copy.deepcopy(model).eval()
-    _fold_batch_norms(half)
+    fold_batch_norms(half)
     for part in (half.encoder, half.network, half.head):  # mean and std stay float32
         part.half()
     return half
 
 
 @torch.no_grad()
-def _fold_batch_norms(model: FoldedMCDRL) -> None:
+def fold_batch_norms(model: FoldedMCDRL) -> None:
     """Fold every BatchNorm that reads a convolution into it: running variances are no numbers for float16."""
     for conv, norm in _pairs(model):
         weight, bias = _wide(conv.weight), None if conv.bias is None else _wide(conv.bias)
