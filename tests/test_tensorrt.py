@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.mcdrl import MCDRL
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import ModelSpec, UInt8Array
 
 SOURCES = ROOT / "engines" / "csrc"
 HEADERS = [Path(part) for part in os.environ.get("MCDRL_TENSORRT_INCLUDE", "").split(os.pathsep) if part]
@@ -119,6 +121,36 @@ def test_frames_are_run_in_parts_the_plan_takes(count: int, least: int, more: in
     for part, run in parts:
         assert least <= run <= least + more and part.stop - part.start <= run
     assert all(part.stop - part.start == least + more for part, _ in parts[:-1])
+
+
+def test_parts_do_not_overwrite_each_other(small_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own half of a run, over graphs that add up the pixels of each frame, mod 256, and count runs."""
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    engine = object.__new__(TensorRtEngine)
+    engine.spec, engine._least, engine._most, engine._graphs = small_spec, 2, 4, {}
+    engine._stream = SimpleNamespace(synchronize=lambda: None)  # type: ignore[assignment]
+    runs = []
+
+    def capture(count: int) -> Any:
+        frames = torch.zeros((count, 8, 8, 3), dtype=torch.uint8)
+        results = [torch.zeros((count, 1), dtype=torch.uint8) for _ in range(4)]
+
+        def replay() -> None:
+            runs.append(count)
+            for result in results:
+                result[:] = frames.flatten(1).sum(dim=1, keepdim=True).to(torch.uint8)
+
+        return SimpleNamespace(frames=frames, results=results, graph=SimpleNamespace(replay=replay))
+
+    monkeypatch.setattr(engine, "_capture", capture)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    expected = frames.reshape(9, -1).sum(axis=1, dtype=np.uint8)[:, None]
+    answer = engine.infer(frames)
+    assert runs == [4, 4, 2]
+    assert all(np.array_equal(array, expected) for array in answer)
+    again = engine.infer(frames[::-1][:1])
+    assert all(np.array_equal(array, expected[-1:]) for array in again)
+    assert all(np.array_equal(array, expected) for array in answer)  # the caller's own
 
 
 @pytest.mark.parametrize("batches", [(0, 1, 1), (2, 1, 3), (1, 3, 2)])

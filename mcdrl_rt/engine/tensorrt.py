@@ -186,8 +186,11 @@ class TensorRtEngine:
         import tensorrt as trt
 
         self.spec = spec
-        self._device = torch.device(device)
-        self.name = f"tensorrt {precision} {torch.cuda.get_device_name(self._device)}"
+        try:
+            self._device = torch.device(device)
+            self.name = f"tensorrt {precision} {torch.cuda.get_device_name(self._device)}"
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise EngineError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
         self._log = make_log()
         if plugin is not None:
             load_plugin(plugin)
@@ -205,9 +208,9 @@ class TensorRtEngine:
     def infer(self, frames: UInt8Array) -> RawOutput:
         """See ``Engine.infer``."""
         parts = [self._run(frames[part], run) for part, run in split(len(frames), self._least, self._most)]
-        return RawOutput(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return parts[0] if len(parts) == 1 else RawOutput(*(np.concatenate(some) for some in zip(*parts, strict=True)))
 
-    def _run(self, frames: UInt8Array, count: int) -> list[Any]:
+    def _run(self, frames: UInt8Array, count: int) -> RawOutput:
         try:
             if count not in self._graphs:
                 self._graphs[count] = self._capture(count)
@@ -218,16 +221,16 @@ class TensorRtEngine:
             self._stream.synchronize()
         except RuntimeError as error:
             raise EngineError(f"TensorRT failed on a frame: {str(error).splitlines()[0]}") from error
-        return [result.numpy()[: len(frames)] for result in graph.results]  # copied by who joins the parts
+        # copies: the next run writes where these are
+        return RawOutput(*(result.numpy()[: len(frames)].copy() for result in graph.results))
 
     def _capture(self, count: int) -> _Graph:
         """A graph for ``count`` frames. A context must not change once captured, so each graph has its own."""
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            context = self._engine.create_execution_context()
             frames = torch.zeros((count, *self.spec.input_size, 3), dtype=torch.uint8, device=self._device)
-            context.set_input_shape(INPUT, tuple(frames.shape))
+            if context is None or not context.set_input_shape(INPUT, tuple(frames.shape)):
+                raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
             context.set_tensor_address(INPUT, frames.data_ptr())
             results = [self._bind(context, name) for name in self._results]
             pinned = [torch.zeros(t.shape, dtype=t.dtype, pin_memory=True) for t in (frames, *results)]
@@ -235,7 +238,7 @@ class TensorRtEngine:
             def run() -> None:
                 frames.copy_(pinned[0], non_blocking=True)
                 if not context.execute_async_v3(self._stream.cuda_stream):
-                    raise EngineError(f"TensorRT cannot run a batch of {count}: {reason(self._log)}")
+                    raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
                 for host, result in zip(pinned[1:], results, strict=True):
                     host.copy_(result, non_blocking=True)
 
