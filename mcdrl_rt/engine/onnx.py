@@ -172,7 +172,7 @@ def local_functions() -> list[onnx.FunctionProto]:
     """The bodies of the two operators, neither calling the other.
 
     ``select_intervene`` calls ``intervene`` with attributes of its own, and TensorRT's parser reads those of a function
-    within a function as 0 (seen: TensorRT-RTX 1.7; the parser's 10.1 sources show why): with one block, no error at all.
+    within a function as 0 (seen: TensorRT-RTX 1.7; the parser's 10.1 sources show why): of one block, unnoticed.
     """
     inner, outer = intervene.to_function_proto(), select_intervene.to_function_proto()
     nodes: list[onnx.NodeProto] = []
