@@ -26,7 +26,7 @@ from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
-    from mcdrl_rt.segmenter import Segmenter
+    from mcdrl_rt.segmenter import AnySegmenter
     from mcdrl_rt.stream.telemetry import Summary
     from mcdrl_rt.video.source import Source
 
@@ -260,7 +260,7 @@ def doctor() -> None:
         console.print(line, soft_wrap=True)
 
 
-def _segmenter(model: Path | None, engine: str, precision: str, device: str) -> Segmenter:
+def _segmenter(model: Path | None, engine: str, precision: str, device: str) -> AnySegmenter:
     from mcdrl_rt.segmenter import Segmenter
 
     return Segmenter.load(model, engine=engine, precision=precision, device=device)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError
-from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.pipeline import Segmented, run
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.video.sink import Sink, open_sink
@@ -80,7 +80,7 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
 
 def process(
     jobs: list[Job],
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     *,
     opacity: float = 0.35,
     on_start: Callable[[Job, Source], Callable[[int], None] | None] | None = None,
@@ -134,7 +134,7 @@ def _videos(folder: Path) -> list[Path]:
 
 def _process_one(
     job: Job,
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     opacity: float,
     on_start: Callable[[Job, Source], Callable[[int], None] | None] | None,
 ) -> Summary:

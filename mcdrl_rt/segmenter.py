@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,6 +20,12 @@ from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
 from mcdrl_rt.video.region import RegionTracker, crop_and_resize, find_region
+
+if TYPE_CHECKING:  # it imports torch
+    from mcdrl_rt.engine.device import DeviceSegmenter
+
+AnySegmenter: TypeAlias = "Segmenter | DeviceSegmenter"
+"""What segments frames: on the processor, or where the frames are on the engine's device."""
 
 
 class Segmenter:
@@ -37,8 +44,8 @@ class Segmenter:
     @classmethod
     def load(
         cls, model: str | Path | None = None, *, engine: str = "auto", precision: str = "auto", device: str = "auto"
-    ) -> Segmenter:
-        """Load a checkpoint into the best engine this machine has.
+    ) -> AnySegmenter:
+        """Load a checkpoint into the best engine this machine has; on a GPU, all the work on a frame is done there.
 
         Args:
             model: a checkpoint or a built engine; None is the embedded default.
@@ -49,7 +56,14 @@ class Segmenter:
         Raises:
             McdrlError: the model or engine cannot be had, in one clear line.
         """
-        return cls(load_engine(model, engine, precision, device))
+        loaded = load_engine(model, engine, precision, device)
+        if getattr(getattr(loaded, "device", None), "type", None) == "cuda":  # torch, which then is imported already
+            from mcdrl_rt.engine.device import DeviceSegmenter
+            from mcdrl_rt.engine.torch import TensorEngine
+
+            if isinstance(loaded, TensorEngine):
+                return DeviceSegmenter(loaded)
+        return cls(loaded)
 
     def for_stream(self) -> Segmenter:
         """The same engine, following one video from here on: a field of view of its own, found and then watched."""
@@ -59,6 +73,10 @@ class Segmenter:
     def spec(self) -> ModelSpec:
         """What the model is."""
         return self.engine.spec
+
+    def show(self, rgb: UInt8Array, opacity: float) -> tuple[Segmentation, UInt8Array | None]:
+        """Segment one picture; nothing is drawn here (``DeviceSegmenter.show`` draws where the frame is)."""
+        return self(rgb), None
 
     def __call__(self, rgb: UInt8Array) -> Segmentation:
         """Segment one picture.

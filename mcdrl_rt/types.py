@@ -110,6 +110,10 @@ class Segmentation:
     region: Region
     latency_ms: float
 
+    def present(self) -> set[int]:
+        """Labels of the classes that some pixel has, from 1."""
+        return {label for label in range(1, len(self.classes) + 1) if (self.labels == label).any()}
+
     def top_confounders(self, count: int = 3) -> list[tuple[str, float]]:
         """The ``count`` imaging conditions with the largest weight, largest first."""
         order = np.argsort(-self.confounders, kind="stable")[:count]

@@ -19,18 +19,24 @@ import torch
 from onnx.checker import check_model
 from test_model import DEPTHS, normalised, with_depth
 
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.onnx import (
+    BATCH,
     OPSET,
     SPEC_KEY,
     export_onnx,
+    for_plugin,
     inlined,
-    intervene,
-    select_intervene,
+    local_functions,
+    operator_nodes,
 )
 from mcdrl_rt.engine.openvino import OpenVinoEngine
+from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
+from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import MCDRL
 from mcdrl_rt.types import ModelSpec, UInt8Array
+from mcdrl_rt.video.phantom import Phantom
 
 
 class Exported(NamedTuple):
@@ -113,6 +119,111 @@ def test_specification_is_in_the_metadata(exported: Exported) -> None:
     for proto in (exported.proto, inlined(exported.proto)):
         (carried,) = (entry.value for entry in proto.metadata_props if entry.key == SPEC_KEY)
         assert ModelSpec.from_json(carried) == exported.model.spec
+
+
+# --- what TensorRT asks of a file; it is held against TensorRT's own parser where that is, tests/test_tensorrt.py
+
+
+@pytest.fixture(scope="module")
+def halved(small_model: MCDRL) -> onnx.ModelProto:
+    return export_onnx(FoldedMCDRL(with_depth(small_model, 2)), None, half=True)
+
+
+def element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every value of the main graph."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    values = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    return values | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def test_half_file_keeps_norms_and_softmax_in_float32(halved: onnx.ModelProto) -> None:
+    types, (half, full) = element_types(halved), (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
+    operators = {(node.op_type, types[node.input[0]]) for node in halved.graph.node}
+    assert {("Conv", half), ("MatMul", half), ("select_intervene", half), ("intervene", half)} <= operators
+    assert ("LayerNormalization", full) in operators
+    assert not {("LayerNormalization", half), ("Softmax", half), ("BatchNormalization", half)} & operators
+
+
+@pytest.mark.slow
+def test_half_file_keeps_the_softmax_of_a_transformer_in_float32(
+    make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec, pictures: UInt8Array
+) -> None:
+    spec = dataclasses.replace(small_spec, encoder="ViT-B-16", grid_stride=0, alpha=1.0)
+    model = FoldedMCDRL(make_model(spec))
+    proto = export_onnx(model, None, half=True)
+    types = element_types(proto)
+    # two norms in each of 12 blocks but one in the last, one before and one after them, one in each causal block
+    for name, count in (("LayerNormalization", 27), ("Softmax", 12)):
+        kinds = [types[node.input[0]] for node in proto.graph.node if node.op_type == name]
+        assert (len(kinds), set(kinds)) == (count, {onnx.TensorProto.FLOAT})
+    assert_half_agrees(model, proto, pictures[:2])
+
+
+@pytest.mark.slow
+def test_half_file_of_a_resnet_is_the_half_model(
+    make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec, pictures: UInt8Array
+) -> None:
+    model = FoldedMCDRL(make_model(dataclasses.replace(small_spec, encoder="RN50", grid_stride=0, alpha=1.0)))
+    assert_half_agrees(model, export_onnx(model, None, half=True), pictures[:2])
+
+
+def assert_half_agrees(model: FoldedMCDRL, proto: onnx.ModelProto, frames: UInt8Array) -> None:
+    """ONNX Runtime on a CPU computes in float32 between roundings, which torch does not do everywhere."""
+    with torch.no_grad():
+        outputs = to_half(model)(torch.from_numpy(frames))
+    expected = {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+    actual = run_onnxruntime(proto, frames)
+    assert {k: (v.shape, v.dtype) for k, v in actual.items()} == {k: (v.shape, v.dtype) for k, v in expected.items()}
+    error = np.linalg.norm(actual["logits"] - expected["logits"])
+    assert error <= 5e-3 * np.linalg.norm(expected["logits"])
+
+
+def test_half_file_is_the_half_model_for_any_batch() -> None:
+    model = load_checkpoint(DEFAULT_CHECKPOINT)
+    model.spec = dataclasses.replace(model.spec, alpha=1.0)
+    folded = FoldedMCDRL(model)
+    proto = export_onnx(folded, None, half=True)
+    dimensions = [value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)]
+    assert dimensions == [BATCH] * (1 + len(OUTPUTS))
+    pictures = np.stack([Phantom(model.spec.input_size, seed=seed).render(5).pixels for seed in range(3)])
+    for batch in (1, 3):
+        assert_half_agrees(folded, proto, pictures[:batch])
+
+
+def test_file_for_any_batch_is_the_one_for_each(small_model: MCDRL, pictures: UInt8Array) -> None:
+    model = FoldedMCDRL(with_depth(small_model, 1))
+    proto = export_onnx(model, None)
+    for batch in (1, 2):
+        with torch.no_grad():
+            outputs = model(torch.from_numpy(pictures[:batch]))
+        expected = {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+        assert_agrees(run_onnxruntime(proto, pictures[:batch]), expected)
+
+
+def test_bytes_are_only_made_into_floats_and_out_of_them(halved: onnx.ModelProto) -> None:
+    """TensorRT knows uint8 at a network's inputs and outputs alone, and converts it from and to floats alone."""
+    types, byte = element_types(halved), onnx.TensorProto.UINT8
+    readers = [node.op_type for node in halved.graph.node if "frames" in node.input]
+    assert set(readers) <= {"Cast", "Shape"}
+    makers = [node for node in halved.graph.node if byte in map(types.get, node.output)]
+    assert [node.op_type for node in makers] == ["Cast"] * 3  # score, label, selected
+    assert {types[node.input[0]] for node in makers} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+
+
+def test_no_function_calls_another(halved: onnx.ModelProto) -> None:
+    """TensorRT's parser takes the attributes of a function called by a function for 0."""
+    for function in halved.functions:
+        assert {node.domain for node in function.node} == {""}
+        made = [name for node in function.node for name in node.output]
+        assert len(set(made)) == len(made)
+
+
+def test_file_for_the_plugin_has_neither_bodies_nor_a_domain(halved: onnx.ModelProto) -> None:
+    stripped = for_plugin(halved)
+    assert not stripped.functions and not operator_nodes(stripped)
+    names = Counter(node.op_type for node in stripped.graph.node)
+    assert (names["select_intervene"], names["intervene"]) == (1, 1)
+    assert len(operator_nodes(halved)) == len(halved.functions) == 2  # and the file itself is as it was
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(9, 4), (80, 40), (300, 100)])
@@ -198,6 +309,6 @@ def operator_alone(features: np.ndarray, constants: dict[str, np.ndarray], count
     return make.make_model(
         graph,
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid("mcdrl_rt", 1)],
-        functions=[intervene.to_function_proto(), select_intervene.to_function_proto()],
+        functions=local_functions(),
         ir_version=10,
     )

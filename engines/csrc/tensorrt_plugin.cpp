@@ -32,7 +32,7 @@ void complain(const std::string& message) {
 
 // The node's attributes.
 struct Settings {
-  int32_t count = 0;  // N; not looked at by intervene
+  int32_t count = 0;  // N; intervene has none
   int32_t heads = 0;
   float eps = 1e-5f;
 };
@@ -133,10 +133,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
 
   const PluginFieldCollection* getFieldsToSerialize() noexcept override {
-    fields_ = {PluginField("count", &settings_.count, PluginFieldType::kINT32, 1),
-               PluginField("heads", &settings_.heads, PluginFieldType::kINT32, 1),
-               PluginField("eps", &settings_.eps, PluginFieldType::kFLOAT32, 1)};
-    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+    fields_ = {PluginField("heads", &settings_.heads, PluginFieldType::kINT32, 1),
+               PluginField("eps", &settings_.eps, PluginFieldType::kFLOAT32, 1),
+               PluginField("count", &settings_.count, PluginFieldType::kINT32, 1)};
+    collection_ = {select_ ? 3 : 2, fields_.data()};
     return &collection_;
   }
 
@@ -160,10 +160,10 @@ class Plugin final : public nvinfer1::IPluginV3,
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   explicit Creator(bool select) : select_(select) {
-    fields_ = {PluginField("count", nullptr, PluginFieldType::kINT32, 1),
-               PluginField("heads", nullptr, PluginFieldType::kINT32, 1),
-               PluginField("eps", nullptr, PluginFieldType::kFLOAT32, 1)};
-    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+    fields_ = {PluginField("heads", nullptr, PluginFieldType::kINT32, 1),
+               PluginField("eps", nullptr, PluginFieldType::kFLOAT32, 1),
+               PluginField("count", nullptr, PluginFieldType::kINT32, 1)};
+    collection_ = {select_ ? 3 : 2, fields_.data()};  // parsers warn of a field that a node lacks
   }
 
   const char* getPluginName() const noexcept override { return select_ ? "select_intervene" : "intervene"; }

@@ -114,18 +114,47 @@ def _from_file(path: Path, engine: str, precision: str, device: str) -> Engine:
 
 def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> Engine:
     """A built engine, in the precision it was checked in unless another is asked for that its file can do, too."""
-    from mcdrl_rt.engine.openvino import OpenVinoEngine
-
     spec, built = ModelSpec.from_json(json.dumps(sidecar["spec"])), sidecar["precision"]
-    if precision not in ("auto", built) and "int8" in (precision, built):
+    if precision not in ("auto", built) and (sidecar["runtime"] != "openvino" or "int8" in (precision, built)):
         raise EngineError(f"{path} is an engine in {built}, not {precision}; build one with --precision {precision}")
     precision = built if precision == "auto" else precision
-    return OpenVinoEngine(path, spec, precision, sidecar["device"] if device == "auto" else device.upper())
+    device = sidecar["device"] if device == "auto" else device
+    if sidecar["runtime"] == "tensorrt":
+        from mcdrl_rt.engine.sidecar import native_library
+        from mcdrl_rt.engine.tensorrt import TensorRtEngine
+
+        plugin = native_library("tensorrt") if precision == "fp16" else None
+        return TensorRtEngine(path, spec, precision=precision, plugin=plugin, device=device)
+    if sidecar["runtime"] == "torch":
+        from mcdrl_rt.engine.aoti import AotiEngine
+
+        return AotiEngine(path, device.lower())
+    from mcdrl_rt.engine.openvino import OpenVinoEngine
+
+    return OpenVinoEngine(path, spec, precision, device.upper())
 
 
 def _torch(path: Path, precision: str, device: str) -> Engine:
+    """Eager float32, the reference; or on a GPU, where nothing else is asked for, float16 in a CUDA graph."""
     from mcdrl_rt.engine.torch import TorchEngine
 
-    if precision not in ("auto", "fp32"):
-        raise EngineError(f"the torch engine computes in fp32, not {precision}; use --engine openvino")
-    return TorchEngine.from_checkpoint(path, "cpu" if device == "auto" else device.lower())
+    device = "cpu" if device == "auto" else device.lower()
+    fast = device.startswith("cuda") and precision in ("auto", "fp16")
+    if not fast and precision not in ("auto", "fp32"):
+        raise EngineError(f"the torch engine computes in fp32, and in fp16 on a GPU, not in {precision} on {device}")
+    return _graph(path, device) if fast else TorchEngine.from_checkpoint(path, device)
+
+
+def _graph(path: Path, device: str) -> Engine:
+    """The float16 form, held to float32 like every built engine: it loses accuracy silently in some models."""
+    from mcdrl_rt.engine.build import check
+    from mcdrl_rt.engine.frames import synthetic_frames
+    from mcdrl_rt.engine.graph import GraphEngine
+    from mcdrl_rt.model.checkpoint import load_checkpoint
+    from mcdrl_rt.model.folded import FoldedMCDRL
+    from mcdrl_rt.model.half import to_half
+
+    folded = FoldedMCDRL(load_checkpoint(path))
+    engine = GraphEngine(to_half(folded), device)
+    check(engine, folded, synthetic_frames(folded.spec.input_size), "fp16", real=False, device=device)
+    return engine

@@ -7,7 +7,7 @@ all. ``begin`` only asks the device to work, ``Pending.finish`` waits, so the ne
     >>> segmenter = DeviceSegmenter(GraphEngine.from_checkpoint(path), stateful=True)     # doctest: +SKIP
     >>> pending = segmenter.begin(rgb, opacity=0.35)                                      # doctest: +SKIP
     >>> segmentation, shown = pending.finish()                                            # doctest: +SKIP
-    >>> overlay.draw_hud(shown, segmentation, hud, spec.colors, pending.found)            # doctest: +SKIP
+    >>> overlay.draw_hud(shown, segmentation, hud, spec.colors)                           # doctest: +SKIP
 
 The HUD's letters are left to the processor: they say what the network said, so they can only be written after it.
 """
@@ -15,7 +15,7 @@ The HUD's letters are left to the processor: they say what the network said, so 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -38,7 +38,6 @@ class Pending:
         labels: (H, W) uint8 on the device.
         shown: (H, W, 3) uint8 on the device, the lesions drawn; None where that was not asked for.
         region: the field of view.
-        found: the labels that are present, from 1; filled by ``finish``.
     """
 
     labels: Tensor
@@ -46,21 +45,18 @@ class Pending:
     region: Region
     _confounders: Tensor  # (M,)
     _selected: Tensor  # (h, w)
-    _found: Tensor  # (K,) bool
     _spec: ModelSpec
     _started: float
     _frame: Picture  # a decoder hands its memory out again when nobody holds it
-    found: set[int] = field(default_factory=set)
 
     def finish(self) -> tuple[Segmentation, UInt8Array | None]:
         """Wait for the device, once; the segmentation, and the pixels of ``shown``. Call it once."""
-        on_device = [self.labels, self._confounders, self._selected, self._found]
+        on_device = [self.labels, self._confounders, self._selected]
         on_device += [] if self.shown is None else [self.shown]
         try:
-            labels, weights, selected, found, *shown = download(on_device, self.labels.device)
+            labels, weights, selected, *shown = download(on_device, self.labels.device)
         except RuntimeError as error:
             raise EngineError(f"torch failed on a frame: {str(error).splitlines()[0]}") from error
-        self.found = {int(index) + 1 for index in np.flatnonzero(found)}
         weights = weights.astype(np.float32)
         segmentation = Segmentation(
             labels=labels,
@@ -103,6 +99,10 @@ class DeviceSegmenter:
         """Segment one frame and wait for it; see ``begin``."""
         return self.begin(frame).finish()[0]
 
+    def show(self, frame: Picture, opacity: float) -> tuple[Segmentation, UInt8Array | None]:
+        """Segment one frame and wait for it, and for its pixels with the lesions drawn; see ``begin``."""
+        return self.begin(frame, opacity).finish()
+
     @torch.no_grad()
     def begin(self, frame: Picture, opacity: float | None = None) -> Pending:
         """Have the device segment a frame.
@@ -125,11 +125,10 @@ class DeviceSegmenter:
             # copies of what the next frame would overwrite
             score, label, confounders, selected = (part[0].clone() for part in answer[:4])
             labels = scaler.labels(score, label, size, len(self.spec.classes))
-            found = torch.stack([(labels == k).any() for k in range(1, len(self.spec.classes) + 1)])
             shown = None if opacity is None else paint(pixels, labels, self._colors, opacity, region)
         except RuntimeError as error:
             raise EngineError(f"torch failed on a frame: {str(error).splitlines()[0]}") from error
-        return Pending(labels, shown, region, confounders, selected, found, self.spec, started, frame)
+        return Pending(labels, shown, region, confounders, selected, self.spec, started, frame)
 
     def _on_device(self, frame: Picture) -> Tensor:
         """(H, W, 3) uint8 on the engine's device."""

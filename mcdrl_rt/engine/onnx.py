@@ -20,8 +20,10 @@ from torch import Tensor
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
+from mcdrl_rt.model.half import to_half
 
 SPEC_KEY = "mcdrl_rt.spec"
+BATCH = "batch"  # the name of the first dimension of a file for any batch
 OPSET = 18  # what the exporter translates to
 op: Any = opset18  # its stubs know tensors only as unions, which no arithmetic fits
 _domain = values.Opset("mcdrl_rt", 1)
@@ -60,18 +62,20 @@ def select_intervene(
     similarities = op.MatMul(unit, op.Transpose(texts_unit, perm=[1, 0]))  # (B, T, K)
     best = op.ReduceMax(similarities, op.Constant(value_ints=[-1]), keepdims=0)
     k = op.Reshape(op.Constant(value_int=count), op.Constant(value_ints=[1]))
-    _, indices = op.TopK(best, k, axis=-1, largest=1, sorted=1)
+    _scores, indices = op.TopK(best, k, axis=-1, largest=1, sorted=1)
     tokens = op.GatherND(features, op.Unsqueeze(indices, op.Constant(value_ints=[-1])), batch_dims=1)
     out, readout = intervene(tokens, a, c, b, heads=heads, eps=eps)
     return out, indices, readout
 
 
-def export_onnx(model: FoldedMCDRL, batch: int = 1) -> onnx.ModelProto:
-    """Export the deployed form, weights in float32, for a fixed batch.
+def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -> onnx.ModelProto:
+    """Export the deployed form.
 
     Args:
-        model: the folded model.
-        batch: frames at a time.
+        model: the folded model, in float32.
+        batch: frames at a time; None leaves it open, the dimension ``batch``, for runtimes with batch profiles.
+        half: float16 weights and tensors, with what ``mcdrl_rt.model.half`` keeps in float32, LayerNorm and softmax in
+            float32 between casts. The outputs have the same types either way.
 
     Returns:
         A checked ONNX model with the input ``frames`` and the outputs of ``mcdrl_rt.model.folded.OUTPUTS``.
@@ -79,13 +83,15 @@ def export_onnx(model: FoldedMCDRL, batch: int = 1) -> onnx.ModelProto:
     Raises:
         EngineError: the exporter refused the model.
     """
-    frames = torch.zeros((batch, *model.spec.input_size, 3), dtype=torch.uint8)
+    model = to_half(model) if half else model.eval()
+    frames = torch.zeros((batch or 2, *model.spec.input_size, 3), dtype=torch.uint8)  # of one, torch makes a constant
+    shapes = None if batch else ({0: torch.export.Dim(BATCH)},)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
-            program = torch.export.export(model.eval(), (frames,), strict=False)
+            program = torch.export.export(model, (frames,), dynamic_shapes=shapes, strict=False)
             exported: Any = torch.onnx.export(
-                program.run_decompositions(_NODES),
+                program.run_decompositions(_NODES | _WIDE if half else _NODES),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -95,7 +101,9 @@ def export_onnx(model: FoldedMCDRL, batch: int = 1) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as error:
         raise EngineError(f"cannot export {model.spec.name} to ONNX: {str(error).splitlines()[0]}") from error
     proto = exported.model_proto
-    proto.functions.extend([intervene.to_function_proto(), select_intervene.to_function_proto()])
+    for value in (*proto.graph.input, *proto.graph.output) if batch is None else ():
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    proto.functions.extend(local_functions())
     proto.metadata_props.add(key=SPEC_KEY, value=model.spec.to_json())
     onnx.checker.check_model(proto)
     return proto
@@ -133,6 +141,77 @@ _NODES: dict[Any, Any] = torch.export.default_decompositions() | {
     torch.ops.mcdrl_rt.intervene.default: _intervene_node,
     torch.ops.mcdrl_rt.select_intervene.default: _select_intervene_node,
 }
+
+
+def _wide_layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, cudnn: bool = True
+) -> Tensor:
+    weight, bias = (None if part is None else part.float() for part in (weight, bias))
+    return torch.ops.aten.native_layer_norm(x.float(), shape, weight, bias, eps)[0].to(x.dtype)
+
+
+def _wide_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: None = None, dropout: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(q·kᵀ)·v, q and k scaled before their product: float16 ends at 65504, and TensorRT asks for it."""
+    assert mask is None and not is_causal  # no image encoder has either
+    root = (query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    scores = (query * root) @ (key * root).mT
+    return scores.float().softmax(dim=-1).to(query.dtype) @ value
+
+
+# A float16 LayerNorm or softmax computes in float32 in torch; a file has to say so.
+_WIDE: dict[Any, Any] = {
+    torch.ops.aten.layer_norm.default: _wide_layer_norm,
+    torch.ops.aten.scaled_dot_product_attention.default: _wide_attention,
+}
+
+
+def local_functions() -> list[onnx.FunctionProto]:
+    """The bodies of the two operators, neither calling the other.
+
+    ``select_intervene`` calls ``intervene`` with attributes of its own, and TensorRT's parser reads those of a function
+    within a function as 0 (seen: TensorRT-RTX 1.7; the parser's 10.1 sources show why): of one block, unnoticed.
+    """
+    inner, outer = intervene.to_function_proto(), select_intervene.to_function_proto()
+    nodes: list[onnx.NodeProto] = []
+    for node in outer.node:
+        nodes.extend([node] if node.op_type != inner.name else _body(inner, node))
+    del outer.node[:]
+    outer.node.extend(nodes)
+    return [inner, outer]
+
+
+def _body(function: onnx.FunctionProto, call: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes of ``function`` in the place of a call that hands on its attributes under their own names."""
+    assert all(attribute.ref_attr_name == attribute.name for attribute in call.attribute)
+    names = dict(zip([*function.input, *function.output], [*call.input, *call.output], strict=True))
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in function.node]
+    for node in nodes:
+        node.name = f"{function.name}.{node.name}"
+        for places in (node.input, node.output):
+            places[:] = [names.get(name, name and f"{function.name}.{name}") for name in places]
+    return nodes
+
+
+def operator_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The calls of the fused operator in a model with its local functions."""
+    return [node for node in proto.graph.node if node.domain == _domain.domain]
+
+
+def for_plugin(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without the operators' bodies, for TensorRT with the plugin of their names.
+
+    Its parser prefers a body to a plugin before 10.7, and takes a node's domain for a plugin's namespace from 10.10 on;
+    without body and domain, every version looks for the plugin and complains if there is none.
+    """
+    stripped = onnx.ModelProto()
+    stripped.CopyFrom(proto)
+    for node in operator_nodes(stripped):
+        node.domain = ""
+    del stripped.functions[:]
+    return stripped
 
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

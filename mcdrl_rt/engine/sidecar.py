@@ -30,7 +30,12 @@ from mcdrl_rt.version import __version__
 FORMAT = "mcdrl-rt engine 2"
 FILES = {"openvino": (".xml", ".bin"), "tensorrt": (".plan",), "torch": (".pt2",), "onnx": (".onnx",)}
 """A runtime's engine files; the first is the one that users name."""
-_PACKAGES = {"openvino": ("openvino",), "tensorrt": ("tensorrt",), "torch": ("torch",), "onnx": ()}
+_PACKAGES = {
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt_cu12", "tensorrt_cu13"),
+    "torch": ("torch",),
+    "onnx": (),
+}
 _KNOWN = {"runtime", "precision", "spec", "files", "versions", "gpu"}
 
 

@@ -53,14 +53,16 @@ class FoldedMCDRL(nn.Module):
             best lesion class beats background, so no threshold is tuned); the best lesion class from 1, (B, H, W)
             uint8; the confounder readout (B, M) float; the selected cells (B, h, w) uint8; logits (B, K+1, H, W).
         """
-        images = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        # TensorRT knows bytes only at its inputs and outputs, and only as what floats are made of and made into
+        images = (frames.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std
+        images = images.to(self.network.texts.dtype)  # what the network computes in: mcdrl_rt.model.half
         features = self.encoder(pad_to_stride(images, self.encoder.stride))
         f, indices, confounders = self.network(features.tokens)
-        coarse = self.head(scatter_tokens(f, indices, self.encoder.grid), features.details)
+        coarse = self.head(scatter_tokens(f, indices, self.encoder.grid), features.details).to(self.mean.dtype)
         size = self.spec.input_size
         margins = to_input_size(coarse[:, 1:] - coarse[:, :1], self.encoder, size)  # linear, so as good as logits
         best, label = margins.max(dim=1)
         score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)  # floor: 128 is a half
         cells = selected_cells(indices, self.encoder.grid).to(torch.uint8)
         logits = to_input_size(coarse, self.encoder, size)
-        return score, (label + 1).to(torch.uint8), confounders, cells, logits
+        return score, (label.to(best.dtype) + 1).to(torch.uint8), confounders, cells, logits

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 FEWEST = (160, 96, 32)  # channels at the grid and after each doubling: fewer lose accuracy and save next to nothing
 
 

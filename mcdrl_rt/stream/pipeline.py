@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
-from mcdrl_rt.types import Frame, Segmentation
-from mcdrl_rt.video.overlay import Hud, draw
+from mcdrl_rt.types import Frame, Segmentation, UInt8Array
+from mcdrl_rt.video.overlay import Hud, draw, draw_hud
 from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
 
@@ -31,6 +31,7 @@ class Segmented(NamedTuple):
 
     frame: Frame
     segmentation: Segmentation
+    shown: UInt8Array | None = None  # the frame's pixels with the lesions drawn, where the engine's device did that
 
 
 Writer = Callable[[Segmented], None]
@@ -45,17 +46,20 @@ class Pipeline:
         writers: called in order for every segmented frame, on the writing thread.
         on_frame: called with the number of frames written so far, on the writing thread.
         stop: set from anywhere, it ends the source as if it had no more frames.
+        opacity: of the lesions' tint, where they are drawn on the engine's device.
     """
 
     def __init__(
         self,
         source: Source,
-        segmenter: Segmenter,
+        segmenter: AnySegmenter,
         writers: list[Writer],
         on_frame: Callable[[int], None] | None = None,
         stop: threading.Event | None = None,
+        opacity: float = 0.35,
     ) -> None:
         self.source, self.segmenter, self.writers, self.on_frame = source, segmenter, writers, on_frame
+        self.opacity = opacity
         self.stop = stop or threading.Event()
         self.stopped = False
         self.telemetry = Telemetry()
@@ -112,8 +116,8 @@ class Pipeline:
     def _segment(self) -> None:
         while (frame := self._decoded.get()) is not None:
             with self.telemetry.time("segment"):
-                segmentation = self.segmenter(frame.pixels)
-            self._segmented.put(Segmented(frame, segmentation))
+                segmentation, shown = self.segmenter.show(frame.pixels, self.opacity)
+            self._segmented.put(Segmented(frame, segmentation, shown))
         self._segmented.end()
 
     def _write(self) -> None:
@@ -149,14 +153,17 @@ class Pipeline:
         self._segmented.stop()
 
 
-def annotate(sink: Sink, segmenter: Segmenter, telemetry: Telemetry, opacity: float = 0.35) -> Writer:
+def annotate(sink: Sink, segmenter: AnySegmenter, telemetry: Telemetry, opacity: float = 0.35) -> Writer:
     """A writer that draws lesions and HUD on each frame and hands it to ``sink``."""
-    model = f"{segmenter.spec.name} · {segmenter.engine.name}"
+    model, colors = f"{segmenter.spec.name} · {segmenter.engine.name}", segmenter.spec.colors
 
     def write(item: Segmented) -> None:
         with telemetry.time("overlay"):
             hud = Hud(model, age_ms=0.0)  # each frame carries its own mask here
-            pixels = draw(item.frame.pixels, item.segmentation, colors=segmenter.spec.colors, hud=hud, opacity=opacity)
+            if (pixels := item.shown) is None:
+                pixels = draw(item.frame.pixels, item.segmentation, colors=colors, hud=hud, opacity=opacity)
+            else:
+                draw_hud(pixels, item.segmentation, hud, colors)
         with telemetry.time("write"):
             sink.write(item.frame.with_pixels(pixels))
 
@@ -165,7 +172,7 @@ def annotate(sink: Sink, segmenter: Segmenter, telemetry: Telemetry, opacity: fl
 
 def run(
     source: Source,
-    segmenter: Segmenter,
+    segmenter: AnySegmenter,
     sink: Sink,
     *,
     output: str = "",
@@ -184,7 +191,7 @@ def run(
         writers: further writers, called for each frame after the annotated one.
         stop: set it to end the run early and keep what was written.
     """
-    pipeline = Pipeline(source, segmenter, [], on_frame, stop)
+    pipeline = Pipeline(source, segmenter, [], on_frame, stop, opacity)
     pipeline.writers = [annotate(sink, segmenter, pipeline.telemetry, opacity), *(writers or [])]
     started = time.monotonic()
     pipeline.run()

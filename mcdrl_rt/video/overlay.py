@@ -81,19 +81,13 @@ def draw(
     for label, box, mask in lesions:
         _outline(out, box, mask, colors[label - 1])
     if hud is not None:
-        draw_hud(out, segmentation, hud, colors, {label for label, _, _ in lesions})
+        draw_hud(out, segmentation, hud, colors)
     return out
 
 
-def draw_hud(
-    out: UInt8Array, segmentation: Segmentation, hud: Hud, colors: Sequence[Color], found: Collection[int]
-) -> None:
-    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise.
-
-    Args:
-        found: the labels that are present, from 1.
-    """
-    _write(out, _items(segmentation, hud, found, colors))
+def draw_hud(out: UInt8Array, segmentation: Segmentation, hud: Hud, colors: Sequence[Color]) -> None:
+    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise."""
+    _write(out, _items(segmentation, hud, segmentation.present(), colors))
 
 
 def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:

@@ -1,0 +1,354 @@
+"""TensorRT: the engine of machines with an NVIDIA GPU, built there from the ONNX file and run as a CUDA graph.
+
+TensorRT 10.3 and later, 11 included. It is an extra (``mcdrl-rt[tensorrt]``) and imported only where it is used. A plan
+is native code for one GPU and one version of TensorRT: whoever calls ``TensorRtEngine`` vouches that the plan was built
+here. The precision is that of the file (strong typing): FP16 means ``export_onnx(model, half=True)``.
+
+    >>> build_plan(export_onnx(model, None, half=True), Path("polyp.plan"), batches=(1, 1, 8))   # doctest: +SKIP
+    >>> engine = TensorRtEngine(Path("polyp.plan"), model.spec)                                  # doctest: +SKIP
+
+Not run yet: no part below that needs a GPU has been executed. ``engines/README.md`` says what was checked, and how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+
+from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.engine.tensorrt_api import (
+    installed_tensorrt,
+    load_plugin,
+    make_log,
+    make_progress,
+    reason,
+    require_tensorrt,
+    started,
+)
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.types import ModelSpec, UInt8Array
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+INPUT = "frames"
+RESULTS = RawOutput._fields  # an export has logits too, which are for referees
+
+
+def build_plan(
+    model: bytes | onnx.ModelProto,
+    output: Path,
+    *,
+    plugin: Path | None = None,
+    batches: tuple[int, int, int] = (1, 1, 1),
+    timing_cache: Path | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Build a plan for this machine's GPU; it takes minutes.
+
+    Args:
+        model: an export, ``mcdrl_rt.engine.onnx.export_onnx``; of an open batch, unless all three batches are its own.
+        output: the plan's file.
+        plugin: ``libmcdrl_rt_plugin.so``; None builds the fused operator out of TensorRT's own layers.
+        batches: least, most usual and greatest number of frames at a time.
+        timing_cache: read if it is there and fits, and written: the next build is shorter.
+        on_stage: told what is being done, in a few words, some hundred times.
+
+    Returns:
+        What the plan depends on, ``versions``.
+
+    Raises:
+        EngineError: no TensorRT or GPU here, the model or plugin is refused, or a file cannot be read or written.
+    """
+    require_tensorrt()
+    tell = on_stage or (lambda stage: None)
+    tell("reading the model")
+    network = parse(model, plugin)
+    write(output, compile_network(network, plugin, batches, timing_cache, tell))
+    return versions()
+
+
+def versions() -> dict[str, str]:
+    """What every plan depends on: ``tensorrt``, its version, and ``gpu``, name and architecture."""
+    major, minor = torch.cuda.get_device_capability()
+    return {"tensorrt": installed_tensorrt(), "gpu": f"{torch.cuda.get_device_name()}, sm_{major}{minor}"}
+
+
+class Network(NamedTuple):
+    """What the parser made, with what has to live as long."""
+
+    definition: trt.INetworkDefinition
+    builder: trt.Builder
+    log: Any
+
+
+def parse(model: bytes | onnx.ModelProto, plugin: Path | None) -> Network:
+    """Turn an export into a TensorRT network, the fused operator a plugin or plain layers. Needs no GPU.
+
+    Raises:
+        EngineError: no TensorRT, or the parser or plugin refuses.
+    """
+    installed_tensorrt()
+    import tensorrt as trt
+
+    from mcdrl_rt.engine.onnx import for_plugin, inlined  # and with it torch's exporter, open_clip, timm
+
+    try:
+        proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model
+    except DecodeError as error:
+        raise EngineError(f"this is no ONNX model: {error}") from error
+    if plugin is not None:
+        _check_half(proto)
+        load_plugin(plugin)
+    log = make_log()
+    builder = started(trt.Builder, log)
+    definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(definition, log)
+    if not parser.parse((inlined(proto) if plugin is None else for_plugin(proto)).SerializeToString()):
+        errors = [describe(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise EngineError(f"TensorRT cannot read this model: {reason(log, errors)}")
+    for i in reversed(range(definition.num_outputs)):
+        if (tensor := definition.get_output(i)).name not in RESULTS:
+            definition.unmark_output(tensor)
+    return Network(definition, builder, log)
+
+
+def describe(error: trt.ParserError) -> str:
+    """What the parser says, and of which node."""
+    said = " ".join(error.desc().split())
+    return f"{error.node_operator()} {error.node_name()!r}: {said}" if error.node_name() else said
+
+
+def compile_network(
+    network: Network,
+    plugin: Path | None,
+    batches: tuple[int, int, int],
+    timing_cache: Path | None,
+    tell: Callable[[str], None],
+) -> bytes:
+    """Network → plan; see ``build_plan``."""
+    import tensorrt as trt
+
+    definition, builder, log = network
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # where the file says float32, it is float32
+    if plugin is not None:
+        config.plugins_to_serialize = [os.fspath(plugin)]
+    frames = definition.get_input(0)
+    count, *size = shape_of(frames.shape)
+    if count == -1:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(frames.name, *(trt.Dims((some, *size)) for some in check_batches(batches)))
+        config.add_optimization_profile(profile)
+    elif set(batches) != {count}:
+        raise EngineError(f"this export is for batches of {count}, not of {batches[0]} to {batches[2]}")
+    _use_timing_cache(config, timing_cache)
+    config.progress_monitor = progress = make_progress(tell)
+    plan = builder.build_serialized_network(definition, config)
+    if progress.error is not None:
+        raise progress.error
+    if plan is None:
+        raise EngineError(f"TensorRT cannot build this model: {reason(log)}")
+    if timing_cache is not None:
+        write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    return bytes(memoryview(plan))
+
+
+class TensorRtEngine:
+    """A plan, ready to run: for each number of frames one CUDA graph of upload, inference and download.
+
+    A graph is captured when its number of frames comes first (that call is slow), over memory of its own. More frames
+    than the plan takes are run in parts; for fewer, its least number is run.
+
+    Args:
+        plan: built on this machine by ``build_plan``: it is native code.
+        spec: the model's specification.
+        precision: what the plan computes in, for ``name``.
+        plugin: the plugin's library, for a plan that needs it and does not carry it.
+        device: the CUDA device.
+
+    Raises:
+        EngineError: no TensorRT or GPU here, or a plan of another version, GPU or model.
+    """
+
+    def __init__(
+        self, plan: Path, spec: ModelSpec, *, precision: str = "fp16", plugin: Path | None = None, device: str = "cuda"
+    ) -> None:
+        require_tensorrt()
+        import tensorrt as trt
+
+        self.spec = spec
+        try:
+            self._device = torch.device(device)
+            self.name = f"tensorrt {precision} {torch.cuda.get_device_name(self._device)}"
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise EngineError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+        self._log = make_log()
+        if plugin is not None:
+            load_plugin(plugin)
+        with torch.cuda.device(self._device):
+            runtime = started(trt.Runtime, self._log)
+            runtime.engine_host_code_allowed = True  # the plugin inside the plan
+            self._runtime, self._engine = runtime, deserialise(runtime, plan, self._log)
+            self._stream = torch.cuda.Stream()
+        self._results = result_names(self._engine, plan)
+        (self._least, *size), _, (self._most, *_) = map(shape_of, self._engine.get_tensor_profile_shape(INPUT, 0))
+        if tuple(size) != (*spec.input_size, 3):
+            raise EngineError(f"{plan} was not built from {spec.name}; rebuild it with 'mcdrl-rt build'")
+        self._graphs: dict[int, _Graph] = {}
+
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        """See ``Engine.infer``."""
+        parts = [self._run(frames[part], run) for part, run in split(len(frames), self._least, self._most)]
+        return parts[0] if len(parts) == 1 else RawOutput(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+
+    def _run(self, frames: UInt8Array, count: int) -> RawOutput:
+        try:
+            if count not in self._graphs:
+                self._graphs[count] = self._capture(count)
+            graph = self._graphs[count]
+            graph.frames.numpy()[: len(frames)] = frames
+            with torch.cuda.stream(self._stream):
+                graph.graph.replay()
+            self._stream.synchronize()
+        except RuntimeError as error:
+            raise EngineError(f"TensorRT failed on a frame: {str(error).splitlines()[0]}") from error
+        # copies: the next run writes where these are
+        return RawOutput(*(result.numpy()[: len(frames)].copy() for result in graph.results))
+
+    def _capture(self, count: int) -> _Graph:
+        """A graph for ``count`` frames. A context must not change once captured, so each graph has its own."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            context = self._engine.create_execution_context()
+            frames = torch.zeros((count, *self.spec.input_size, 3), dtype=torch.uint8, device=self._device)
+            if context is None or not context.set_input_shape(INPUT, tuple(frames.shape)):
+                raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+            context.set_tensor_address(INPUT, frames.data_ptr())
+            results = [self._bind(context, name) for name in self._results]
+            pinned = [torch.zeros(t.shape, dtype=t.dtype, pin_memory=True) for t in (frames, *results)]
+
+            def run() -> None:
+                frames.copy_(pinned[0], non_blocking=True)
+                if not context.execute_async_v3(self._stream.cuda_stream):
+                    raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+                for host, result in zip(pinned[1:], results, strict=True):
+                    host.copy_(result, non_blocking=True)
+
+            run()  # what TensorRT puts off to the first run must not be captured
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                run()
+        return _Graph(graph, context, pinned[0], pinned[1:], [frames, *results])
+
+    def _bind(self, context: trt.IExecutionContext, name: str) -> torch.Tensor:
+        """Device memory for a result, its address known to the context."""
+        kind = {"UINT8": torch.uint8, "FLOAT": torch.float32}[self._engine.get_tensor_dtype(name).name]
+        result = torch.empty(shape_of(context.get_tensor_shape(name)), dtype=kind, device=self._device)
+        context.set_tensor_address(name, result.data_ptr())
+        return result
+
+
+class _Graph(NamedTuple):
+    """A captured run, and the memory it works on."""
+
+    graph: torch.cuda.CUDAGraph
+    context: trt.IExecutionContext
+    frames: torch.Tensor  # pinned
+    results: list[torch.Tensor]  # pinned
+    device: list[torch.Tensor]
+
+
+def deserialise(runtime: trt.Runtime, plan: Path, log: Any) -> trt.ICudaEngine:
+    """Load a plan.
+
+    Raises:
+        EngineError: it is missing, damaged, or of another GPU or version of TensorRT.
+    """
+    try:
+        engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    except OSError as error:
+        raise EngineError(f"cannot read {plan}: {str(error.strerror or error).lower()}") from error
+    if engine is None:
+        raise EngineError(f"TensorRT cannot load {plan}: {reason(log)}; rebuild it with 'mcdrl-rt build'")
+    return engine
+
+
+def result_names(engine: trt.ICudaEngine, plan: Path) -> tuple[str, ...]:
+    """The plan's names of ``RESULTS``, in their order; the torch-tensorrt route has names of its own.
+
+    Raises:
+        EngineError: the plan is of something else.
+    """
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    outputs = [name for name in names if name != INPUT]
+    if INPUT not in names or len(outputs) != len(RESULTS):
+        raise EngineError(f"{plan} is no plan of mcdrl-rt; build one with 'mcdrl-rt build'")
+    return RESULTS if set(outputs) == set(RESULTS) else tuple(outputs)
+
+
+def shape_of(dims: trt.Dims) -> tuple[int, ...]:
+    """TensorRT's form of a shape as Python's; -1 where it is open."""
+    return tuple(dims[i] for i in range(len(dims)))
+
+
+def check_batches(batches: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The three as they are.
+
+    Raises:
+        EngineError: not 1 ≤ least ≤ usual ≤ greatest.
+    """
+    least, usual, most = batches
+    if not 1 <= least <= usual <= most:
+        raise EngineError(f"batches need 1 ≤ least ≤ usual ≤ greatest, not {least}, {usual}, {most}")
+    return batches
+
+
+def split(count: int, least: int, most: int) -> Iterator[tuple[slice, int]]:
+    """Cut ``count`` frames into parts a plan takes: which frames, and how many are run for them (``least`` or more)."""
+    for start in range(0, count, most):
+        stop = min(count, start + most)
+        yield slice(start, stop), max(least, stop - start)
+
+
+def _check_half(proto: onnx.ModelProto) -> None:
+    from mcdrl_rt.engine.onnx import operator_nodes
+
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    narrow = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if any(types.get(node.input[-1]) not in narrow for node in operator_nodes(proto)):
+        raise EngineError("the TensorRT plugin computes in FP16; export the model in FP16, or build without the plugin")
+
+
+def _use_timing_cache(config: trt.IBuilderConfig, path: Path | None) -> None:
+    if path is None:
+        return
+    with contextlib.suppress(OSError):  # none yet, or not readable: an empty one is as good
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        EngineError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise EngineError(f"cannot write {path}: {str(error.strerror or error).lower()}") from error
+    finally:
+        partial.unlink(missing_ok=True)
