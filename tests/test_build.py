@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +17,9 @@ import pytest
 
 from mcdrl_rt.engine import build
 from mcdrl_rt.engine.build import Gate, Order, build_engine
-from mcdrl_rt.engine.sidecar import read_sidecar
+from mcdrl_rt.engine.choice import load_engine
+from mcdrl_rt.engine.parity import Parity, compare
+from mcdrl_rt.engine.sidecar import FILES, read_sidecar
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError, SourceError
 from mcdrl_rt.types import UInt8Array
@@ -37,10 +42,23 @@ def test_engine_too_far_from_the_reference_is_refused_and_nothing_is_left(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
     monkeypatch.setitem(build.GATES, "fp32", gate)
+    monkeypatch.setattr(build, "SYNTHETIC_IOU", 1.1)
     with pytest.raises(EngineError, match=r"fp32 engine of small is too far .*: [0-9.]+% of labels") as caught:
         build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_count_more_on_real_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthetic lesions are of a few hundred pixels: a pixel's shift is a tenth of their overlap."""
+    monkeypatch.setattr("mcdrl_rt.engine.parity.compare", lambda *_: Parity(0.001, 0.95, 10))
+    monkeypatch.setattr("mcdrl_rt.engine.torch.TorchEngine", lambda *_: None)
+    monkeypatch.setattr(build, "_latency_ms", lambda *_: 1.0)
+    engine: Any = SimpleNamespace(spec=SimpleNamespace(name="x"))
+    frames: Any = [None]
+    assert build.check(engine, engine, frames, "fp16", real=False)["parity"]["mask_iou"] == 0.95
+    with pytest.raises(EngineError, match=r"mask IoU 0\.950 \(at least 0\.99\)"):
+        build.check(engine, engine, frames, "fp16", real=True)
 
 
 def test_an_engine_is_checked_on_the_users_own_frames(small_checkpoint: Path, data_root: Path, tmp_path: Path) -> None:
@@ -62,6 +80,31 @@ def test_onnx_is_for_other_peoples_runtimes(
     score = session.run(["score"], {"frames": pictures[:1]})[0]
     reference = TorchEngine.from_checkpoint(small_checkpoint).infer(pictures[:1])
     assert np.mean((score >= 128) != (reference.score >= 128)) <= 0.005
+
+
+@pytest.mark.slow
+def test_a_torch_package_is_built_checked_and_run(
+    small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.pt2"
+    content = build_engine(small_checkpoint, path, Order(runtime="torch", device="cpu"))
+    assert (content["precision"], content["device"], content["gpu"]) == ("fp32", "cpu", None)
+    assert content["versions"].keys() >= {"mcdrl_rt", "torch"}
+    engine = load_engine(path)
+    assert engine.name == "torch compiled fp32 cpu"
+    reference = TorchEngine.from_checkpoint(small_checkpoint)
+    assert compare(engine, reference, pictures).label_flips <= 0.005
+    with pytest.raises(EngineError, match="build one with --precision fp16"):
+        load_engine(path, precision="fp16")
+
+
+def test_without_tensorrt_a_plan_is_refused_in_one_line(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=r"pip install 'mcdrl-rt\[tensorrt\]'"):
+        build_engine(small_checkpoint, tmp_path / "x.plan", Order(runtime="tensorrt"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def missing_folder(path: Path) -> Path:
@@ -99,13 +142,18 @@ def test_output_that_cannot_be_written_is_named(
         (Order(precision="int8"), "calibrated on real pictures or videos: name them with --frames"),
         (Order(device="NPU9"), "no device 'NPU9' here; it has CPU"),
         (Order(runtime="onnx", precision="int8"), "ONNX files come in fp32"),
+        (Order(runtime="tensorrt", precision="bf16"), "tensorrt engines come in fp32 and fp16, not 'bf16'"),
+        (Order(runtime="tensorrt", device="cpu"), "TensorRT runs on cuda or cuda:N, not on 'cpu'"),
+        (Order(runtime="tensorrt", route="mail"), "--route onnx or torch-tensorrt, not 'mail'"),
+        (Order(runtime="torch", device="cpu", batch=(1, 4)), "one number of frames at a time"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_any_work(
     small_checkpoint: Path, tmp_path: Path, order: Order, complaint: str
 ) -> None:
+    output = tmp_path / f"x{FILES.get(order.runtime, ['.xml'])[0]}"
     with pytest.raises(EngineError, match=complaint):
-        build_engine(small_checkpoint, tmp_path / "x.xml", order, lambda stage: pytest.fail(stage))
+        build_engine(small_checkpoint, output, order, lambda stage: pytest.fail(stage))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -106,7 +106,7 @@ def test_a_broken_openvino_leaves_the_reference(
         ({"engine": "tensorflow"}, "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
         ({"precision": "fp8"}, "no precision 'fp8'; choose auto, fp32, fp16, bf16, int8"),
         ({"precision": "int8"}, "calibrated on real pictures or videos"),
-        ({"engine": "torch", "precision": "bf16"}, "computes in fp32, not bf16"),
+        ({"engine": "torch", "precision": "bf16"}, "computes in fp32, and in fp16 on a GPU, not in bf16 on cpu"),
         ({"device": "NPU9"}, "no device 'NPU9' here; it has CPU"),
         ({"device": "NPU9", "precision": "fp32"}, "no device 'NPU9' here; it has CPU"),
         ({"engine": "torch", "device": "abacus"}, "cpu, cuda or cuda:N, not on 'abacus'"),
