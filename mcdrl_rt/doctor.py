@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +26,11 @@ def examine() -> Iterator[Finding]:
     looks: dict[str, Callable[[], tuple[bool, str]]] = {
         "mcdrl-rt": _package,
         "NVIDIA GPU": _gpu,
+        "fused operator": _operator,
         "PyTorch": _torch,
         "TensorRT": _tensorrt,
         "OpenVINO": _openvino,
+        "int8": _quantiser,
         "codecs": _codecs,
         "capture devices": _devices,
         "default model": _model,
@@ -49,13 +49,17 @@ def _package() -> tuple[bool, str]:
 
 
 def _gpu() -> tuple[bool, str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return False, "none found (no nvidia-smi); the CPU engine is used"
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    lines = answer.stdout.strip().splitlines()
-    return bool(lines), "; ".join(lines) or "nvidia-smi finds none"
+    from mcdrl_rt.engine.gpu import gpus
+
+    return bool(gpus()), "; ".join(map(str, gpus())) or "none that CUDA can use; the CPU engine is taken"
+
+
+def _operator() -> tuple[bool, str]:
+    from mcdrl_rt.engine.sidecar import native_library
+
+    parts = {"torch": native_library("torch"), "TensorRT": native_library("tensorrt")}
+    have = [f"{name} ({path})" for name, path in parts.items() if path]
+    return bool(have), ", ".join(have) or "not built; GPUs run the plain form (engines/README.md says how to build it)"
 
 
 def _torch() -> tuple[bool, str]:
@@ -67,8 +71,14 @@ def _torch() -> tuple[bool, str]:
 
 def _tensorrt() -> tuple[bool, str]:
     if importlib.util.find_spec("tensorrt") is None:
-        return False, "not installed, and not used by this version yet"
-    return True, f"{importlib.metadata.version('tensorrt')}, not used by this version yet"
+        return False, "not installed; for NVIDIA GPUs: pip install 'mcdrl-rt[tensorrt]'"
+    return True, f"{importlib.metadata.version('tensorrt')}; 'mcdrl-rt build --runtime tensorrt' makes a plan"
+
+
+def _quantiser() -> tuple[bool, str]:
+    if importlib.util.find_spec("nncf") is None:
+        return False, "not installed; to build int8 engines: pip install 'mcdrl-rt[int8]'"
+    return True, f"NNCF {importlib.metadata.version('nncf')}"
 
 
 def _openvino() -> tuple[bool, str]:

@@ -48,6 +48,24 @@ def test_latency() -> None:
 
 
 @pytest.mark.slow
+def test_precision(data_root: Path) -> None:
+    clip = str(data_root / "video" / "colonoscopy_560x480_25fps.mp4")
+    lines, result = bench("benchmarks/precision.py", "--frames", clip, "--models", "shipped", "--runs", "2")
+    (row,) = result["models"]
+    assert {"torch fp32, literal", "openvino fp32", "openvino int8"} <= set(row["p50_ms"])
+    assert len(lines) == len(row["p50_ms"])
+
+
+@pytest.mark.slow
+def test_rival() -> None:
+    lines, result = bench("benchmarks/rival.py", "--runs", "2")
+    assert "fp32" in result["precisions"]
+    for row in result["precisions"].values():
+        assert row["ratio"] == pytest.approx(row["p50_ms"]["mcdrl"] / row["p50_ms"]["unet"], abs=0.001)
+    assert len(lines) == len(result["precisions"])
+
+
+@pytest.mark.slow
 def test_picture(tmp_path: Path) -> None:
     path = tmp_path / "sheet.jpg"
     subprocess.run([sys.executable, "benchmarks/picture.py", str(path)], cwd=ROOT, check=True, timeout=600)

@@ -24,37 +24,44 @@ MAX_DROP = 0.02  # of the mean Dice between the masks of the quantised model and
 _CALIBRATION = 100  # frames NNCF gathers statistics on; it needs no more
 
 
-def quantize(model: ov.Model, frames: Sequence[UInt8Array]) -> ov.Model:
+def quantize(model: ov.Model, frames: Sequence[UInt8Array], max_drop: float | None = MAX_DROP) -> ov.Model:
     """The int8 form of a converted model.
 
     Args:
         model: in float32.
         frames: real frames at the model's input size; every other one calibrates, the rest judge.
+        max_drop: most that mean Dice against the float32 masks may lose; None quantises all and judges nothing.
 
     Raises:
         EngineError: NNCF is not installed, or it cannot quantise this model.
     """
     nncf = _nncf()
     calibrate, judge = frames[::2], frames[1::2] or frames
-    truth = list(_masks(ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), judge))
-
-    def agreement(compiled: ov.CompiledModel, data: Iterable[tuple[UInt8Array, BoolArray]]) -> float:
-        shown, wanted = zip(*data, strict=True)
-        return float(np.mean([_dice(*pair) for pair in zip(_masks(compiled, shown), wanted, strict=True)]))
-
+    common = {
+        "calibration_dataset": nncf.Dataset(calibrate, lambda frame: frame[None]),
+        "preset": nncf.QuantizationPreset.MIXED,  # activations of either sign: attention and tokens
+        "subset_size": min(_CALIBRATION, len(calibrate)),
+    }
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its progress bars: standard output is for programs
+            if max_drop is None:
+                return nncf.quantize(model, **common)
+            truth = list(_masks(ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), judge))
             return nncf.quantize_with_accuracy_control(
                 model,
-                calibration_dataset=nncf.Dataset(calibrate, lambda frame: frame[None]),
+                **common,
                 validation_dataset=nncf.Dataset(list(zip(judge, truth, strict=True))),
-                validation_fn=agreement,
-                max_drop=MAX_DROP,
-                preset=nncf.QuantizationPreset.MIXED,  # activations of either sign: attention and tokens
-                subset_size=min(_CALIBRATION, len(calibrate)),
+                validation_fn=_agreement,
+                max_drop=max_drop,
             )
     except (RuntimeError, nncf.ValidationError) as error:
         raise EngineError(f"cannot quantise this model: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def _agreement(compiled: ov.CompiledModel, data: Iterable[tuple[UInt8Array, BoolArray]]) -> float:
+    """Mean Dice between a model's masks and those that are wanted."""
+    frames, wanted = zip(*data, strict=True)
+    return float(np.mean([_dice(*pair) for pair in zip(_masks(compiled, frames), wanted, strict=True)]))
 
 
 def _nncf() -> Any:
