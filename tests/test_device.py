@@ -17,12 +17,9 @@ from mcdrl_rt.engine.device import DeviceSegmenter
 from mcdrl_rt.engine.pixels import Nv12, Scaler, from_video_frame, paint, to_rgb
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError, SourceError
-from mcdrl_rt.stream.pipeline import run
-from mcdrl_rt.types import CLASS_COLORS, Frame, Region, UInt8Array
+from mcdrl_rt.types import CLASS_COLORS, Region, UInt8Array
 from mcdrl_rt.video.overlay import Hud, draw, draw_hud
 from mcdrl_rt.video.phantom import Phantom
-from mcdrl_rt.video.sink import Sink
-from mcdrl_rt.video.source import open_source
 
 CPU = torch.device("cpu")
 
@@ -141,31 +138,6 @@ def test_labels_and_overlay_are_the_processors(shipped: TorchEngine, size: tuple
         complete = draw(rgb, got, colors=shipped.spec.colors, hud=hud)
         draw_hud(shown, got, hud, shipped.spec.colors)
         assert np.abs(shown[-8:].astype(int) - complete[-8:]).mean() < 3
-
-
-def test_a_stream_is_drawn_where_its_engine_runs(shipped: TorchEngine) -> None:
-    """The pipeline over a device: each frame with its own mask, the lesions drawn by the device, the HUD over them."""
-    written: list[UInt8Array] = []
-
-    class Kept(Sink):
-        def write(self, frame: Frame) -> None:
-            written.append(frame.pixels)
-            self.frames += 1
-
-    segmenter = DeviceSegmenter(shipped)
-    with open_source("phantom:size=320x240,frames=6,seed=15") as source:
-        summary = run(source, segmenter.for_stream(), Kept(), opacity=0.5)
-    assert summary.frames_out == summary.frames_in == 6
-    with open_source("phantom:size=320x240,frames=6,seed=15") as source:
-        alone = segmenter.for_stream()
-        for frame, got in zip(source, written, strict=True):
-            segmentation, shown = alone.show(frame.pixels, 0.5)
-            assert shown is not None
-            plate = got[-1].copy()
-            draw_hud(shown, segmentation, Hud("m", 0.0), shipped.spec.colors)
-            rows = slice(0, 200)  # above the line, whose milliseconds are never the same
-            assert np.array_equal(got[rows], shown[rows])
-            assert not np.array_equal(plate, frame.pixels[-1])
 
 
 def test_a_tensor_is_as_good_as_an_array(engine: TorchEngine) -> None:

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.engine.device import DeviceSegmenter
+from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError, SinkError, SourceError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.stream import telemetry
@@ -24,7 +26,7 @@ from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.pipeline import QUEUE, Pipeline, Segmented, run
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
 from mcdrl_rt.types import Frame, ModelSpec, UInt8Array
-from mcdrl_rt.video.sink import open_sink
+from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
 STAGES = {"decode", "segment", "write"}
@@ -302,3 +304,26 @@ def test_telemetry_of_an_endless_stream_stays_small(monkeypatch: pytest.MonkeyPa
     record = Telemetry()
     record.stages_ms["segment"].extend(float(i) for i in range(1000))
     assert list(record.stages_ms["segment"]) == [float(i) for i in range(990, 1000)]
+
+
+def test_a_stream_is_drawn_where_its_engine_runs(small_checkpoint: Path) -> None:
+    """The pipeline over a device: each frame with its own mask, the lesions drawn by the device, the HUD over them."""
+    written: list[UInt8Array] = []
+
+    class Kept(Sink):
+        def write(self, frame: Frame) -> None:
+            written.append(frame.pixels)
+            self.frames += 1
+
+    segmenter = DeviceSegmenter(TorchEngine.from_checkpoint(small_checkpoint))
+    clip = "phantom:size=320x240,frames=6,seed=15"
+    with open_source(clip) as source:
+        summary = run(source, segmenter.for_stream(), Kept(), opacity=0.5)
+    assert summary.frames_out == summary.frames_in == len(written) == 6
+    alone = segmenter.for_stream()
+    with open_source(clip) as source:
+        for frame, got in zip(source, written, strict=True):
+            _, shown = alone.show(frame.pixels, 0.5)
+            assert shown is not None
+            assert np.array_equal(got[:200], shown[:200])  # above the HUD, whose milliseconds are never the same
+            assert not np.array_equal(got[200:], shown[200:])
