@@ -20,7 +20,7 @@ from part import Part
 from timing import interleaved
 
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
-from mcdrl_rt.engine.graph import Capture
+from mcdrl_rt.engine.tensors import Capture
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import build_model

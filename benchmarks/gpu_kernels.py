@@ -16,7 +16,7 @@ from timing import interleaved
 from torch import Tensor
 
 from mcdrl_rt import ops
-from mcdrl_rt.engine.graph import Capture
+from mcdrl_rt.engine.tensors import Capture
 
 HEADS, CONFOUNDERS, EPS = 8, 12, 1e-5
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # one rounding of rows, weights and result each

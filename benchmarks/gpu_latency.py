@@ -17,7 +17,7 @@ from timing import interleaved, slope
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcdrl_rt.engine.graph import Capture
+from mcdrl_rt.engine.tensors import Capture
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import build_model, pad_to_stride

@@ -59,7 +59,7 @@ class Segmenter:
         loaded = load_engine(model, engine, precision, device)
         if getattr(getattr(loaded, "device", None), "type", None) == "cuda":  # torch, which then is imported already
             from mcdrl_rt.engine.device import DeviceSegmenter
-            from mcdrl_rt.engine.torch import TensorEngine
+            from mcdrl_rt.engine.tensors import TensorEngine
 
             if isinstance(loaded, TensorEngine):
                 return DeviceSegmenter(loaded)

@@ -191,7 +191,7 @@ def test_failure_of_the_network_is_an_engine_error(engine: TorchEngine, monkeypa
         raise RuntimeError("out of memory\nand more")
 
     monkeypatch.setattr(engine, "run", fail)
-    with pytest.raises(EngineError, match=r"torch failed on a frame: out of memory$"):
+    with pytest.raises(EngineError, match=r"the engine failed on a frame: out of memory$"):
         DeviceSegmenter(engine)(scope((300, 420), 1))
 
 

@@ -18,9 +18,10 @@ from mcdrl_rt import ops
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
 from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
-from mcdrl_rt.engine.graph import Capture, GraphEngine, precision
+from mcdrl_rt.engine.graph import GraphEngine, precision
 from mcdrl_rt.engine.parity import compare
-from mcdrl_rt.engine.torch import TensorEngine, TorchEngine
+from mcdrl_rt.engine.tensors import Capture, TensorEngine
+from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL

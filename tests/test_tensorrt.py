@@ -9,14 +9,14 @@ library libnvinfer_lean.so of the last of them.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import types
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from mcdrl_rt.engine import tensorrt, tensorrt_api, torch_tensorrt
 from mcdrl_rt.engine.onnx import export_onnx
 from mcdrl_rt.engine.parity import compare
 from mcdrl_rt.engine.tensorrt import TensorRtEngine, build_plan
+from mcdrl_rt.engine.tensors import TensorEngine
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
@@ -124,26 +125,26 @@ def test_frames_are_run_in_parts_the_plan_takes(count: int, least: int, more: in
 
 
 def test_parts_do_not_overwrite_each_other(small_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine's own half of a run, over graphs that add up the pixels of each frame, mod 256, and count runs."""
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    """The engine's own half of a run, over a plan that adds up the pixels of each frame, mod 256, and counts runs."""
+    spec = dataclasses.replace(small_spec, input_size=(32, 32))
     engine = object.__new__(TensorRtEngine)
-    engine.spec, engine._least, engine._most, engine._graphs = small_spec, 2, 4, {}
-    engine._stream = SimpleNamespace(synchronize=lambda: None)  # type: ignore[assignment]
+    TensorEngine.__init__(engine, spec, "tensorrt", torch.device("cpu"))
+    engine._least, engine._most, engine._captures = 2, 4, {}
     runs = []
 
-    def capture(count: int) -> Any:
-        frames = torch.zeros((count, 8, 8, 3), dtype=torch.uint8)
-        results = [torch.zeros((count, 1), dtype=torch.uint8) for _ in range(4)]
+    def executor(count: int) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+        results = tuple(torch.zeros((count, 1), dtype=torch.uint8) for _ in range(4))
 
-        def replay() -> None:
-            runs.append(count)
+        def execute(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            runs.append(len(frames))
             for result in results:
                 result[:] = frames.flatten(1).sum(dim=1, keepdim=True).to(torch.uint8)
+            return results
 
-        return SimpleNamespace(frames=frames, results=results, graph=SimpleNamespace(replay=replay))
+        return execute
 
-    monkeypatch.setattr(engine, "_capture", capture)
-    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    monkeypatch.setattr(engine, "_executor", executor)
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     expected = frames.reshape(9, -1).sum(axis=1, dtype=np.uint8)[:, None]
     answer = engine.infer(frames)
     assert runs == [4, 4, 2]

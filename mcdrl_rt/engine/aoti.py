@@ -13,18 +13,19 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._inductor
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
-from mcdrl_rt.engine.graph import Capture, example_frames, precision
-from mcdrl_rt.engine.torch import TensorEngine, find_device
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_device
 from mcdrl_rt.errors import EngineError, SpecError
-from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.types import ModelSpec
+
+if TYPE_CHECKING:
+    from mcdrl_rt.model.folded import FoldedMCDRL
 
 SUFFIX = ".pt2"
 
@@ -43,6 +44,8 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
     """
     if output.suffix != SUFFIX or output.is_dir():
         raise EngineError(f"an AOTInductor package is a {SUFFIX} file, not {str(output)!r}")
+    from mcdrl_rt.engine.graph import precision  # and with it the model and open_clip, which running does without
+
     where = find_device(device)
     about = {"spec": model.spec.to_json(), "batch": str(batch), "precision": precision(model), "device": where.type}
     frames = example_frames(model.spec, batch, where)

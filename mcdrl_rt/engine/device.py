@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mcdrl_rt.engine.pixels import Nv12, Scaler, paint, to_rgb
-from mcdrl_rt.engine.torch import TensorEngine, download, upload
+from mcdrl_rt.engine.tensors import TensorEngine, download, upload
 from mcdrl_rt.errors import EngineError, SourceError
 from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
 from mcdrl_rt.video.region import RegionTracker, find_region_by, sampled
@@ -56,7 +56,7 @@ class Pending:
         try:
             labels, weights, selected, *shown = download(on_device, self.labels.device)
         except RuntimeError as error:
-            raise EngineError(f"torch failed on a frame: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"the engine failed on a frame: {str(error).splitlines()[0]}") from error
         weights = weights.astype(np.float32)
         segmentation = Segmentation(
             labels=labels,
@@ -127,7 +127,7 @@ class DeviceSegmenter:
             labels = scaler.labels(score, label, size, len(self.spec.classes))
             shown = None if opacity is None else paint(pixels, labels, self._colors, opacity, region)
         except RuntimeError as error:
-            raise EngineError(f"torch failed on a frame: {str(error).splitlines()[0]}") from error
+            raise EngineError(f"the engine failed on a frame: {str(error).splitlines()[0]}") from error
         return Pending(labels, shown, region, confounders, selected, self.spec, started, frame)
 
     def _on_device(self, frame: Picture) -> Tensor:

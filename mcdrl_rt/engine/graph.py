@@ -9,72 +9,16 @@ runs without a graph, which is how the tests come to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mcdrl_rt.engine.torch import TensorEngine, find_device
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_device
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
-from mcdrl_rt.types import ModelSpec
-
-Function = Callable[[Tensor], tuple[Tensor, ...]]
-WARM_UP = 3  # calls before the capture: libraries choose their algorithms and allocate what they keep
-
-
-class Capture:
-    """A function of one tensor, its buffers fixed: recorded once, then replayed as a single launch.
-
-    Args:
-        function: without synchronisation and without a shape that depends on data.
-        example: an input; shape, type and device are those of all to come.
-
-    Attributes:
-        input: the buffer the function reads; fill it and ``replay``, or call with a tensor to be copied into it.
-    """
-
-    def __init__(self, function: Function, example: Tensor) -> None:
-        self.input = example.clone()
-        self._function = function
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if example.is_cuda:
-            with torch.cuda.device(example.device), torch.no_grad():
-                self._record()
-
-    def __call__(self, value: Tensor) -> tuple[Tensor, ...]:
-        """Outputs for ``value``; on a GPU the same buffers every time, which the next call overwrites."""
-        self.input.copy_(value, non_blocking=True)
-        return self.replay()
-
-    @torch.no_grad()
-    def replay(self) -> tuple[Tensor, ...]:
-        """Outputs for what is in ``input``."""
-        if self._graph is None:
-            return self._function(self.input)
-        self._graph.replay()
-        return self._outputs
-
-    def _record(self) -> None:
-        before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = True  # the fastest convolutions, found while warming up
-        try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._function(self.input)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # other threads may allocate meanwhile: a decoder's, or one that waits for an earlier frame
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._outputs = self._function(self.input)
-            self._graph = graph
-        finally:
-            torch.backends.cudnn.benchmark = before
 
 
 class GraphEngine(TensorEngine):
@@ -108,11 +52,6 @@ class GraphEngine(TensorEngine):
         if len(frames) not in self._captures:
             self._captures[len(frames)] = Capture(self._model, frames)
         return self._captures[len(frames)](frames)
-
-
-def example_frames(spec: ModelSpec, batch: int, device: torch.device) -> Tensor:
-    """Black frames (B, H, W, 3) uint8, to make an engine ready with."""
-    return torch.zeros((batch, *spec.input_size, 3), dtype=torch.uint8, device=device)
 
 
 def precision(model: FoldedMCDRL) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcdrl_rt.engine.base import LESION
-from mcdrl_rt.engine.torch import upload
+from mcdrl_rt.engine.tensors import upload
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Region
 

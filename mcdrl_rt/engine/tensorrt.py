@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
+from torch import Tensor
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.tensorrt_api import (
@@ -33,8 +33,9 @@ from mcdrl_rt.engine.tensorrt_api import (
     require_tensorrt,
     started,
 )
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_device
 from mcdrl_rt.errors import EngineError
-from mcdrl_rt.types import ModelSpec, UInt8Array
+from mcdrl_rt.types import ModelSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -162,11 +163,11 @@ def compile_network(
     return bytes(memoryview(plan))
 
 
-class TensorRtEngine:
-    """A plan, ready to run: for each number of frames one CUDA graph of upload, inference and download.
+class TensorRtEngine(TensorEngine):
+    """A plan, ready to run: for each number of frames a CUDA graph.
 
-    A graph is captured when its number of frames comes first (that call is slow), over memory of its own. More frames
-    than the plan takes are run in parts; for fewer, its least number is run.
+    A graph is captured when its number of frames comes first (that call is slow). More frames than the plan takes are
+    run in parts; for fewer, its least number is run.
 
     Args:
         plan: built on this machine by ``build_plan``: it is native code.
@@ -185,86 +186,54 @@ class TensorRtEngine:
         require_tensorrt()
         import tensorrt as trt
 
-        self.spec = spec
-        try:
-            self._device = torch.device(device)
-            self.name = f"tensorrt {precision} {torch.cuda.get_device_name(self._device)}"
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise EngineError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+        super().__init__(spec, f"tensorrt {precision} {device}", find_device(device))
         self._log = make_log()
         if plugin is not None:
             load_plugin(plugin)
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self.device):
             runtime = started(trt.Runtime, self._log)
             runtime.engine_host_code_allowed = True  # the plugin inside the plan
             self._runtime, self._engine = runtime, deserialise(runtime, plan, self._log)
-            self._stream = torch.cuda.Stream()
         self._results = result_names(self._engine, plan)
         (self._least, *size), _, (self._most, *_) = map(shape_of, self._engine.get_tensor_profile_shape(INPUT, 0))
         if tuple(size) != (*spec.input_size, 3):
             raise EngineError(f"{plan} was not built from {spec.name}; rebuild it with 'mcdrl-rt build'")
-        self._graphs: dict[int, _Graph] = {}
+        self._captures: dict[int, Capture] = {}
 
-    def infer(self, frames: UInt8Array) -> RawOutput:
-        """See ``Engine.infer``."""
-        parts = [self._run(frames[part], run) for part, run in split(len(frames), self._least, self._most)]
-        return parts[0] if len(parts) == 1 else RawOutput(*(np.concatenate(some) for some in zip(*parts, strict=True)))
+    def run(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """See ``TensorEngine.run``; without the logits, which a plan does not give."""
+        parts = [self._run_part(frames[part], count) for part, count in split(len(frames), self._least, self._most)]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(some) for some in zip(*parts, strict=True))
 
-    def _run(self, frames: UInt8Array, count: int) -> RawOutput:
-        try:
-            if count not in self._graphs:
-                self._graphs[count] = self._capture(count)
-            graph = self._graphs[count]
-            graph.frames.numpy()[: len(frames)] = frames
-            with torch.cuda.stream(self._stream):
-                graph.graph.replay()
-            self._stream.synchronize()
-        except RuntimeError as error:
-            raise EngineError(f"TensorRT failed on a frame: {str(error).splitlines()[0]}") from error
-        # copies: the next run writes where these are
-        return RawOutput(*(result.numpy()[: len(frames)].copy() for result in graph.results))
+    def _run_part(self, frames: Tensor, count: int) -> tuple[Tensor, ...]:
+        if count not in self._captures:
+            self._captures[count] = Capture(self._executor(count), example_frames(self.spec, count, self.device))
+        capture = self._captures[count]
+        capture.input[: len(frames)].copy_(frames, non_blocking=True)
+        return tuple(result[: len(frames)].clone() for result in capture.replay())  # the next one writes there
 
-    def _capture(self, count: int) -> _Graph:
-        """A graph for ``count`` frames. A context must not change once captured, so each graph has its own."""
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+    def _executor(self, count: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """The plan as a function of ``count`` frames. A context must not change once captured: each has its own."""
+        with torch.cuda.device(self.device):
             context = self._engine.create_execution_context()
-            frames = torch.zeros((count, *self.spec.input_size, 3), dtype=torch.uint8, device=self._device)
-            if context is None or not context.set_input_shape(INPUT, tuple(frames.shape)):
-                raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+        if context is None or not context.set_input_shape(INPUT, (count, *self.spec.input_size, 3)):
+            raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+        results = tuple(self._bind(context, name) for name in self._results)
+
+        def execute(frames: Tensor) -> tuple[Tensor, ...]:
             context.set_tensor_address(INPUT, frames.data_ptr())
-            results = [self._bind(context, name) for name in self._results]
-            pinned = [torch.zeros(t.shape, dtype=t.dtype, pin_memory=True) for t in (frames, *results)]
+            if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+                raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+            return results
 
-            def run() -> None:
-                frames.copy_(pinned[0], non_blocking=True)
-                if not context.execute_async_v3(self._stream.cuda_stream):
-                    raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
-                for host, result in zip(pinned[1:], results, strict=True):
-                    host.copy_(result, non_blocking=True)
+        return execute
 
-            run()  # what TensorRT puts off to the first run must not be captured
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                run()
-        return _Graph(graph, context, pinned[0], pinned[1:], [frames, *results])
-
-    def _bind(self, context: trt.IExecutionContext, name: str) -> torch.Tensor:
+    def _bind(self, context: trt.IExecutionContext, name: str) -> Tensor:
         """Device memory for a result, its address known to the context."""
         kind = {"UINT8": torch.uint8, "FLOAT": torch.float32}[self._engine.get_tensor_dtype(name).name]
-        result = torch.empty(shape_of(context.get_tensor_shape(name)), dtype=kind, device=self._device)
+        result = torch.empty(shape_of(context.get_tensor_shape(name)), dtype=kind, device=self.device)
         context.set_tensor_address(name, result.data_ptr())
         return result
-
-
-class _Graph(NamedTuple):
-    """A captured run, and the memory it works on."""
-
-    graph: torch.cuda.CUDAGraph
-    context: trt.IExecutionContext
-    frames: torch.Tensor  # pinned
-    results: list[torch.Tensor]  # pinned
-    device: list[torch.Tensor]
 
 
 def deserialise(runtime: trt.Runtime, plan: Path, log: Any) -> trt.ICudaEngine:
