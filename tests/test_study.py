@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from miniature import write_site
 
 from mcdrl_rt.errors import SpecError
@@ -55,6 +56,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         assert command(patch, study, folder / "study.toml", "--output", folder / "runs", "--data", folder / "data") == 0
     return folder
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "studies").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_that_comes_along_can_be_planned(path: Path, data_root: Path, tmp_path: Path) -> None:
+    runs = list(study.plan(path, data_root, tmp_path))
+    assert len({run.folder for run in runs}) == len(runs) >= 18
+    assert {run.left_out for run in runs} <= {"CVC-ClinicDB", "Kvasir-SEG"}
+    assert not any(run.left_out in run.recipe.train_sites for run in runs)
 
 
 def command(patch: pytest.MonkeyPatch, module: object, *arguments: object) -> int:
