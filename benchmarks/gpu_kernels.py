@@ -36,8 +36,8 @@ SHAPES = (
     Shape("ViT-L-14 at 224", 256, 128, 768),
     Shape("ViT-B-16 at 224", 196, 98, 512),
     Shape("RN50 at 224", 49, 24, 1024),
-    Shape("mcdrl-small at 256", 256, 128, 256),
-    Shape("mcdrl-small, five classes", 256, 128, 256, 5),
+    Shape("mcdrl-small at 288", 324, 194, 256),
+    Shape("mcdrl-small, five classes", 324, 194, 256, 5),
     Shape("the largest grid", 4096, 2048, 768, 5),
 )
 TINY = (Shape("tiny", 24, 12, 64, 2),)

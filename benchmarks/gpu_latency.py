@@ -22,7 +22,7 @@ from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import build_model, pad_to_stride
 
-ENCODERS = (("ViT-L-14", 224, 0), ("mcdrl-small", 256, 16), ("ViT-B-16", 224, 0), ("RN50", 224, 0))
+ENCODERS = (("ViT-L-14", 224, 0), ("mcdrl-small", 288, 16), ("ViT-B-16", 224, 0), ("RN50", 224, 0))
 DEPTHS, BATCHES, USUAL = (1, 2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64), 3
 TINY = (("mcdrl-small", 64, 16),), (1, 2), (1, 2), 1
 
@@ -103,7 +103,11 @@ class Measured:
         built, memory = {}, {}
         for name, build in self.forms(frames).items():
             if name.startswith("graph") or not captured_only:
-                memory[name] = self.part.peak_mib(lambda n=name, b=build: built.__setitem__(n, b()) or built[n]())
+                # one form that fails must not take the others with it
+                ready = lambda n=name, b=build: built.__setitem__(n, b()) or built[n]()  # noqa: E731
+                memory[name] = self.part.attempt(name, lambda r=ready: self.part.peak_mib(r))
+                if memory[name] is None and not self.part.rehearse:
+                    built.pop(name, None)
         runs, seconds = (2, 5.0) if self.part.rehearse else (150, 2.0)
         times = interleaved(built, runs, wait=self.part.wait, seconds=seconds)
         self.values["rows"].append({"depth": depth, "batch": batch, **times, "peak_mib": memory})

@@ -211,6 +211,8 @@ def build(
         runtime=runtime, precision=precision, device=device, batch=_batch(batch), frames=frames, route=route
     )
     checkpoint = model or DEFAULT_CHECKPOINT
+    if output is None and (frames or order.batch != (1, 1) or precision == "int8"):
+        raise EngineError("an engine of your own frames, batch or int8 is kept where you say: name it with --output")
     with _stages() as stage:
         if output is None:
             output, sidecar = cached_engine(checkpoint, order, stage)
@@ -229,8 +231,8 @@ def build(
 
 def _batch(text: str) -> tuple[int, int]:
     least, _, most = text.partition("-")
-    if not (least.isdigit() and (most or least).isdigit() and 1 <= int(least) <= int(most or least)):
-        raise EngineError(f"--batch is a number of frames or a range of them, 4 or 1-8, not {text!r}")
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least) <= 1024):
+        raise EngineError(f"--batch is a number of frames up to 1024 or a range of them, 4 or 1-8, not {text!r}")
     return int(least), int(most or least)
 
 

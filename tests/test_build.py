@@ -34,7 +34,7 @@ def test_stages_are_told_in_order_and_the_sidecar_is_what_is_returned(small_chec
     assert content == read_sidecar(tmp_path / "x.xml")
     assert content["parity"]["frames"] == 10
     assert content["frames"] == "synthetic"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.json", "x.xml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.xml", "x.xml.json"]
 
 
 @pytest.mark.parametrize("gate", [Gate(-1.0, 0.0), Gate(1.0, 1.1)])
@@ -94,7 +94,7 @@ def test_a_torch_package_is_built_checked_and_run(
     assert engine.name == "torch compiled fp32 cpu"
     reference = TorchEngine.from_checkpoint(small_checkpoint)
     assert compare(engine, reference, pictures).label_flips <= 0.005
-    with pytest.raises(EngineError, match="build one with --precision fp16"):
+    with pytest.raises(EngineError, match="is an engine in fp32, not fp16"):
         load_engine(path, precision="fp16")
 
 
@@ -139,13 +139,18 @@ def test_output_that_cannot_be_written_is_named(
     [
         (Order(runtime="coreml"), "no runtime 'coreml'; choose openvino, tensorrt, torch, onnx"),
         (Order(precision="int3"), "OpenVINO engines come in fp32, .*, not 'int3'"),
-        (Order(precision="int8"), "calibrated on real pictures or videos: name them with --frames"),
+        (Order(precision="int8"), "calibrated on real pictures or videos: mcdrl-rt build .*--frames"),
+        (Order(batch=(4, 4)), "openvino takes one frame at a time"),
+        (Order(precision="fp16"), "CPU does not compute in fp16"),
+        (Order(route="torch-tensorrt"), "--route is for TensorRT"),
+        (Order(runtime="torch", device="cuda:abc"), "cuda or cuda:N, not 'cuda:abc'"),
+        (Order(runtime="tensorrt", device="cuda:-1"), "cuda or cuda:N, not 'cuda:-1'"),
         (Order(device="NPU9"), "no device 'NPU9' here; it has CPU"),
         (Order(runtime="onnx", precision="int8"), "ONNX files come in fp32"),
         (Order(runtime="tensorrt", precision="bf16"), "tensorrt engines come in fp32 and fp16, not 'bf16'"),
         (Order(runtime="tensorrt", device="cpu"), "TensorRT runs on cuda or cuda:N, not on 'cpu'"),
         (Order(runtime="tensorrt", route="mail"), "--route onnx or torch-tensorrt, not 'mail'"),
-        (Order(runtime="torch", device="cpu", batch=(1, 4)), "one number of frames at a time"),
+        (Order(runtime="torch", device="cpu", batch=(1, 4)), "torch takes one frame at a time"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_any_work(

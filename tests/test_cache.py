@@ -32,12 +32,12 @@ def test_engine_is_built_once_and_whole(
     small_engine: Path, small_checkpoint: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert small_engine.is_relative_to(cache_folder)
-    assert sorted(p.name for p in small_engine.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
+    assert sorted(p.name for p in small_engine.parent.iterdir()) == ["small.bin", "small.xml", "small.xml.json"]
     monkeypatch.setattr(cache, "build_engine", lambda *_: pytest.fail("built again"))
     assert cached_engine(small_checkpoint)[0] == small_engine
 
 
-@pytest.mark.parametrize("suffix", [".xml", ".bin", ".json"])
+@pytest.mark.parametrize("suffix", [".xml", ".bin", ".xml.json"])
 def test_a_damaged_entry_is_built_again(
     small_engine: Path, small_checkpoint: Path, tmp_path: Path, asked: list[tuple[Path, Order]], suffix: str
 ) -> None:
@@ -115,15 +115,28 @@ print(cache.cached_engine(Path(sys.argv[1]), None, stage)[0])
 def start(checkpoint: Path, folder: Path, slow: float = 0.0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SCRIPT, str(checkpoint), str(slow)]
     environment = os.environ | {"MCDRL_CACHE": str(folder)}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_two_processes_build_an_engine_once(small_checkpoint: Path, tmp_path: Path) -> None:
-    started = [start(small_checkpoint, tmp_path) for _ in range(2)]
-    *stages, engines = zip(*(sorted(p.communicate(timeout=120)[0].splitlines()) for p in started), strict=False)
-    outputs = {line for row in (*stages, engines) for line in row if line.endswith(".xml")}
-    assert len(outputs) == 1
-    assert sidecar.read_sidecar(Path(outputs.pop()))
+    told = [p.communicate(timeout=120)[0].splitlines() for p in [start(small_checkpoint, tmp_path) for _ in range(2)]]
+    assert sorted("compiling" in lines for lines in told) == [False, True]  # the other one waited, and built nothing
+    assert told[0][-1] == told[1][-1]
+    assert sidecar.read_sidecar(Path(told[0][-1]))
+
+
+def test_who_waits_builds_where_the_first_gave_up(small_checkpoint: Path, tmp_path: Path) -> None:
+    first = start(small_checkpoint, tmp_path, slow=0.3)
+    assert first.stdout is not None
+    while not first.stdout.readline().startswith("compiling"):
+        pass
+    second = start(small_checkpoint, tmp_path)
+    time.sleep(1)
+    first.send_signal(signal.SIGINT)  # a clean end: its folder is removed
+    first.communicate(timeout=60)
+    assert first.returncode != 0
+    assert sidecar.read_sidecar(Path(second.communicate(timeout=120)[0].splitlines()[-1]))
 
 
 def test_a_build_killed_half_way_leaves_nothing_usable_and_no_lock(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -141,4 +154,4 @@ def test_a_build_killed_half_way_leaves_nothing_usable_and_no_lock(small_checkpo
     engine = Path(again.communicate(timeout=120)[0].splitlines()[-1])
     assert time.monotonic() - started < 110  # nobody waits for the dead
     assert sidecar.read_sidecar(engine)
-    assert sorted(p.name for p in engine.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
+    assert sorted(p.name for p in engine.parent.iterdir()) == ["small.bin", "small.xml", "small.xml.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,9 +71,21 @@ def test_one_that_fails_is_passed_over_with_its_reason(
     with caplog.at_level(logging.WARNING, "mcdrl_rt"):
         assert load_engine(small_checkpoint).name == "openvino auto"
     assert caplog.messages == [
-        "tensorrt cannot run here, so torch on cuda does (slower): tensorrt broke",
-        "torch cannot run here, so openvino on auto does (slower): torch broke",
+        "tensorrt cannot run here, torch cuda is taken: tensorrt broke",
+        "torch cannot run here, openvino is taken: torch broke",
     ]
+
+
+def test_a_runtime_that_cannot_be_imported_is_passed_over(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choice, "gpus", lambda: ())
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for name in ("mcdrl_rt.engine.openvino", "mcdrl_rt.engine.cache"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with caplog.at_level(logging.WARNING, "mcdrl_rt"):
+        assert load_engine(small_checkpoint).name == "torch fp32 cpu"
+    assert caplog.messages[-1].startswith("openvino cannot run here, torch cpu is taken: ")
 
 
 def test_where_all_fail_the_last_reason_is_given(small_checkpoint: Path, failing: set[str]) -> None:
@@ -107,6 +120,7 @@ def test_a_broken_openvino_leaves_the_reference(
         ({"precision": "fp8"}, "no precision 'fp8'; choose auto, fp32, fp16, bf16, int8"),
         ({"precision": "int8"}, "calibrated on real pictures or videos"),
         ({"engine": "torch", "precision": "bf16"}, "computes in fp32, and in fp16 on a GPU, not in bf16 on cpu"),
+        ({"device": "cuda", "precision": "bf16"}, "nothing computes in bf16 on cuda"),
         ({"device": "NPU9"}, "no device 'NPU9' here; it has CPU"),
         ({"device": "NPU9", "precision": "fp32"}, "no device 'NPU9' here; it has CPU"),
         ({"engine": "torch", "device": "abacus"}, "cpu, cuda or cuda:N, not on 'abacus'"),
@@ -134,7 +148,7 @@ def test_torch_takes_no_openvino_engine(small_engine: Path) -> None:
 
 def test_a_built_engine_is_no_other_precision_than_its_files_hold(small_engine: Path) -> None:
     assert load_engine(small_engine, precision="fp32").name == "openvino fp32 CPU"
-    with pytest.raises(EngineError, match="build one with --precision int8"):
+    with pytest.raises(EngineError, match="is an engine in bf16, not int8|is an engine in fp32, not int8"):
         load_engine(small_engine, precision="int8")
 
 

@@ -33,6 +33,12 @@ def test_frames_of_a_video_are_spread_over_it(data_root: Path) -> None:
     assert [int(np.argmin([np.abs(one * 1.0 - other).sum() for other in all_of_it])) for one in few] == [0, 13, 26, 39]
 
 
+def test_files_are_taken_evenly(tmp_path: Path) -> None:
+    for i in range(7):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((64, 64, 3), 30 * i, np.uint8))
+    assert [int(frame[0, 0, 0]) for frame in real_frames(tmp_path, SIZE, 4)] == [0, 60, 120, 180]
+
+
 def test_synthetic_frames_are_varied_and_always_the_same() -> None:
     one, other = synthetic_frames(SIZE), synthetic_frames(SIZE)
     assert np.array_equal(one, other)

@@ -32,14 +32,14 @@ from mcdrl_rt.video.phantom import Phantom
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[UInt8Array]:
-    """Synthetic endoscopy at the embedded default's size."""
-    return [Phantom((256, 256), seed=seed).render(10 * seed).pixels for seed in range(4)]
+def reference() -> TorchEngine:
+    return TorchEngine.from_checkpoint(DEFAULT_CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
-def reference() -> TorchEngine:
-    return TorchEngine.from_checkpoint(DEFAULT_CHECKPOINT)
+def frames(reference: TorchEngine) -> list[UInt8Array]:
+    """Synthetic endoscopy at the embedded default's size."""
+    return [Phantom(reference.spec.input_size, seed=seed).render(10 * seed).pixels for seed in range(4)]
 
 
 # --- graphs, which on a CPU are calls ----------------------------------------------------------------------------

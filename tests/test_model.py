@@ -47,14 +47,15 @@ def with_depth(model: MCDRL, depth: int) -> MCDRL:
 
 @torch.no_grad()
 def fold_error(model: MCDRL, pictures: UInt8Array) -> float:
-    """Largest difference of logits between the literal and the folded model; asserts that the network matters."""
+    """Largest difference of logits between the literal and the folded model, as a share of the largest logit;
+    asserts that the network matters."""
     images = normalised(pictures, model.spec)
     literal, bypassed = model(images), model(images, intervene=False)
     *_, confounders, cells, logits = FoldedMCDRL(model)(torch.from_numpy(pictures))
     assert (literal.logits - bypassed.logits).abs().max() > 0.01
     assert torch.equal(cells, selected_cells(literal.indices, model.spec.grid).to(torch.uint8))
     assert torch.allclose(confounders, literal.confounders, atol=1e-5)
-    return float((literal.logits - logits).abs().max())
+    return float((literal.logits - logits).abs().max() / literal.logits.abs().max())
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

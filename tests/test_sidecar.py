@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT
 
 from mcdrl_rt.engine import sidecar
+from mcdrl_rt.engine.build import Order, build_engine
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.engine.gpu import Gpu
 from mcdrl_rt.engine.openvino import resolve_precision
-from mcdrl_rt.engine.sidecar import engine_key, read_sidecar, rebuild_command, write_sidecar
+from mcdrl_rt.engine.sidecar import engine_key, read_sidecar, rebuild_command, sidecar_of, write_sidecar
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import ModelSpec
@@ -27,7 +28,7 @@ from mcdrl_rt.types import ModelSpec
 @pytest.fixture
 def copied(small_engine: Path, tmp_path: Path) -> Path:
     """A copy of the engine that a test may spoil."""
-    for suffix in (".xml", ".bin", ".json"):
+    for suffix in (".xml", ".bin", ".xml.json"):
         shutil.copy(small_engine.with_suffix(suffix), tmp_path)
     return tmp_path / small_engine.name
 
@@ -53,55 +54,64 @@ def test_sidecar_says_what_the_engine_is(small_engine: Path, small_checkpoint: P
     assert content["checkpoint"] == {"name": "small.safetensors", "sha256": sidecar.file_hash(small_checkpoint)}
     assert content["versions"].keys() == {"mcdrl_rt", "openvino"}
     assert content["precision"] == resolve_precision("auto")
-    assert content["parity"].keys() == {"label_flips", "mask_iou", "frames"}
+    assert content["parity"].keys() == {"label_flips", "mask_iou", "frames", "with_lesion"}
     assert content["latency_ms"] > 0
     assert content["files"].keys() == {".xml", ".bin"}
 
 
 def without_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").unlink()
+    sidecar_of(engine).unlink()
 
 
 def corrupt_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").write_text('{"format": "mcdrl-rt engine 2", "spe')
+    sidecar_of(engine).write_text('{"format": "mcdrl-rt engine 2", "spe')
 
 
 def binary_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").write_bytes(b"\xff\xfe\x00")
+    sidecar_of(engine).write_bytes(b"\xff\xfe\x00")
 
 
 def foreign_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").write_text('{"name": "something else"}')
+    sidecar_of(engine).write_text('{"name": "something else"}')
 
 
 def listed_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").write_text("[]")
+    sidecar_of(engine).write_text("[]")
 
 
 def poor_sidecar(engine: Path) -> None:
-    engine.with_suffix(".json").write_text('{"format": "mcdrl-rt engine 2"}')
+    sidecar_of(engine).write_text('{"format": "mcdrl-rt engine 2"}')
 
 
 def older_sidecar(engine: Path) -> None:
-    path = engine.with_suffix(".json")
+    path = sidecar_of(engine)
     path.write_text(path.read_text().replace("engine 2", "engine 1"))
 
 
 def edited_sidecar(engine: Path) -> None:
-    path = engine.with_suffix(".json")
+    path = sidecar_of(engine)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "fp32"}))
 
 
 def unsigned_sidecar(engine: Path) -> None:
-    path = engine.with_suffix(".json")
+    path = sidecar_of(engine)
     content = json.loads(path.read_text())
     del content["signature"]
     path.write_text(json.dumps(content))
 
 
 def strangely_signed_sidecar(engine: Path) -> None:
-    path = engine.with_suffix(".json")
+    path = sidecar_of(engine)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"signature": ["é"]}))
+
+
+def commanding_sidecar(engine: Path) -> None:
+    path = sidecar_of(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"command": []}))
+
+
+def nested_sidecar(engine: Path) -> None:
+    sidecar_of(engine).write_text("[" * 100_000)
 
 
 def without_weights(engine: Path) -> None:
@@ -142,6 +152,8 @@ def without_graph(engine: Path) -> None:
         (edited_sidecar, "its sidecar or this user's key was changed"),
         (unsigned_sidecar, "its sidecar or this user's key was changed"),
         (strangely_signed_sidecar, "its sidecar or this user's key was changed"),
+        (commanding_sidecar, "its sidecar or this user's key was changed"),
+        (nested_sidecar, "no sidecar of this version"),
         (flipped_weights, "not what was built: small.bin"),
         (flipped_graph, "not what was built: small.xml"),
         (without_graph, "no engine at"),
@@ -162,7 +174,7 @@ def test_spoilt_engine_is_refused_with_the_command_that_rebuilds_it(
 
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.4, 0.6, 0.8, 0.999])
 def test_any_flipped_bit_of_a_sidecar_is_refused(copied: Path, place: float) -> None:
-    flip(copied.with_suffix(".json"), place)
+    flip(sidecar_of(copied), place)
     with pytest.raises(EngineError, match="rebuild it: mcdrl-rt build"):
         read_sidecar(copied)
 
@@ -178,6 +190,28 @@ def test_a_flipped_bit_of_the_key_is_refused_and_so_is_its_loss(copied: Path, ow
     assert not own_key.exists()  # reading makes none
 
 
+@pytest.mark.parametrize("name", ["small.pt2", "small.plan", "other.xml"])
+def test_a_signed_sidecar_vouches_for_its_own_files_alone(copied: Path, name: str) -> None:
+    """Another file's sidecar, copied beside a file that nobody has signed."""
+    stranger = copied.with_name(name)
+    stranger.write_bytes(b"native code, perhaps")
+    shutil.copy(sidecar_of(copied), sidecar_of(stranger))
+    with pytest.raises(EngineError, match=r"is no engine for openvino, as its sidecar says|is not what was built"):
+        load_engine(stranger)
+
+
+def test_engines_of_one_stem_have_sidecars_of_their_own(small_checkpoint: Path, copied: Path) -> None:
+    build_engine(small_checkpoint, copied.with_suffix(".onnx"), Order(runtime="onnx"))
+    assert read_sidecar(copied)["runtime"] == "openvino"
+    assert read_sidecar(copied.with_suffix(".onnx"))["runtime"] == "onnx"
+
+
+def test_a_damaged_key_is_said(own_key: Path, copied: Path) -> None:
+    own_key.write_bytes(b"short")
+    with pytest.raises(EngineError, match=f"delete {own_key} and rebuild"):
+        read_sidecar(copied)
+
+
 def test_another_users_engine_is_refused(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCDRL_STATE", str(tmp_path / "other"))
     engine_key()
@@ -186,7 +220,7 @@ def test_another_users_engine_is_refused(copied: Path, tmp_path: Path, monkeypat
 
 
 def test_other_versions_and_gpus_are_refused_by_name(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = json.loads(copied.with_suffix(".json").read_text())
+    content = json.loads(sidecar_of(copied).read_text())
     was = content["versions"]["openvino"]
     monkeypatch.setattr(sidecar, "versions", lambda runtime: content["versions"] | {"openvino": "2099.1"})
     with pytest.raises(EngineError, match=rf"built with openvino {was}, and here is 2099\.1"):

@@ -107,12 +107,15 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
     if output.suffix != suffixes[0] or output.is_dir():
         raise EngineError(f"the file of an {order.runtime} engine ends in {suffixes[0]}, not {str(output)!r}")
     stage = on_stage or (lambda _: None)
+    sidecar.engine_key()  # none can be made: said now, not after minutes
     from mcdrl_rt.model.checkpoint import load_checkpoint
     from mcdrl_rt.model.folded import FoldedMCDRL
 
     stage("reading the checkpoint")
     folded = FoldedMCDRL(load_checkpoint(checkpoint))
     size = folded.spec.input_size
+    if order.frames:
+        stage("reading frames")
     frames = real_frames(order.frames, size) if order.frames else synthetic_frames(size)
     folder = None
     try:
@@ -123,8 +126,10 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
         checked = check(engine, folded, frames, order.precision, order.frames is not None) if engine else {}
         content = _describe(checkpoint, folded, order) | checked
         content = sidecar.write_sidecar(partial, content)
-        for suffix in (*suffixes[1:], ".json", suffixes[0]):  # the file that users name last: with it, it exists
+        for suffix in suffixes[1:]:
             partial.with_suffix(suffix).replace(output.with_suffix(suffix))
+        sidecar.sidecar_of(partial).replace(sidecar.sidecar_of(output))
+        partial.replace(output)  # the file that users name last: with it, the engine exists
     except OSError as error:
         reason = f"{str(error.strerror or error).lower()}; make room there, or choose another folder"
         raise EngineError(f"cannot write an engine to {output.parent}: {reason}") from error
@@ -142,13 +147,17 @@ def resolved(order: Order) -> Order:
     """
     if order.runtime not in sidecar.FILES:
         raise EngineError(f"no runtime {order.runtime!r}; choose {', '.join(sidecar.FILES)}")
+    if order.route != "onnx" and order.runtime != "tensorrt":
+        raise EngineError(f"--route is for TensorRT; {order.runtime} engines have one way")
     if order.runtime == "openvino":
         from mcdrl_rt.engine.openvino import resolve_precision
 
         device = "CPU" if order.device == "auto" else order.device.upper()
         order = dataclasses.replace(order, device=device, precision=resolve_precision(order.precision, device))
+        _check_single(order)
         if order.precision == "int8" and order.frames is None:
-            raise EngineError("an int8 engine is calibrated on real pictures or videos: name them with --frames")
+            how = "mcdrl-rt build --precision int8 --frames FOLDER --output engine.xml, then --model engine.xml"
+            raise EngineError(f"an int8 engine is calibrated on real pictures or videos: {how}")
     elif order.runtime in ("tensorrt", "torch"):
         order = _resolved_for_torch(order)
     else:
@@ -157,6 +166,11 @@ def resolved(order: Order) -> Order:
         if order.precision not in ("fp32", "fp16"):
             raise EngineError(f"ONNX files come in fp32 and fp16, not {order.precision!r}")
     return order
+
+
+def _check_single(order: Order) -> None:
+    if order.batch != (1, 1):
+        raise EngineError(f"an engine for {order.runtime} takes one frame at a time; TensorRT and .onnx take --batch")
 
 
 def _resolved_for_torch(order: Order) -> Order:
@@ -169,8 +183,10 @@ def _resolved_for_torch(order: Order) -> Order:
         raise EngineError(f"TensorRT runs on cuda or cuda:N, not on {order.device!r}")
     if order.route not in ("onnx", "torch-tensorrt"):
         raise EngineError(f"a TensorRT plan is made by --route onnx or torch-tensorrt, not {order.route!r}")
-    if order.runtime == "torch" and order.batch[0] != order.batch[1]:
-        raise EngineError("a torch package takes one number of frames at a time; give --batch one number")
+    if gpu:
+        sidecar.cuda_ordinal(device)
+    if order.runtime == "torch":
+        _check_single(order)
     return dataclasses.replace(order, device=device, precision=precision)
 
 
@@ -196,8 +212,13 @@ def _openvino(
 def _tensorrt(
     folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage
 ) -> Engine | None:
-    from mcdrl_rt.engine.tensorrt import TensorRtEngine, build_plan
+    import torch
 
+    from mcdrl_rt.engine.cache import timing_cache
+    from mcdrl_rt.engine.tensorrt import TensorRtEngine, build_plan
+    from mcdrl_rt.engine.tensorrt_api import require_tensorrt
+
+    require_tensorrt()
     half, plugin = order.precision == "fp16", sidecar.native_library("tensorrt")
     plugin = plugin if half else None  # it computes in no other
     least, most = order.batch
@@ -213,7 +234,8 @@ def _tensorrt(
 
         stage("exporting")
         proto = export_onnx(folded, least if least == most else None, half)
-        build_plan(proto, path, plugin=plugin, batches=batches, on_stage=stage)
+        with torch.cuda.device(sidecar.cuda_ordinal(order.device)):
+            build_plan(proto, path, plugin=plugin, batches=batches, timing_cache=timing_cache(), on_stage=stage)
     return TensorRtEngine(path, folded.spec, precision=order.precision, plugin=plugin, device=order.device)
 
 

@@ -40,16 +40,24 @@ def cached_engine(
     with contextlib.suppress(EngineError):  # none yet, or a damaged one
         return engine, sidecar.read_sidecar(engine)
     try:
-        entry.mkdir(parents=True, exist_ok=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry.with_suffix(".lock")):
             with contextlib.suppress(EngineError):  # another process has built it meanwhile
                 return engine, sidecar.read_sidecar(engine)
-            for left in entry.glob(".*"):  # what a killed process left
-                shutil.rmtree(left, ignore_errors=True)
-            _log.info("building the engine of %s for this machine, once …", checkpoint.stem)
-            return engine, build_engine(checkpoint, engine, order, on_stage)
+            return engine, _build_entry(checkpoint, engine, order, on_stage)
     except OSError as error:
         raise EngineError(f"cannot write the engine cache {_root()}: {error.strerror}; set MCDRL_CACHE") from error
+
+
+def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage | None) -> dict[str, Any]:
+    """Build an engine into its entry of the cache, whose lock is held."""
+    entry = engine.parent
+    entry.mkdir(exist_ok=True)
+    for left in entry.glob(".*"):  # what a killed process left
+        shutil.rmtree(left, ignore_errors=True)
+    _log.info("building the engine of %s for this machine, once …", checkpoint.stem)
+    try:
+        return build_engine(checkpoint, engine, order, on_stage)
     finally:
         with contextlib.suppress(OSError):  # it holds an engine, unless building one failed
             entry.rmdir()
@@ -59,6 +67,13 @@ def find_cached(checkpoint: Path, order: Order) -> Path | None:
     """The engine ``cached_engine`` would give without building anything; None if it would have to."""
     engine = _place(checkpoint, resolved(order))
     return engine if engine.is_file() else None
+
+
+def timing_cache() -> Path:
+    """TensorRT's own memory of what it measured, which makes the next build shorter."""
+    path = _root() / "tensorrt.timing"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _root() -> Path:

@@ -45,6 +45,7 @@ def load_engine(
     if precision not in PRECISIONS:
         raise EngineError(f"no precision {precision!r}; choose {', '.join(PRECISIONS)}")
     path = Path(model) if model is not None else DEFAULT_CHECKPOINT
+    device = device.lower() if device.lower().startswith(("cpu", "cuda")) else device
     if path.suffix != ".safetensors":
         return _from_file(path, engine, precision, device)
     if not path.is_file():
@@ -82,19 +83,22 @@ def _has_plan(path: Path, device: str) -> bool:
 
 def _first_that_loads(path: Path, precision: str, device: str) -> Engine:
     tries = list(candidates(path, precision, device))
+    if not tries:
+        raise EngineError(f"nothing computes in {precision} on {device}; choose another --precision or --device")
     for (name, where), following in zip(tries, [*tries[1:], None], strict=True):
         try:
             return _from_checkpoint(path, name, precision, where)
-        except EngineError as error:
+        except (EngineError, ImportError, OSError) as error:
             if following is None:
-                raise
-            _log.warning("%s cannot run here, so %s does (slower): %s", name, " on ".join(following), error)
+                raise EngineError(f"{name} cannot run here: {error}") from error
+            other = " ".join(part for part in following if part != "auto")
+            _log.warning("%s cannot run here, %s is taken: %s", name, other, error)
     raise AssertionError("the last candidate returns or raises")
 
 
 def _from_checkpoint(path: Path, engine: str, precision: str, device: str) -> Engine:
     if engine == "torch":
-        return _torch(path, precision, device)
+        return _torch(path, precision, "cuda" if device == "auto" and gpus() else device)
     from mcdrl_rt.engine.build import Order
     from mcdrl_rt.engine.cache import cached_engine
 
@@ -116,7 +120,7 @@ def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> E
     """A built engine, in the precision it was checked in unless another is asked for that its file can do, too."""
     spec, built = ModelSpec.from_json(json.dumps(sidecar["spec"])), sidecar["precision"]
     if precision not in ("auto", built) and (sidecar["runtime"] != "openvino" or "int8" in (precision, built)):
-        raise EngineError(f"{path} is an engine in {built}, not {precision}; build one with --precision {precision}")
+        raise EngineError(f"{path} is an engine in {built}, not {precision}; build one that is")
     precision = built if precision == "auto" else precision
     device = sidecar["device"] if device == "auto" else device
     if sidecar["runtime"] == "tensorrt":

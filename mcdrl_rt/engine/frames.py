@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, Phantom
@@ -37,7 +39,7 @@ def real_frames(path: Path, size: tuple[int, int], count: int = REAL_FRAMES) -> 
     if not path.exists():
         raise SourceError(f"no such file or folder: {path}")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    files = files[:: max(1, len(files) // count)]
+    files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
     share = -(-count // max(1, len(files)))
     frames = [frame for file in files for frame in _frames_of(file, size, share)][:count]
     if not frames:

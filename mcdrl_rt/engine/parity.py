@@ -19,16 +19,18 @@ class Parity:
         label_flips: share of pixels whose label differs.
         mask_iou: intersection over union of the lesion masks, all frames pooled; 1 if neither finds any.
         frames: how many were compared.
+        with_lesion: in how many of them the reference finds a lesion; without any, ``mask_iou`` says nothing.
     """
 
     label_flips: float
     mask_iou: float
     frames: int
+    with_lesion: int = 0
 
 
 def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array]) -> Parity:
     """Run both on ``frames``, each (H, W, 3) uint8 at the model's input size."""
-    flips = pixels = both = either = count = 0
+    flips = pixels = both = either = count = with_lesion = 0
     for frame in frames:
         one, other = (_labels(e, frame) for e in (engine, reference))
         flips += int((one != other).sum())
@@ -36,7 +38,8 @@ def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array]) -> 
         both += int(((one > 0) & (other > 0)).sum())
         either += int(((one > 0) | (other > 0)).sum())
         count += 1
-    return Parity(flips / max(1, pixels), both / either if either else 1.0, count)
+        with_lesion += bool(other.any())
+    return Parity(flips / max(1, pixels), both / either if either else 1.0, count, with_lesion)
 
 
 def _labels(engine: Engine, frame: UInt8Array) -> UInt8Array:

@@ -21,6 +21,7 @@ from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import BoolArray, UInt8Array
 
 MAX_DROP = 0.02  # of the mean Dice between the masks of the quantised model and those of the float32 one
+FEWEST_LESIONS = 4  # frames with a lesion among those that judge; empty masks agree whatever the model
 _CALIBRATION = 100  # frames NNCF gathers statistics on; it needs no more
 
 
@@ -46,15 +47,23 @@ def quantize(model: ov.Model, frames: Sequence[UInt8Array], max_drop: float | No
         with contextlib.redirect_stdout(io.StringIO()):  # its progress bars: standard output is for programs
             if max_drop is None:
                 return nncf.quantize(model, **common)
-            truth = list(_masks(ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), judge))
+            truth = _masks(ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}), judge)
+            shown = [(frame, mask) for frame, mask in zip(judge, truth, strict=True) if mask.any()]
+            if len(shown) < FEWEST_LESIONS:
+                raise EngineError(
+                    f"float32 finds a lesion in {len(shown)} of {len(judge)} frames, and int8 is judged by those: "
+                    f"--frames must show at least {2 * FEWEST_LESIONS} lesions"
+                )
             return nncf.quantize_with_accuracy_control(
                 model,
                 **common,
-                validation_dataset=nncf.Dataset(list(zip(judge, truth, strict=True))),
+                validation_dataset=nncf.Dataset(shown),
                 validation_fn=_agreement,
                 max_drop=max_drop,
             )
-    except (RuntimeError, nncf.ValidationError) as error:
+    except EngineError:
+        raise
+    except Exception as error:  # NNCF's errors have no common base but this
         raise EngineError(f"cannot quantise this model: {(str(error).splitlines() or [''])[0]}") from error
 
 

@@ -1,10 +1,10 @@
 """The sidecar of an engine: what it was built from and with, and proof that it is what was built here.
 
-Every engine file ``X.xml``, ``X.plan``, ``X.pt2`` or ``X.onnx`` has an ``X.json`` beside it: specification, precision,
-hash of the checkpoint, versions, GPU, parity, latency, the hashes of the engine's files, and over all of this an HMAC
-under a key that is made on first use in the user's state folder (``MCDRL_STATE``). An engine is code that runs with the
-user's rights: one that was changed, built by somebody else or for something else is refused, with the command that
-builds it anew.
+Every engine file ``X.xml``, ``X.plan``, ``X.pt2`` or ``X.onnx`` has its own ``….json`` beside it: specification,
+precision, hash of the checkpoint, versions, GPU, parity, latency, the hashes of the engine's files, and over all of
+this an HMAC under a key that is made on first use in the user's state folder (``MCDRL_STATE``). An engine is code that
+runs with the user's rights: one that was changed, built by somebody else or for something else is refused, with the
+command that builds it anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hmac
 import importlib.metadata
 import json
 import os
+import platform
 import secrets
 import shlex
 import tempfile
@@ -36,6 +37,7 @@ _PACKAGES = {
     "torch": ("torch",),
     "onnx": (),
 }
+_KEY_BYTES = 32
 _KNOWN = {"runtime", "precision", "spec", "files", "versions", "gpu"}
 
 
@@ -50,8 +52,19 @@ def versions(runtime: str) -> dict[str, str]:
     for package in _PACKAGES[runtime]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
+    if runtime == "torch":  # its packages are compiled for the very processor
+        found["processor"] = hashlib.sha256(_processor().encode()).hexdigest()
     library = native_library(runtime)
     return found | ({"native": file_hash(library)} if library else {})
+
+
+def _processor() -> str:
+    """What the processor can do, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
 def native_library(runtime: str) -> Path | None:
@@ -70,9 +83,21 @@ def native_library(runtime: str) -> Path | None:
 def gpu_of(runtime: str, device: str) -> str | None:
     """The GPU an engine is compiled for; None where it is for no GPU in particular."""
     if runtime == "tensorrt" or (runtime == "torch" and device.startswith("cuda")):
-        ordinal = int(device.partition(":")[2] or 0) if device.startswith("cuda") else 0
+        ordinal = cuda_ordinal(device)
         return str(gpus()[ordinal]) if ordinal < len(gpus()) else "none"
     return None
+
+
+def cuda_ordinal(device: str) -> int:
+    """N of ``cuda:N``, 0 of ``cuda`` and ``auto``.
+
+    Raises:
+        EngineError: it is none of them.
+    """
+    name, _, number = device.partition(":")
+    if name not in ("cuda", "auto") or not (number or "0").isdecimal():
+        raise EngineError(f"a GPU's device is cuda or cuda:N, not {device!r}")
+    return int(number or 0)
 
 
 def write_sidecar(engine: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +110,7 @@ def write_sidecar(engine: Path, content: dict[str, Any]) -> dict[str, Any]:
     files = {suffix: file_hash(engine.with_suffix(suffix)) for suffix in FILES[content["runtime"]]}
     content = {"format": FORMAT, **content, "files": files}
     content["signature"] = _signature(content, engine_key())
-    engine.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True))
+    sidecar_of(engine).write_text(json.dumps(content, indent=1, sort_keys=True))
     return content
 
 
@@ -98,9 +123,9 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     if not engine.is_file():
         raise EngineError(f"no engine at {engine}; make one: {rebuild_command(engine, {})}")
     try:
-        content = json.loads(engine.with_suffix(".json").read_text())
+        content = json.loads(sidecar_of(engine).read_text())
         ours = content["format"] == FORMAT and content.keys() >= _KNOWN
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         ours, content = False, {}
     problem = _problem(engine, content) if ours else "has no sidecar of this version of mcdrl-rt beside it"
     if problem:
@@ -108,11 +133,17 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def sidecar_of(engine: Path) -> Path:
+    """Where an engine's sidecar lies: ``X.xml.json`` beside ``X.xml``, so that ``X.onnx`` has one of its own."""
+    return engine.with_name(f"{engine.name}.json")
+
+
 def rebuild_command(engine: Path, content: dict[str, Any]) -> str:
     """The command that builds an engine anew, as far as its sidecar's content tells."""
     words = ["mcdrl-rt", "build", "--output", str(engine)]
-    for option, value in content.get("command", {}).items():
-        words += [f"--{option}", *([str(value)] if value is not True else [])]
+    command = content.get("command")
+    for option, value in command.items() if isinstance(command, dict) else ():  # it may be of a forged sidecar
+        words += [f"--{option}", str(value)]
     return shlex.join(words)
 
 
@@ -141,10 +172,13 @@ def engine_key(create: bool = True) -> bytes | None:
             if not create:
                 return None
             _make_key(path)
-        return path.read_bytes()
+        key = path.read_bytes()
     except OSError as error:
         reason = f"{error.strerror}; set MCDRL_STATE"
         raise EngineError(f"cannot keep the key that engines are signed with in {path}: {reason}") from error
+    if len(key) != _KEY_BYTES:
+        raise EngineError(f"the key that engines are signed with is damaged; delete {path} and rebuild your engines")
+    return key
 
 
 def _make_key(path: Path) -> None:
@@ -152,7 +186,7 @@ def _make_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")  # mode 0600
     with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(32))
+        file.write(secrets.token_bytes(_KEY_BYTES))
     try:
         with contextlib.suppress(FileExistsError):
             os.link(name, path)  # unlike a rename, never replaces a key
@@ -165,6 +199,9 @@ def _problem(engine: Path, content: dict[str, Any]) -> str | None:
     key, signature = engine_key(create=False), str(content.get("signature"))
     if key is None or not hmac.compare_digest(_signature(content, key).encode(), signature.encode()):
         return "was not built by this user here, or its sidecar or this user's key was changed since"
+    # the signature is of these files; it says nothing of another one that lies beside them
+    if content["files"].keys() != set(FILES[content["runtime"]]) or runtime_of(engine) != content["runtime"]:
+        return f"is no engine for {content['runtime']}, as its sidecar says"
     for suffix, digest in content["files"].items():
         path = engine.with_suffix(suffix)
         if not path.is_file() or file_hash(path) != digest:
@@ -180,4 +217,5 @@ def _problem(engine: Path, content: dict[str, Any]) -> str | None:
 
 def _signature(content: dict[str, Any], key: bytes | None) -> str:
     signed = {name: value for name, value in content.items() if name != "signature"}
-    return hmac.new(key or b"", json.dumps(signed, sort_keys=True).encode(), "sha256").hexdigest()
+    assert key
+    return hmac.new(key, json.dumps(signed, sort_keys=True).encode(), "sha256").hexdigest()

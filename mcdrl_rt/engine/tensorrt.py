@@ -186,6 +186,8 @@ class TensorRtEngine(TensorEngine):
         require_tensorrt()
         import tensorrt as trt
 
+        if not device.startswith("cuda"):
+            raise EngineError(f"TensorRT runs on cuda or cuda:N, not on {device!r}")
         super().__init__(spec, f"tensorrt {precision} {device}", find_device(device))
         self._log = make_log()
         if plugin is not None:

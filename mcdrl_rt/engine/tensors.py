@@ -5,6 +5,7 @@ Imported by engines that are compiled already, so nothing of the model or of its
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import ModelSpec, UInt8Array
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
+_one_at_a_time = threading.Lock()  # captures, in this process: torch takes no more
 WARM_UP = 3  # calls before the capture: libraries choose their algorithms and allocate what they keep
 
 
@@ -65,7 +67,8 @@ class Capture:
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             # other threads may allocate meanwhile: a decoder's, or one that waits for an earlier frame
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # and on this very stream: torch's own is of whichever device captured first
+            with _one_at_a_time, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = self._function(self.input)
             self._graph = graph
         finally:
@@ -141,7 +144,7 @@ def download(tensors: Sequence[Tensor], device: torch.device) -> list[NDArray[An
     for host, tensor in zip(pinned, tensors, strict=True):
         host.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(device).synchronize()
-    return [host.numpy() for host in pinned]
+    return [host.numpy().copy() for host in pinned]  # page-locked memory is not for keeping
 
 
 def example_frames(spec: ModelSpec, batch: int, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mcdrl_rt.engine.tensors import TensorEngine, find_device
@@ -36,4 +37,6 @@ class TorchEngine(TensorEngine):
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
         """See ``TensorEngine.run``."""
-        return self._model(frames)
+        # by default, convolutions on a GPU round their inputs to ten bits: no reference
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return self._model(frames)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.intervention import FoldedNetwork
-from mcdrl_rt.model.mcdrl import MCDRL, pad_to_stride, to_input_size
+from mcdrl_rt.model.mcdrl import MCDRL, pad_to_stride
 from mcdrl_rt.model.selection import scatter_tokens, selected_cells
 
 INPUT = "frames"
@@ -38,8 +39,13 @@ class FoldedMCDRL(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(model.spec.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(model.spec.std).view(1, 3, 1, 1) * 255)
+        grid, stride, doublings = model.encoder.grid, model.encoder.stride, model.head.doublings
+        for name, cells, pixels in zip(("rows", "columns"), grid, model.spec.input_size, strict=True):
+            self.register_buffer(name, bilinear(cells * 2**doublings, cells * stride)[:pixels])
         self.mean: Tensor
         self.std: Tensor
+        self.rows: Tensor  # (H, h_L)
+        self.columns: Tensor  # (W, w_L)
         self.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -59,10 +65,19 @@ class FoldedMCDRL(nn.Module):
         features = self.encoder(pad_to_stride(images, self.encoder.stride))
         f, indices, confounders = self.network(features.tokens)
         coarse = self.head(scatter_tokens(f, indices, self.encoder.grid), features.details).to(self.mean.dtype)
-        size = self.spec.input_size
-        margins = to_input_size(coarse[:, 1:] - coarse[:, :1], self.encoder, size)  # linear, so as good as logits
-        best, label = margins.max(dim=1)
+        margins = self.to_input_size(coarse[:, 1:] - coarse[:, :1])  # linear, so as good as logits
+        best, label = margins.max(dim=1) if margins.shape[1] > 1 else (margins[:, 0], torch.zeros_like(margins[:, 0]))
         score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)  # floor: 128 is a half
         cells = selected_cells(indices, self.encoder.grid).to(torch.uint8)
-        logits = to_input_size(coarse, self.encoder, size)
+        logits = self.to_input_size(coarse)
         return score, (label.to(best.dtype) + 1).to(torch.uint8), confounders, cells, logits
+
+    def to_input_size(self, maps: Tensor) -> Tensor:
+        """``mcdrl_rt.model.mcdrl.to_input_size`` as two products, which every runtime has a fast form of."""
+        return self.rows @ maps @ self.columns.T
+
+
+def bilinear(source: int, target: int) -> Tensor:
+    """The matrix (target, source) float that resamples a line bilinearly, corners not aligned."""
+    eye = torch.eye(source).unsqueeze(0)  # each row a line of its own
+    return F.interpolate(eye, size=target, mode="linear", align_corners=False)[0].T.contiguous()

@@ -63,7 +63,13 @@ class Context(nn.Module):
 
 
 class GridHead(nn.Module):
-    """The plain form: two convolutions on the grid."""
+    """The plain form: two convolutions on the grid.
+
+    Attributes:
+        doublings: of the grid's resolution, none here.
+    """
+
+    doublings = 0
 
     def __init__(self, dim: int, labels: int, detail_channels: Sequence[int]) -> None:
         super().__init__()
@@ -82,10 +88,14 @@ class DetailHead(nn.Module):
         dim: d, channels of the grid.
         labels: K + 1 output channels.
         detail_channels: channels of the shallow features, coarse to fine; each doubles the resolution.
+
+    Attributes:
+        doublings: of the grid's resolution.
     """
 
     def __init__(self, dim: int, labels: int, detail_channels: Sequence[int]) -> None:
         super().__init__()
+        self.doublings = len(detail_channels)
         widths = head_widths(dim, len(detail_channels))
         sharps = [max(32, width // 64 * 32) for width in widths[:-1]]  # channels of what the shallow features add
         self.stem = nn.Sequential(_conv_norm(dim, widths[0]), Context(widths[0]))
