@@ -238,9 +238,9 @@ def _batch(text: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _stages() -> Iterator[Callable[[str], None]]:
-    """What is being done, and for how long, on a terminal; without one, a line for each stage."""
+    """What is being done, and for how long, on a terminal."""
     if not _err.is_terminal:
-        yield lambda text: _say(f"{text} …")
+        yield lambda _: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -69,8 +69,8 @@ def engine(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     ended = run("build", "--model", small_checkpoint, "--output", path, "--precision", "fp32")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == ""
-    assert ended.stderr.splitlines()[-1].startswith(f"{path}: ready; against float32 torch ")
-    assert sorted(file.name for file in path.parent.iterdir()) == ["small.bin", "small.json", "small.xml"]
+    assert ended.stderr.splitlines()[-1].startswith(f"{path}: ready, fp32, ")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["small.bin", "small.xml", "small.xml.json"]
     return path
 
 
@@ -214,13 +214,13 @@ def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
     ended = here("doctor")
     assert (ended.code, ended.err) == (0, "")
     names = [line[2:].partition(":")[0] for line in ended.out.splitlines()]
-    expected = ["mcdrl-rt", "NVIDIA GPU", "PyTorch", "TensorRT", "OpenVINO", "codecs", "capture devices"]
-    assert names == [*expected, "default model"]
+    expected = ["mcdrl-rt", "NVIDIA GPU", "fused operator", "PyTorch", "TensorRT", "OpenVINO", "int8", "codecs"]
+    assert names == [*expected, "capture devices", "default model"]
     assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
 
 
 def test_doctor_when_nothing_is_there() -> None:
-    """No runtime, no decoder, no nvidia-smi, and a terminal that knows no check marks."""
+    """No runtime, no decoder, and a terminal that knows no check marks."""
     program = (
         "import sys\n"
         "for name in ('torch', 'openvino', 'av', 'safetensors', 'tensorrt'): sys.modules[name] = None\n"
@@ -234,8 +234,8 @@ def test_doctor_when_nothing_is_there() -> None:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
-    assert len(lines) == 8
-    assert [line[0] for line in lines] == ["?"] * 8
+    assert len(lines) == 10
+    assert [line[0] for line in lines] == ["?"] * 10
     assert "PyTorch: needs torch, which is not installed; reinstall mcdrl-rt" in ended.stdout
 
 
@@ -273,7 +273,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("stream", "--input", "v.mp4", "--output", "no/o.mp4"), "does not exist; create it first"),
         (("stream", "--input", "v.mp4", "--output", "text.mp4/o.mp4"), "is not a folder"),
         (("stream", "--input", "v.mp4", "--output", "folder"), "the name must end in one of .mp4"),
-        ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, openvino, torch"),
+        ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
         ((*STREAM, "--precision", "int3"), "int3"),
         ((*STREAM, "--device", "abacus"), "abacus"),
         ((*STREAM, "--engine", "torch", "--device", "abacus"), "runs on cpu, cuda or cuda:N, not on 'abacus'"),
@@ -281,9 +281,9 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--model", "foreign.safetensors"), "is a safetensors file, but not a checkpoint of mcdrl-rt"),
         ((*STREAM, "--model", "corrupt.safetensors"), "corrupt.safetensors is not a safetensors file"),
         ((*STREAM, "--model", "cut.safetensors"), "cut.safetensors is not a safetensors file or is cut off"),
-        ((*STREAM, "--model", "lone.xml"), "lone.xml has no sidecar of mcdrl-rt beside it"),
+        ((*STREAM, "--model", "lone.xml"), "beside it; rebuild it: mcdrl-rt build --output lone.xml"),
         ((*STREAM, "--model", "gone.xml"), "no engine at gone.xml; make one: mcdrl-rt build --output gone.xml"),
-        ((*STREAM, "--model", "text.mp4"), "text.mp4 is neither a checkpoint (.safetensors) nor a built engine"),
+        ((*STREAM, "--model", "text.mp4"), "neither a checkpoint (.safetensors) nor an engine (.plan, .pt2, .xml)"),
         (("process", "gone", "--output", "out"), "no such file or folder: gone"),
         (("process", "nothing", "--output", "out"), "no video in nothing"),
         (("process", ".", "--output", "out"), "the output folder out lies in the input ."),
@@ -294,6 +294,10 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("build", "--model", "foreign.safetensors", "--output", "o.xml"), "not a checkpoint of mcdrl-rt"),
         (("build", "--model", "gone.safetensors", "--output", "o.xml"), "no checkpoint at gone.safetensors"),
         (("build", "--output", "o.xml", "--precision", "int3"), "int3"),
+        (("build", "--output", "o.xml", "--batch", "²"), "--batch is a number of frames up to 1024 or a range"),
+        (("build", "--output", "o.xml", "--precision", "int8", "--frames", "gone"), "no such file or folder: gone"),
+        (("build", "--precision", "int8", "--frames", "."), "name it with --output"),
+        (("build", "--output", "o.plan"), "TensorRT is not installed; pip install 'mcdrl-rt[tensorrt]'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from mcdrl_rt.engine.base import RawOutput
@@ -104,7 +103,7 @@ def parse(model: bytes | onnx.ModelProto, plugin: Path | None) -> Network:
 
     try:
         proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model
-    except DecodeError as error:
+    except Exception as error:  # protobuf's, which is onnx's affair
         raise EngineError(f"this is no ONNX model: {error}") from error
     if plugin is not None:
         _check_half(proto)
