@@ -39,10 +39,10 @@ def test_float16_round_trip_is_rounding_and_half_the_size(
 
 def test_value_too_large_for_float16_is_kept(small_model: MCDRL, tmp_path: Path) -> None:
     model = copy.deepcopy(small_model)
-    large = model.head.stem[1].running_var
+    large = model.head.stem[0][1].running_var
     large[0] = 89_084.0  # seen in training: features far from unit variance
     save_checkpoint(model, tmp_path / "m.safetensors")
-    assert torch.equal(load_checkpoint(tmp_path / "m.safetensors").head.stem[1].running_var, large)
+    assert torch.equal(load_checkpoint(tmp_path / "m.safetensors").head.stem[0][1].running_var, large)
 
 
 def test_loaded_model_is_ready_to_run(small_checkpoint: Path) -> None:
