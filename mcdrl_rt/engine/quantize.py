@@ -20,7 +20,7 @@ from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import BoolArray, UInt8Array
 
-MAX_DROP = 0.02  # of the mean Dice between the masks of the quantised model and those of the float32 one
+MAX_DROP = 0.01  # of the mean Dice between the masks of the quantised model and those of the float32 one
 FEWEST_LESIONS = 4  # frames with a lesion among those that judge; empty masks agree whatever the model
 _CALIBRATION = 100  # frames NNCF gathers statistics on; it needs no more
 
