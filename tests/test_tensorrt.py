@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -152,6 +153,20 @@ def test_parts_do_not_overwrite_each_other(small_spec: ModelSpec, monkeypatch: p
     again = engine.infer(frames[::-1][:1])
     assert all(np.array_equal(array, expected[-1:]) for array in again)
     assert all(np.array_equal(array, expected) for array in answer)  # the caller's own
+
+
+def test_signals_are_held_back_and_answered_afterwards() -> None:
+    """Raised inside a callback of TensorRT's, Ctrl-C would be lost."""
+    before = signal.getsignal(signal.SIGINT)
+    reached = False
+    with pytest.raises(KeyboardInterrupt):
+        with tensorrt_api.held_signals() as held:
+            signal.raise_signal(signal.SIGINT)
+            reached = held == [signal.SIGINT]
+    assert reached and signal.getsignal(signal.SIGINT) is before
+    with tensorrt_api.held_signals() as held:
+        pass
+    assert held == []
 
 
 @pytest.mark.parametrize("batches", [(0, 1, 1), (2, 1, 3), (1, 3, 2)])

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.tensorrt_api import (
+    held_signals,
     installed_tensorrt,
     load_plugin,
     make_log,
@@ -151,8 +152,9 @@ def compile_network(
     elif set(batches) != {count}:
         raise EngineError(f"this export is for batches of {count}, not of {batches[0]} to {batches[2]}")
     _use_timing_cache(config, timing_cache)
-    config.progress_monitor = progress = make_progress(tell)
-    plan = builder.build_serialized_network(definition, config)
+    with held_signals() as held:
+        config.progress_monitor = progress = make_progress(tell, held)
+        plan = builder.build_serialized_network(definition, config)
     if progress.error is not None:
         raise progress.error
     if plan is None:

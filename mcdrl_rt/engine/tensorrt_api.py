@@ -5,10 +5,13 @@ Imported without TensorRT; every function but the first needs it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,8 +109,27 @@ def make_log() -> Any:
     return Log()
 
 
-def make_progress(tell: Callable[[str], None]) -> Any:
-    """A progress monitor that tells of TensorRT's phases; what ``tell`` raises (Ctrl-C, say) ends the build."""
+@contextlib.contextmanager
+def held_signals() -> Iterator[list[int]]:
+    """Ctrl-C and requests to end, held back while TensorRT is at work and answered after it.
+
+    Python answers a signal wherever its code runs next, which would be inside a callback: TensorRT swallows what is
+    raised there. The list fills as they come; who holds it should end soon. Outside the main thread nothing is held.
+    """
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if held:
+        signal.raise_signal(held[0])
+
+
+def make_progress(tell: Callable[[str], None], held: Sequence[int] = ()) -> Any:
+    """A progress monitor that tells of TensorRT's phases; what ``tell`` raises, or a held signal, ends the build."""
     import tensorrt as trt
 
     class Progress(trt.IProgressMonitor):
@@ -122,7 +144,7 @@ def make_progress(tell: Callable[[str], None]) -> Any:
 
         def step_complete(self, phase_name: str, step: Any) -> bool:
             self._tell(f"{phase_name}, {int(step) + 1} of {self._steps.get(phase_name, 0)}")
-            return self.error is None
+            return self.error is None and not held
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)
