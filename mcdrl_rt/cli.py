@@ -201,9 +201,10 @@ def build(
     route: Annotated[str, typer.Option(help="How a TensorRT plan is made: onnx or torch-tensorrt.")] = "onnx",
 ) -> None:
     """Compile a checkpoint into an engine for this machine and check it against the reference."""
-    from mcdrl_rt.engine.build import Order, build_engine
+    from mcdrl_rt.engine.build import build_engine
     from mcdrl_rt.engine.cache import cached_engine
     from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+    from mcdrl_rt.engine.order import Order
     from mcdrl_rt.engine.sidecar import runtime_of
 
     runtime = runtime or (output and runtime_of(output)) or "openvino"

@@ -16,8 +16,9 @@ import onnxruntime
 import pytest
 
 from mcdrl_rt.engine import build
-from mcdrl_rt.engine.build import Gate, Order, build_engine
+from mcdrl_rt.engine.build import Gate, build_engine
 from mcdrl_rt.engine.choice import load_engine
+from mcdrl_rt.engine.order import Order
 from mcdrl_rt.engine.parity import Parity, compare
 from mcdrl_rt.engine.sidecar import FILES, read_sidecar
 from mcdrl_rt.engine.torch import TorchEngine

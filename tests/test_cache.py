@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from mcdrl_rt.engine import cache, sidecar
-from mcdrl_rt.engine.build import Order
 from mcdrl_rt.engine.cache import cached_engine, find_cached
+from mcdrl_rt.engine.order import Order
 from mcdrl_rt.errors import EngineError
 
 
@@ -103,7 +103,8 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from mcdrl_rt.engine import build, cache
-build.GATES[build.resolved(build.Order()).precision] = build.Gate(1.0, 0.0)
+from mcdrl_rt.engine.order import Order, resolved
+build.GATES[resolved(Order()).precision] = build.Gate(1.0, 0.0)
 slow = float(sys.argv[2])
 def stage(text):
     print(text, flush=True)

@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT
 
 from mcdrl_rt.engine import quantize
-from mcdrl_rt.engine.build import Order, build_engine
+from mcdrl_rt.engine.build import build_engine
 from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT, load_engine
+from mcdrl_rt.engine.order import Order
 from mcdrl_rt.errors import EngineError
 
 

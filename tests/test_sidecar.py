@@ -15,10 +15,11 @@ import pytest
 from conftest import ROOT
 
 from mcdrl_rt.engine import sidecar
-from mcdrl_rt.engine.build import Order, build_engine
+from mcdrl_rt.engine.build import build_engine
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.engine.gpu import Gpu
 from mcdrl_rt.engine.openvino import resolve_precision
+from mcdrl_rt.engine.order import Order
 from mcdrl_rt.engine.sidecar import engine_key, read_sidecar, rebuild_command, sidecar_of, write_sidecar
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError

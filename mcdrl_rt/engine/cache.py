@@ -16,7 +16,8 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from mcdrl_rt.engine import sidecar
-from mcdrl_rt.engine.build import Order, Stage, build_engine, resolved
+from mcdrl_rt.engine.build import Stage, build_engine
+from mcdrl_rt.engine.order import Order, resolved
 from mcdrl_rt.errors import EngineError
 
 _log = logging.getLogger("mcdrl_rt")

@@ -75,8 +75,8 @@ def candidates(path: Path, precision: str, device: str) -> Iterator[tuple[str, s
 def _has_plan(path: Path, device: str) -> bool:
     if importlib.util.find_spec("tensorrt") is None:
         return False
-    from mcdrl_rt.engine.build import Order
     from mcdrl_rt.engine.cache import find_cached
+    from mcdrl_rt.engine.order import Order
 
     return find_cached(path, Order(runtime="tensorrt", device=device)) is not None
 
@@ -99,8 +99,8 @@ def _first_that_loads(path: Path, precision: str, device: str) -> Engine:
 def _from_checkpoint(path: Path, engine: str, precision: str, device: str) -> Engine:
     if engine == "torch":
         return _torch(path, precision, "cuda" if device == "auto" and gpus() else device)
-    from mcdrl_rt.engine.build import Order
     from mcdrl_rt.engine.cache import cached_engine
+    from mcdrl_rt.engine.order import Order
 
     return _open(*cached_engine(path, Order(runtime=engine, precision=precision, device=device)), precision, device)
 
