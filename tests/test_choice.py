@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mcdrl_rt.engine import choice
 from mcdrl_rt.engine.choice import candidates, load_engine
@@ -86,6 +87,21 @@ def test_a_runtime_that_cannot_be_imported_is_passed_over(
     with caplog.at_level(logging.WARNING, "mcdrl_rt"):
         assert load_engine(small_checkpoint).name == "torch fp32 cpu"
     assert caplog.messages[-1].startswith("openvino cannot run here, torch cpu is taken: ")
+
+
+def test_a_gpu_that_float16_fails_on_runs_float32(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_far(path: Path, device: str) -> Any:
+        raise EngineError("too far from float32")
+
+    monkeypatch.setattr(choice, "_graph", too_far)
+    monkeypatch.setattr("mcdrl_rt.engine.torch.find_device", lambda name: torch.device("cpu"))
+    with caplog.at_level(logging.WARNING, "mcdrl_rt"):
+        assert load_engine(small_checkpoint, "torch", device="cuda").name == "torch fp32 cuda"
+    assert caplog.messages == ["torch runs in fp32 on cuda: too far from float32"]
+    with pytest.raises(EngineError, match="too far from float32"):
+        load_engine(small_checkpoint, "torch", "fp16", "cuda")
 
 
 def test_where_all_fail_the_last_reason_is_given(small_checkpoint: Path, failing: set[str]) -> None:

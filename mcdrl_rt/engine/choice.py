@@ -139,14 +139,22 @@ def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> E
 
 
 def _torch(path: Path, precision: str, device: str) -> Engine:
-    """Eager float32, the reference; or on a GPU, where nothing else is asked for, float16 in a CUDA graph."""
+    """Eager float32, the reference; or on a GPU, where nothing else is asked for, float16 in a CUDA graph if it can."""
     from mcdrl_rt.engine.torch import TorchEngine
 
     device = "cpu" if device == "auto" else device.lower()
     fast = device.startswith("cuda") and precision in ("auto", "fp16")
     if not fast and precision not in ("auto", "fp32"):
         raise EngineError(f"the torch engine computes in fp32, and in fp16 on a GPU, not in {precision} on {device}")
-    return _graph(path, device) if fast else TorchEngine.from_checkpoint(path, device)
+    if not fast:
+        return TorchEngine.from_checkpoint(path, device)
+    try:
+        return _graph(path, device)
+    except EngineError as error:
+        if precision == "fp16":
+            raise
+        _log.warning("torch runs in fp32 on %s: %s", device, error)
+        return TorchEngine.from_checkpoint(path, device)
 
 
 def _graph(path: Path, device: str) -> Engine:
