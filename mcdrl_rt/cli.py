@@ -115,16 +115,7 @@ def stream(
     _check_not_input(input, output)
     stop = _Stop()
     with open_source(input) as source, _progress(source.name, source.frame_count, not as_json) as advance:
-        opened = open_sink(
-            output,
-            size=source.size,
-            time_base=source.time_base,
-            rate=source.rate,
-            color=source.color,
-            pixel_aspect=source.pixel_aspect,
-            from_zero=source.live,
-        )
-        with opened as sink:
+        with open_sink(output, source.format) as sink:
             segmenter = _segmenter(model, engine, precision, device).for_stream()
             _on_signals(stop)
             summary = run(source, segmenter, sink, output=output, opacity=opacity, on_frame=advance, stop=stop)

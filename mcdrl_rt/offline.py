@@ -19,6 +19,7 @@ from mcdrl_rt.errors import McdrlError, SinkError, SourceError
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.pipeline import Segmented, run
 from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.types import Shown
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
@@ -143,16 +144,7 @@ def _process_one(
         on_frame = on_start(job, source) if on_start else None
 
         def sink(path: Path, codec: str | None = None) -> Sink:
-            return open_sink(
-                str(path),
-                size=source.size,
-                time_base=source.time_base,
-                rate=source.rate,
-                color=source.color,
-                pixel_aspect=source.pixel_aspect,
-                codec=codec,
-                from_zero=source.live,
-            )
+            return open_sink(str(path), source.format, codec=codec)
 
         with sink(job.annotated) as annotated, sink(job.labels, "ffv1") as labels:
             writer = [_label_writer(labels)]
@@ -170,6 +162,6 @@ def _process_one(
 def _label_writer(sink: Sink) -> Callable[[Segmented], None]:
     def write(item: Segmented) -> None:
         labels = item.segmentation.labels
-        sink.write(item.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2)))
+        sink.write(Shown(item.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2))))
 
     return write

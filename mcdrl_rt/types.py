@@ -1,4 +1,4 @@
-"""The nouns every other module speaks in: frames, segmentations, and what a model is.
+"""The nouns every other module speaks in: frames, segmentations, videos, and what a model is.
 
 Plain frozen dataclasses over NumPy arrays; this module imports nothing of ours but the errors, and neither
 torch nor OpenVINO.
@@ -48,6 +48,8 @@ class Frame:
         time_base: seconds per unit of ``pts``.
         index: position in the source, from 0.
         capture_time_s: ``time.monotonic()`` at which the frame came into being here.
+        signal: False while a live source is lost: the pixels are its last picture, greyed, and nothing is to be seen
+            in them.
     """
 
     pixels: UInt8Array
@@ -55,6 +57,7 @@ class Frame:
     time_base: Fraction
     index: int = 0
     capture_time_s: float = field(default_factory=time.monotonic)
+    signal: bool = True
 
     @property
     def pts_s(self) -> float:
@@ -118,6 +121,48 @@ class Segmentation:
         """The ``count`` imaging conditions with the largest weight, largest first."""
         order = np.argsort(-self.confounders, kind="stable")[:count]
         return [(self.confounder_names[i], float(self.confounders[i])) for i in order]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A frame on its way out: what it looks like, and what is known of it.
+
+    Args:
+        frame: with lesions and HUD drawn on its pixels.
+        clean: (H, W, 3) uint8, the pixels as they came in; None where nobody keeps them.
+        segmentation: what is drawn, its labels where they lie on this very frame; None without an overlay.
+        age_ms: how long before this frame the one was captured that the labels were found on; None without an overlay.
+        note: why there is no overlay; empty where there is one.
+        stages_ms: milliseconds this frame spent in each stage so far, by name.
+    """
+
+    frame: Frame
+    clean: UInt8Array | None = None
+    segmentation: Segmentation | None = None
+    age_ms: float | None = None
+    note: str = ""
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFormat:
+    """What a video is, apart from its pictures: all that a sink has to know of a source.
+
+    Args:
+        size: (height, width) of the first frame; a later frame may differ.
+        time_base: seconds per unit of every frame's ``pts``.
+        rate: nominal frames per second, for players and rate control.
+        color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with.
+        pixel_aspect: width of a pixel by its height, as players should show it.
+        live: time counts from wherever the source began to count, not from zero.
+    """
+
+    size: tuple[int, int]
+    time_base: Fraction
+    rate: Fraction
+    color: str = "bt709"
+    pixel_aspect: Fraction = Fraction(1)
+    live: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

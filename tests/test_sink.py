@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,18 +17,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.types import Frame, Shown, UInt8Array, VideoFormat
 from mcdrl_rt.video.sink import open_sink
 
 TICK = Fraction(1, 25)
 
 
 def save(
-    path: Path, pts: Sequence[int], time_base: Fraction = TICK, rate: Fraction = Fraction(25), **options: object
+    path: Path,
+    pts: Sequence[int],
+    time_base: Fraction = TICK,
+    rate: Fraction = Fraction(25),
+    codec: str | None = None,
+    **format: Any,
 ) -> Path:
-    with open_sink(str(path), size=(48, 64), time_base=time_base, rate=rate, **options) as sink:  # type: ignore[arg-type]
+    with open_sink(str(path), VideoFormat((48, 64), time_base, rate, **format), codec=codec) as sink:
         for index, time in enumerate(pts):
-            sink.write(Frame(picture(index), time, time_base, index))
+            sink.write(Shown(Frame(picture(index), time, time_base, index)))
     return path
 
 
@@ -80,23 +86,23 @@ def test_avi_keeps_frames_from_zero(tmp_path: Path) -> None:
 
 
 def test_time_may_be_shifted_to_zero_and_never_lies_before(tmp_path: Path) -> None:
-    assert read_pts(save(tmp_path / "a.mp4", [1000, 1001, 1003], from_zero=True)) == [0, TICK, 3 * TICK]
+    assert read_pts(save(tmp_path / "a.mp4", [1000, 1001, 1003], live=True)) == [0, TICK, 3 * TICK]
     assert read_pts(save(tmp_path / "b.mp4", [-2, -1, 0])) == [0, TICK, 2 * TICK]
 
 
 def test_time_that_runs_backwards_is_dropped_and_reported(tmp_path: Path) -> None:
-    with open_sink(str(tmp_path / "a.mp4"), size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
+    with open_sink(str(tmp_path / "a.mp4"), VideoFormat((48, 64), TICK, Fraction(25))) as sink:
         for index, time in enumerate([0, 1, 1, 0, 2, 3]):
-            sink.write(Frame(picture(index), time, TICK, index))
+            sink.write(Shown(Frame(picture(index), time, TICK, index)))
         assert (sink.frames, sink.dropped) == (4, 2)
         assert sink.problem == "2 frames not written: their timestamps do not increase"
     assert read_pts(tmp_path / "a.mp4") == [0, TICK, 2 * TICK, 3 * TICK]
 
 
 def test_frames_closer_than_the_format_can_tell_are_reported_as_such(tmp_path: Path) -> None:
-    with open_sink(str(tmp_path / "a.avi"), size=(48, 64), time_base=TICK / 10, rate=Fraction(25)) as sink:
+    with open_sink(str(tmp_path / "a.avi"), VideoFormat((48, 64), TICK / 10, Fraction(25))) as sink:
         for index, time in enumerate([0, 2, 10, 13, 13, 20]):
-            sink.write(Frame(picture(index), time, TICK / 10, index))
+            sink.write(Shown(Frame(picture(index), time, TICK / 10, index)))
         assert (sink.frames, sink.dropped, sink.crowded) == (3, 1, 2)
         assert sink.problem is not None
         assert "1 frames not written: their timestamps do not increase" in sink.problem
@@ -105,9 +111,9 @@ def test_frames_closer_than_the_format_can_tell_are_reported_as_such(tmp_path: P
 
 
 def test_frames_of_another_size_are_scaled_and_reported(tmp_path: Path) -> None:
-    with open_sink(str(tmp_path / "a.mp4"), size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
+    with open_sink(str(tmp_path / "a.mp4"), VideoFormat((48, 64), TICK, Fraction(25))) as sink:
         for index, pixels in enumerate([picture(0), np.zeros((96, 64, 3), np.uint8)]):
-            sink.write(Frame(pixels, index, TICK, index))
+            sink.write(Shown(Frame(pixels, index, TICK, index)))
         assert sink.problem == "1 frames were of another size and were scaled into 64×48"
     assert [pixels.shape[:2] for pixels in read_pixels(tmp_path / "a.mp4")] == [(48, 64)] * 2
 
@@ -133,16 +139,16 @@ def test_avi_without_tags_takes_the_matrix_players_assume(tmp_path: Path) -> Non
 def test_ffv1_is_lossless_at_odd_sizes(tmp_path: Path) -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (37, 53, 3)).astype(np.uint8)
     path = str(tmp_path / "a.mkv")
-    with open_sink(path, size=(37, 53), time_base=TICK, rate=Fraction(25), codec="ffv1") as sink:
-        sink.write(Frame(noisy, 0, TICK))
+    with open_sink(path, VideoFormat((37, 53), TICK, Fraction(25)), codec="ffv1") as sink:
+        sink.write(Shown(Frame(noisy, 0, TICK)))
     assert np.array_equal(read_pixels(tmp_path / "a.mkv")[0], noisy)
 
 
 @pytest.mark.parametrize(("suffix", "expected"), [("mp4", (38, 54)), ("avi", (38, 54)), ("webm", (37, 53))])
 def test_odd_sizes_gain_a_copy_of_the_last_row(tmp_path: Path, suffix: str, expected: tuple[int, int]) -> None:
     path, odd = str(tmp_path / f"a.{suffix}"), picture(1, (37, 53))
-    with open_sink(path, size=(37, 53), time_base=TICK, rate=Fraction(25)) as sink:
-        sink.write(Frame(odd, 0, TICK))
+    with open_sink(path, VideoFormat((37, 53), TICK, Fraction(25))) as sink:
+        sink.write(Shown(Frame(odd, 0, TICK)))
         assert sink.size == expected
     shown = read_pixels(tmp_path / f"a.{suffix}")[0]
     assert shown.shape == (*expected, 3)
@@ -153,9 +159,9 @@ def test_odd_sizes_gain_a_copy_of_the_last_row(tmp_path: Path, suffix: str, expe
 def test_another_size_is_letterboxed(tmp_path: Path) -> None:
     white = np.full((96, 64, 3), 255, np.uint8)  # twice as tall as wide, relative to 48 x 64
     path = str(tmp_path / "a.mkv")
-    with open_sink(path, size=(48, 64), time_base=TICK, rate=Fraction(25), codec="ffv1") as sink:
-        sink.write(Frame(picture(0), 0, TICK))
-        sink.write(Frame(white, 1, TICK))
+    with open_sink(path, VideoFormat((48, 64), TICK, Fraction(25)), codec="ffv1") as sink:
+        sink.write(Shown(Frame(picture(0), 0, TICK)))
+        sink.write(Shown(Frame(white, 1, TICK)))
     shown = read_pixels(tmp_path / "a.mkv")
     assert np.array_equal(shown[0], picture(0))
     assert (shown[1][:, 16:48] == 255).all()
@@ -164,15 +170,15 @@ def test_another_size_is_letterboxed(tmp_path: Path) -> None:
 
 
 def test_null_counts() -> None:
-    with open_sink("null", size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
-        sink.write(Frame(picture(0), 0, TICK))
+    with open_sink("null", VideoFormat((48, 64), TICK, Fraction(25))) as sink:
+        sink.write(Shown(Frame(picture(0), 0, TICK)))
     assert (sink.frames, sink.problem) == (1, None)
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "a.mp4"
-    with open_sink(str(target), size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
-        sink.write(Frame(picture(0), 0, TICK))
+    with open_sink(str(target), VideoFormat((48, 64), TICK, Fraction(25))) as sink:
+        sink.write(Shown(Frame(picture(0), 0, TICK)))
         assert not target.exists()
         assert [path.name for path in tmp_path.iterdir()] == [f".a.partial-{os.getpid()}.mp4"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
@@ -185,8 +191,8 @@ def test_failure_and_abort_leave_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "a.mp4"
     target.write_bytes(b"the earlier recording")
     with pytest.raises(RuntimeError, match="elsewhere"):
-        with open_sink(str(target), size=(48, 64), time_base=TICK, rate=Fraction(25)) as sink:
-            sink.write(Frame(picture(0), 0, TICK))
+        with open_sink(str(target), VideoFormat((48, 64), TICK, Fraction(25))) as sink:
+            sink.write(Shown(Frame(picture(0), 0, TICK)))
             raise RuntimeError("elsewhere")
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
@@ -214,7 +220,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, uri: str, message: str) -
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(SinkError, match=message) as caught:
-        open_sink(uri.format(tmp=tmp_path), size=(48, 64), time_base=TICK, rate=Fraction(25))
+        open_sink(uri.format(tmp=tmp_path), VideoFormat((48, 64), TICK, Fraction(25)))
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -240,8 +246,8 @@ def test_a_full_disk_is_named(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f".a.partial-{os.getpid()}.{suffix}").symlink_to("/dev/full")
     noisy = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
     with pytest.raises(SinkError, match=f"cannot (write|finish) .*a.{suffix}: the disk is full"):
-        with open_sink(str(tmp_path / f"a.{suffix}"), size=(96, 128), time_base=TICK, rate=Fraction(25)) as sink:
+        with open_sink(str(tmp_path / f"a.{suffix}"), VideoFormat((96, 128), TICK, Fraction(25))) as sink:
             for index in range(60):
-                sink.write(Frame(np.roll(noisy, 7 * index, axis=1), index, TICK, index))
+                sink.write(Shown(Frame(np.roll(noisy, 7 * index, axis=1), index, TICK, index)))
     assert list(tmp_path.iterdir()) == []
     assert Path("/dev/full").exists()

@@ -25,7 +25,7 @@ from mcdrl_rt.stream import telemetry
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.pipeline import QUEUE, Pipeline, Segmented, run
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
-from mcdrl_rt.types import Frame, ModelSpec, UInt8Array
+from mcdrl_rt.types import Frame, ModelSpec, Shown, UInt8Array
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
@@ -86,8 +86,7 @@ def stages_alive() -> set[str]:
 
 def stream(source: Source, output: Path, engine: BrightEngine | None = None) -> Summary:
     segmenter = Segmenter(engine or BrightEngine()).for_stream()
-    kind = {"time_base": source.time_base, "rate": source.rate, "color": source.color}
-    with open_sink(str(output), size=source.size, **kind) as sink:  # type: ignore[arg-type]
+    with open_sink(str(output), source.format) as sink:
         return run(source, segmenter, sink, output=str(output))
 
 
@@ -194,7 +193,7 @@ def test_stopping_writes_what_was_delivered(frames: int) -> None:
     if not frames:
         stop.set()
     segmenter = Segmenter(BrightEngine())
-    with open_sink("null", size=source.size, time_base=source.time_base, rate=source.rate) as sink:
+    with open_sink("null", source.format) as sink:
         summary = run(source, segmenter, sink, stop=stop, on_frame=lambda n: stop.set() if n == frames else None)
     assert summary.stopped
     assert summary.frames_out == summary.frames_in == source.delivered
@@ -204,7 +203,7 @@ def test_stopping_writes_what_was_delivered(frames: int) -> None:
 
 def test_a_sink_that_fails_is_reported_as_it_is(tmp_path: Path) -> None:
     source = ListSource([picture(0)] * 10)
-    with open_sink(str(tmp_path / "o.mp4"), size=source.size, time_base=source.time_base, rate=source.rate) as sink:
+    with open_sink(str(tmp_path / "o.mp4"), source.format) as sink:
         sink.write = failing_write  # type: ignore[method-assign]
         with pytest.raises(SinkError, match="the disk is full"):
             run(source, Segmenter(BrightEngine()), sink)
@@ -212,7 +211,7 @@ def test_a_sink_that_fails_is_reported_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def failing_write(frame: Frame) -> None:
+def failing_write(shown: Shown) -> None:
     raise SinkError("the disk is full")
 
 
@@ -311,8 +310,8 @@ def test_a_stream_is_drawn_where_its_engine_runs(small_checkpoint: Path) -> None
     written: list[UInt8Array] = []
 
     class Kept(Sink):
-        def write(self, frame: Frame) -> None:
-            written.append(frame.pixels)
+        def write(self, shown: Shown) -> None:
+            written.append(shown.frame.pixels)
             self.frames += 1
 
     segmenter = DeviceSegmenter(TorchEngine.from_checkpoint(small_checkpoint))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
-from mcdrl_rt.types import Frame, Segmentation, UInt8Array
+from mcdrl_rt.types import Frame, Segmentation, Shown, UInt8Array
 from mcdrl_rt.video.overlay import Hud, draw, draw_hud
 from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
@@ -165,7 +165,7 @@ def annotate(sink: Sink, segmenter: AnySegmenter, telemetry: Telemetry, opacity:
             else:
                 draw_hud(pixels, item.segmentation, hud, colors)
         with telemetry.time("write"):
-            sink.write(item.frame.with_pixels(pixels))
+            sink.write(Shown(item.frame.with_pixels(pixels)))
 
     return write
 

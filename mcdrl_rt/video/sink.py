@@ -4,9 +4,9 @@ A file is written beside its target as ``.name.partial-PID.ext`` and renamed at 
 deletes it. Every frame keeps its own presentation time: exactly in MP4 and MOV, to the millisecond in Matroska and
 WebM (their grid), to the frame in AVI (its grid, from zero). Times before zero are shifted to start there.
 
-    >>> with open_sink("out.mp4", size=source.size, time_base=source.time_base, rate=source.rate) as sink:
+    >>> with open_sink("out.mp4", source.format) as sink:
     ...     for frame in source:
-    ...         sink.write(frame)
+    ...         sink.write(Shown(frame))
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.types import Shown, UInt8Array, VideoFormat
 
 _MILLISECOND = Fraction(1, 1000)
 _H264 = "libx264"
@@ -83,7 +83,7 @@ class Sink(ABC):
     rescaled: int = 0
 
     @abstractmethod
-    def write(self, frame: Frame) -> None:
+    def write(self, shown: Shown) -> None:
         """Write one frame.
 
         Raises:
@@ -128,33 +128,24 @@ class Sink(ABC):
 
 def open_sink(
     uri: str,
+    format: VideoFormat,
     *,
-    size: tuple[int, int],
-    time_base: Fraction,
-    rate: Fraction,
-    color: str = "bt709",
-    pixel_aspect: Fraction = Fraction(1),
     codec: str | None = None,
-    from_zero: bool = False,
 ) -> Sink:
     """Open an output, so that whatever can be wrong with it shows before any processing.
 
     Args:
         uri: a path ending in .mp4 .m4v .mov .mkv .avi .webm, or ``null`` to count frames and keep none.
-        size: (height, width) of the video; frames of another size are scaled into it, with black bars.
-            H.264 and MPEG-4 need even sides: an odd one gains one row or column, a copy of the last.
-        time_base: seconds per unit of the frames' pts.
-        rate: nominal frames per second, for players and rate control.
-        color: ``bt709``, ``bt601`` or ``bt2020``: the YUV matrix to encode with; take the source's own.
-        pixel_aspect: width of a pixel by its height, for players to show; take the source's own. VP9 cannot say it.
+        format: of the frames to come; take the source's own. Frames of another size are scaled into it, with black
+            bars. H.264 and MPEG-4 need even sides: an odd one gains one row or column, a copy of the last. VP9 cannot
+            say the shape of its pixels. A live source's first frame is at 0.
         codec: ``libx264``, ``libvpx-vp9``, ``mpeg4``, lossless ``ffv1``; by default what suits the extension.
-        from_zero: shift time so that the first frame is at 0: live sources count from the start of the machine.
 
     Raises:
         SinkError: the place, the extension or the codec does not allow writing.
     """
     if uri == "null":
-        return _NullSink(size)
+        return _NullSink(format.size)
     if "://" in uri:
         raise SinkError(f"cannot write to the network address {uri.partition('://')[0]}://…; name a file")
     if not uri:
@@ -165,7 +156,7 @@ def open_sink(
     if codec not in _CODECS:
         raise SinkError(f"unknown codec {codec!r}; use one of {', '.join(_CODECS)}")
     _check_place(target)
-    return _VideoFile(target, muxer, codec, size, time_base, rate, color, pixel_aspect, from_zero)
+    return _VideoFile(target, muxer, codec, format)
 
 
 class _NullSink(Sink):
@@ -174,41 +165,31 @@ class _NullSink(Sink):
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
 
-    def write(self, frame: Frame) -> None:
+    def write(self, shown: Shown) -> None:
         self.frames += 1
 
 
 class _VideoFile(Sink):
     """A video file, through PyAV."""
 
-    def __init__(
-        self,
-        target: Path,
-        muxer: str,
-        codec: str,
-        size: tuple[int, int],
-        time_base: Fraction,
-        rate: Fraction,
-        color: str,
-        pixel_aspect: Fraction,
-        from_zero: bool,
-    ) -> None:
+    def __init__(self, target: Path, muxer: str, codec: str, format: VideoFormat) -> None:
+        size, color = format.size, format.color
         self._target, self._codec = target, _CODECS[codec]
         self._partial = _partial_path(target)
         self._picture_size = size
         self.size = _even(size) if self._codec.even else size
-        self._time_base = _grid(muxer, time_base, rate)
+        self._time_base = _grid(muxer, format.time_base, format.rate)
         if not self._codec.tagged:  # then use the one that players assume
             color = "bt709" if size[0] >= 720 else "bt601"
         self._matrix = _COLORS[color][0]
         # AVI counts frames from its start, so a late first frame would become hours of filler
-        self._from_zero = from_zero or muxer == "avi"
+        self._from_zero = format.live or muxer == "avi"
         self._origin: Fraction | None = None
         self._last: tuple[int, Fraction] | None = None  # pts written, and the latest time seen
         self._reformatter = VideoReformatter()
         self._done = False
         try:
-            self._open(muxer, codec, rate, color, pixel_aspect)
+            self._open(muxer, codec, format.rate, color, format.pixel_aspect)
         except BaseException as error:
             self.abort()  # whatever stopped it, Ctrl-C included: nothing half-written stays
             if isinstance(error, av.FFmpegError | OSError | ValueError):
@@ -240,7 +221,8 @@ class _VideoFile(Sink):
             context.color_range = _LIMITED_RANGE
         self._container.start_encoding()  # opens the encoder and writes the header: errors show now
 
-    def write(self, frame: Frame) -> None:
+    def write(self, shown: Shown) -> None:
+        frame = shown.frame
         time_s = frame.pts * frame.time_base
         pts = self._pts(time_s)
         if self._last is not None and pts <= self._last[0]:

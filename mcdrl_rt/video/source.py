@@ -28,7 +28,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.types import Frame, UInt8Array, VideoFormat
 from mcdrl_rt.video.phantom import Phantom
 
 # FFmpeg's demuxers that turn any bytes into a picture: a text file is not a video
@@ -69,6 +69,11 @@ class Source(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
         """Frames in presentation order; a second iteration goes on where the first one stopped."""
+
+    @property
+    def format(self) -> VideoFormat:
+        """All that a sink has to know."""
+        return VideoFormat(self.size, self.time_base, self.rate, self.color, self.pixel_aspect, self.live)
 
     def close(self) -> None:  # noqa: B027 (the phantom has nothing to release)
         """Release the file or device; safe to call twice, from the thread that iterates."""
