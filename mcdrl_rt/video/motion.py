@@ -1,0 +1,207 @@
+"""How the picture moves from frame to frame, so that a mask found on one frame can be shown on a later one.
+
+Dense optical flow (DIS, Kroeger et al. 2016) of a small green picture, once forward and once backward: where the two
+disagree, the flow is not to be believed. It knows nothing of what moves, and nothing of lesions; a mask is moved as
+its own tissue moves, so several lesions go several ways.
+
+    >>> motion = Motion()
+    >>> for frame in frames:                                                            # doctest: +SKIP
+    ...     motion.follow(frame.pixels, frame.index)                                    # doctest: +SKIP
+    >>> labels = motion.move(segmentation.labels, index_it_was_found_on)                # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from mcdrl_rt.types import BoolArray, FloatArray, Region, UInt8Array
+
+HISTORY = 24  # frames a mask may be old
+_CELLS = 36_000  # of the small picture, 253×142 of a 16:9 frame: more is slower and hardly better
+_AGREE = 1.0  # cells that forward and backward flow may differ by
+_FOLLOWED = 0.3  # share of lit cells that agree; 0.6 and more from frame to frame, 0.2 at most across a cut
+_ALIKE = 0.3  # correlation of detail with the moved frame before: 0.6 and more, or 0 where the picture went away
+_TRUSTED = 0.4  # share of a mask's cells that agree: with less, moving it helps and harms in turn
+_LIT = 30  # grey level of the brightest channel below which there is no tissue to see
+
+_ABSENT: Any = None  # OpenCV's type stubs do not know that an array may be left out; remap takes an empty one amiss
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Where the cells of a frame came from.
+
+    Args:
+        back: (h, w, 2) float32, cells to the right and down from each cell of the later frame to its place on the
+            earlier one.
+        sure: (h, w) bool, where forward and backward flow agreed all the way.
+    """
+
+    back: FloatArray
+    sure: BoolArray
+
+
+class _Look(NamedTuple):
+    """The small picture of one frame."""
+
+    number: int
+    green: UInt8Array  # red is bright and flat in mucosa, blue is noisy; vessels are seen in green
+    detail: FloatArray  # what is left of it without slow changes of light
+    lit: BoolArray
+
+
+class Motion:
+    """The motion of the last ``HISTORY`` frames of a video; not thread-safe.
+
+    A cut, darkness or another size of frame ends what is known: then nothing from before can be moved.
+    """
+
+    def __init__(self) -> None:
+        # the fastest preset, but one scale finer: a mask 4 frames old overlaps with the phantom's truth by .92, not .85
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._dis.setFinestScale(1)
+        self._size = (0, 0)
+        self._last: _Look | None = None
+        self._steps: deque[tuple[int, Flow]] = deque(maxlen=HISTORY)  # index of a frame, and the flow to the next
+        self._grid: FloatArray = _grid(0, 0, 0, 0)
+
+    def follow(self, pixels: UInt8Array, index: int) -> None:
+        """Take the next frame.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB.
+            index: greater than that of the frame before.
+        """
+        look, size = _look(pixels, index), (int(pixels.shape[0]), int(pixels.shape[1]))
+        if size != self._size:
+            self._size, self._last = size, None
+            self._grid = _grid(0, 0, *look.green.shape[::-1])
+        step = self._step(self._last, look) if self._last is not None else None
+        if self._last is None or step is None:
+            self._steps.clear()
+        else:
+            self._steps.append((self._last.number, step))
+        self._last = look
+
+    def move(self, labels: UInt8Array, index: int) -> UInt8Array | None:
+        """Labels found on frame ``index`` as they lie on the newest one.
+
+        Args:
+            labels: (H, W) uint8, of the frames' own size.
+            index: of the frame they were found on.
+
+        Returns:
+            (H, W) uint8; ``labels`` itself where there is nothing to move; None where the motion since then is not
+            known well enough to show them.
+        """
+        if self._last is None:
+            return None
+        flow = self.between(index, self._last.number)
+        if flow is None or index == self._last.number or not labels.any():
+            return labels if flow is not None else None
+        return self._warp(labels, flow)
+
+    def between(self, earlier: int, later: int) -> Flow | None:
+        """The flow that leads from frame ``later`` back to frame ``earlier``; None where it is not known."""
+        known = [index for index, _ in self._steps] + ([self._last.number] if self._last is not None else [])
+        if earlier not in known or later not in known or earlier > later:
+            return None
+        place, sure = self._grid, np.ones(self._grid.shape[:2], bool)
+        for index, step in reversed(self._steps):
+            if earlier <= index < later:
+                sure &= _remap(step.sure.view(np.uint8), place, cv2.INTER_NEAREST).view(bool)
+                place = place + sample(step.back, place)
+        return Flow(place - self._grid, sure)
+
+    def _calculate(self, one: UInt8Array, other: UInt8Array) -> FloatArray:
+        return np.asarray(self._dis.calc(one, other, _ABSENT), np.float32)
+
+    def _step(self, before: _Look, now: _Look) -> Flow | None:
+        """The flow from one frame to the next; None if the picture is another one."""
+        if np.count_nonzero(now.lit) < 0.05 * now.lit.size:
+            return None
+        forward, back = self._calculate(before.green, now.green), self._calculate(now.green, before.green)
+        place = self._grid + back
+        apart = back + sample(forward, place)
+        sure = np.asarray(cv2.inRange(apart, (-_AGREE, -_AGREE), (_AGREE, _AGREE))) > 0
+        if np.count_nonzero(sure & now.lit) < _FOLLOWED * np.count_nonzero(now.lit):
+            return None
+        # a flat picture (no signal, lens on the wall) agrees with itself everywhere, but it shows nothing of the last
+        then = sample(before.detail, place) * now.lit
+        likeness = float(np.vdot(then, now.detail))
+        if not likeness > _ALIKE * float(np.linalg.norm(then) * np.linalg.norm(now.detail * now.lit)):
+            return None
+        return Flow(back, sure)
+
+    def _warp(self, labels: UInt8Array, flow: Flow) -> UInt8Array | None:
+        """The labels moved; None where too little of the flow under them is sure."""
+        # the cells to which a label may move
+        near = _remap(_cells(labels, flow.sure.shape), self._grid + flow.back, cv2.INTER_NEAREST)
+        moved = np.zeros_like(labels)
+        if not near.any():  # out of sight
+            return moved
+        if flow.sure[near > 0].mean() < _TRUSTED:
+            return None
+        _, _, boxes, _ = cv2.connectedComponentsWithStats(near)
+        for left, top, width, height, _ in boxes[1:]:  # most of the frame has no label: it costs nothing
+            _warp_into(moved, labels, flow.back, Region(int(top) - 1, int(left) - 1, int(height) + 2, int(width) + 2))
+        return moved
+
+
+def _warp_into(moved: UInt8Array, labels: UInt8Array, back: FloatArray, cells: Region) -> None:
+    """Fill in the part of ``moved`` that some cells cover."""
+    cell = np.divide(labels.shape[::-1], back.shape[1::-1]).astype(np.float32)  # in pixels
+    first = np.array([cells.left, cells.top])
+    after = np.array([cells.left + cells.width, cells.top + cells.height])
+    start = np.maximum(0, np.floor(first * cell)).astype(int)
+    end = np.minimum(labels.shape[::-1], np.ceil(after * cell)).astype(int)
+    # a label that does not move must stay to the pixel: so the way is scaled up, not the place
+    to_cells = np.column_stack([np.diag(1 / cell), (start + 0.5) / cell - 0.5])
+    way = cv2.warpAffine(
+        back * cell,
+        to_cells,
+        (int(end[0] - start[0]), int(end[1] - start[1])),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    moved[start[1] : end[1], start[0] : end[0]] = _remap(labels, _grid(*start, *end) + way, cv2.INTER_NEAREST)
+
+
+def _cells(labels: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
+    """(h, w), not zero in each cell that has a label in it or just beside it, be it a single pixel."""
+    reach = [2 * -(-side // cells) + 1 for side, cells in zip(labels.shape, size, strict=True)]
+    grown = cv2.dilate(labels, np.ones(reach, np.uint8))
+    return np.asarray(cv2.resize(grown, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def sample(values: FloatArray, place: FloatArray) -> FloatArray:
+    """Values (h, w[, C]) at places (rows, columns, 2), x and y in cells, between which it interpolates."""
+    return np.asarray(_remap(values, place, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE))
+
+
+def _remap(values: Any, place: Any, how: int, border: int = cv2.BORDER_CONSTANT) -> Any:
+    return cv2.remap(values, place, _ABSENT, how, borderMode=border)
+
+
+def _look(pixels: UInt8Array, index: int) -> _Look:
+    height, width = pixels.shape[:2]
+    scale = min(1.0, (_CELLS / (height * width)) ** 0.5)
+    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+    if 2 * columns < width:  # four pixels to a cell say enough
+        pixels = np.asarray(cv2.resize(pixels, (2 * columns, 2 * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
+    picture = np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    green = np.ascontiguousarray(picture[..., 1])
+    detail = green.astype(np.float32)
+    detail -= cv2.blur(detail, (15, 15))
+    return _Look(index, green, detail, np.asarray(cv2.inRange(picture, (0, 0, 0), (_LIT, _LIT, _LIT))) == 0)
+
+
+def _grid(left: int, top: int, right: int, bottom: int) -> FloatArray:
+    """(bottom − top, right − left, 2) float32, x and y of every place."""
+    x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
+    return np.dstack(np.meshgrid(x, y))
