@@ -28,6 +28,8 @@ _FOLLOWED = 0.3  # share of lit cells that agree; 0.6 and more from frame to fra
 _ALIKE = 0.3  # correlation of detail with the moved frame before: 0.6 and more, or 0 where the picture went away
 _TRUSTED = 0.4  # share of a mask's cells that agree: with less, moving it helps and harms in turn
 _LIT = 30  # grey level of the brightest channel below which there is no tissue to see
+_SEEN = 0.05  # share of the picture that must be lit
+_NARROWEST = 16  # cells; of less, DIS makes memory faults (OpenCV 5.0: two patches at its finest scale)
 
 _ABSENT: Any = None  # OpenCV's type stubs do not know that an array may be left out; remap takes an empty one amiss
 
@@ -44,6 +46,10 @@ class Flow:
 
     back: FloatArray
     sure: BoolArray
+
+    def carry(self, values: FloatArray) -> FloatArray:
+        """What was at (h, w[, C]) cells of the earlier frame, where it is on the later one."""
+        return _sample(values, _grid(0, 0, *self.sure.shape[::-1]) + self.back)
 
 
 class _Look(NamedTuple):
@@ -69,6 +75,11 @@ class Motion:
         self._last: _Look | None = None
         self._steps: deque[tuple[int, Flow]] = deque(maxlen=HISTORY)  # index of a frame, and the flow to the next
         self._grid: FloatArray = _grid(0, 0, 0, 0)
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the small picture the flow is known on."""
+        return int(self._grid.shape[0]), int(self._grid.shape[1])
 
     def follow(self, pixels: UInt8Array, index: int) -> None:
         """Take the next frame.
@@ -115,7 +126,7 @@ class Motion:
         for index, step in reversed(self._steps):
             if earlier <= index < later:
                 sure &= _remap(step.sure.view(np.uint8), place, cv2.INTER_NEAREST).view(bool)
-                place = place + sample(step.back, place)
+                place = place + _sample(step.back, place)
         return Flow(place - self._grid, sure)
 
     def _calculate(self, one: UInt8Array, other: UInt8Array) -> FloatArray:
@@ -123,16 +134,16 @@ class Motion:
 
     def _step(self, before: _Look, now: _Look) -> Flow | None:
         """The flow from one frame to the next; None if the picture is another one."""
-        if np.count_nonzero(now.lit) < 0.05 * now.lit.size:
+        if min(now.lit.shape) < _NARROWEST or np.count_nonzero(now.lit) < _SEEN * now.lit.size:
             return None
         forward, back = self._calculate(before.green, now.green), self._calculate(now.green, before.green)
         place = self._grid + back
-        apart = back + sample(forward, place)
+        apart = back + _sample(forward, place)
         sure = np.asarray(cv2.inRange(apart, (-_AGREE, -_AGREE), (_AGREE, _AGREE))) > 0
         if np.count_nonzero(sure & now.lit) < _FOLLOWED * np.count_nonzero(now.lit):
             return None
         # a flat picture (no signal, lens on the wall) agrees with itself everywhere, but it shows nothing of the last
-        then = sample(before.detail, place) * now.lit
+        then = _sample(before.detail, place) * now.lit
         likeness = float(np.vdot(then, now.detail))
         if not likeness > _ALIKE * float(np.linalg.norm(then) * np.linalg.norm(now.detail * now.lit)):
             return None
@@ -179,7 +190,7 @@ def _cells(labels: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
     return np.asarray(cv2.resize(grown, size[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
-def sample(values: FloatArray, place: FloatArray) -> FloatArray:
+def _sample(values: FloatArray, place: FloatArray) -> FloatArray:
     """Values (h, w[, C]) at places (rows, columns, 2), x and y in cells, between which it interpolates."""
     return np.asarray(_remap(values, place, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE))
 
