@@ -158,29 +158,33 @@ class Motion:
             return moved
         if flow.sure[near > 0].mean() < _TRUSTED:
             return None
-        _, _, boxes, _ = cv2.connectedComponentsWithStats(near)
-        for left, top, width, height, _ in boxes[1:]:  # most of the frame has no label: it costs nothing
-            _warp_into(moved, labels, flow.back, Region(int(top) - 1, int(left) - 1, int(height) + 2, int(width) + 2))
+        size = (int(labels.shape[0]), int(labels.shape[1]))
+        # a label that does not move must stay to the pixel: so the way is scaled up, not the place
+        back = flow.back * np.divide(size[::-1], self.cells[::-1]).astype(np.float32)
+        for box in boxes_of(near, size):  # most of the frame has no label: it costs nothing
+            here = _grid(box.left, box.top, box.left + box.width, box.top + box.height)
+            moved[box.slices] = _remap(labels, here + enlarged(back, size, box), cv2.INTER_NEAREST)
         return moved
 
 
-def _warp_into(moved: UInt8Array, labels: UInt8Array, back: FloatArray, cells: Region) -> None:
-    """Fill in the part of ``moved`` that some cells cover."""
-    cell = np.divide(labels.shape[::-1], back.shape[1::-1]).astype(np.float32)  # in pixels
-    first = np.array([cells.left, cells.top])
-    after = np.array([cells.left + cells.width, cells.top + cells.height])
-    start = np.maximum(0, np.floor(first * cell)).astype(int)
-    end = np.minimum(labels.shape[::-1], np.ceil(after * cell)).astype(int)
-    # a label that does not move must stay to the pixel: so the way is scaled up, not the place
-    to_cells = np.column_stack([np.diag(1 / cell), (start + 0.5) / cell - 0.5])
-    way = cv2.warpAffine(
-        back * cell,
-        to_cells,
-        (int(end[0] - start[0]), int(end[1] - start[1])),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    moved[start[1] : end[1], start[0] : end[0]] = _remap(labels, _grid(*start, *end) + way, cv2.INTER_NEAREST)
+def boxes_of(cells: UInt8Array, size: tuple[int, int]) -> list[Region]:
+    """The pixels of a frame of ``size`` around each connected patch of cells that are not zero, a cell generous."""
+    cell = np.divide(size[::-1], cells.shape[::-1])  # in pixels, across and down
+    found = []
+    for left, top, width, height, _ in cv2.connectedComponentsWithStats(cells)[2][1:]:
+        first = np.maximum(0, np.floor((left - 1, top - 1) * cell)).astype(int)
+        after = np.minimum(size[::-1], np.ceil((left + width + 1, top + height + 1) * cell)).astype(int)
+        found.append(Region(int(first[1]), int(first[0]), int(after[1] - first[1]), int(after[0] - first[0])))
+    return found
+
+
+def enlarged(values: FloatArray, size: tuple[int, int], box: Region) -> FloatArray:
+    """Values (h, w[, C]) of a frame's cells at each pixel of a box of it, between which it interpolates."""
+    cell = np.divide(size[::-1], values.shape[1::-1])
+    to_cells = np.column_stack([np.diag(1 / cell), (np.array([box.left, box.top]) + 0.5) / cell - 0.5])
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    border = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.warpAffine(values, to_cells, (box.width, box.height), flags=how, borderMode=border))
 
 
 def _cells(labels: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
