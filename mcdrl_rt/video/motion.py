@@ -68,7 +68,7 @@ class Motion:
     """
 
     def __init__(self) -> None:
-        # the fastest preset, but one scale finer: a mask 4 frames old overlaps with the phantom's truth by .92, not .85
+        # the fastest preset, but one scale finer: a mask 4 frames old overlaps with the phantom's truth by .92, not .88
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._dis.setFinestScale(1)
         self._size = (0, 0)

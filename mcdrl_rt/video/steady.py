@@ -30,7 +30,7 @@ class Steady:
 
     Args:
         motion: has followed every frame up to the one a mask was found on, at least.
-        weight: of the newest mask, in (0, 1]; half and more shows a new lesion at once, 1 changes nothing but outlines.
+        weight: of the newest mask, in (0, 1]; more than half shows a new lesion at once, 1 changes outlines only.
     """
 
     def __init__(self, motion: Motion, weight: float = 0.4) -> None:
