@@ -32,7 +32,7 @@ from mcdrl_rt.video.steady import Steady, flicker
 
 RESULTS = Path(__file__).parent / "results"
 AGES = (1, 2, 3, 4)
-SEEDS = (15, 3, 7)  # phantoms with lesions in view most of the time
+SEEDS = (21, 42, 101)  # none of those that thresholds and weights were chosen on (3, 7, 15)
 SIZES = {"1080p": (1080, 1920), "2160p": (2160, 3840)}
 
 
