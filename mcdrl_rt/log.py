@@ -1,0 +1,101 @@
+"""A log for programs: one JSON object a line, with no password in it.
+
+    >>> logging.getLogger().addHandler(log_file(Path("stream.jsonl")))               # doctest: +SKIP
+    >>> logging.getLogger("mcdrl_rt").warning("lost", extra={"stream": "theatre 1"}) # doctest: +SKIP
+
+writes ``{"time": "2026-03-01T09:30:00.125+00:00", "level": "warning", "logger": "mcdrl_rt", "message": "lost",
+"stream": "theatre 1"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Any
+
+from mcdrl_rt.errors import SinkError
+
+# up to the last @ of a word: a password may hold anything, and a log may rather lose a host than keep a secret
+# (one slash: what a pathlib.Path leaves of two)
+_CREDENTIALS = re.compile(r"(:/+)\S*@")
+_QUERY = re.compile(r"(:/[^\s?]*\?)\S+?(?=[\"'):;,.\]}>]*(?:\s|$))")
+# what every record has; anything else came with ``extra``
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+
+def redact(text: str) -> str:
+    """The text with ``…`` for user, password and query of every URL in it.
+
+    >>> redact("cannot open 'rtsp://surgeon:secret@camera/live?token=abc': timed out")
+    "cannot open 'rtsp://…@camera/live?…': timed out"
+    """
+    return _QUERY.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text))
+
+
+def log_file(path: Path) -> logging.Handler:
+    """A handler that appends to a file, and to a new one of the same name after ``logrotate`` has moved it.
+
+    Raises:
+        SinkError: the file cannot be written.
+    """
+    try:
+        return _LogFile(path)
+    except OSError as error:
+        raise SinkError(f"cannot write the log {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+class JsonLines(logging.Formatter):
+    """Makes a line of JSON of each record: time (UTC), level, logger, message, exception, and what ``extra`` gave."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        entry |= {name: value for name, value in vars(record).items() if name not in _USUAL}
+        return json.dumps(_plain(entry), ensure_ascii=False)
+
+
+class _LogFile(WatchedFileHandler):
+    """The file; that it cannot be written any more is said once, and stops nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(JsonLines())
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it was moved away, and no new one can be made
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            error = sys.exception()
+            reason = str(getattr(error, "strerror", None) or error)
+            print(f"the log {self.baseFilename} misses lines: {reason.lower()}", file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say, and every text of it redacted."""
+    if isinstance(value, Mapping):
+        return {redact(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return redact(str(value))
