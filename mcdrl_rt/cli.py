@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from mcdrl_rt.console import LogLines, Stop, on_signals, print_json, progress_bar, quit_now, report, say, steps
 from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
     from mcdrl_rt.segmenter import AnySegmenter
+    from mcdrl_rt.stream.pipeline import Stream
+    from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.telemetry import Summary
+    from mcdrl_rt.video.sink import Sink
     from mcdrl_rt.video.source import Source
 
 app = typer.Typer(
@@ -38,14 +39,6 @@ app = typer.Typer(
 )
 
 
-class _Stderr(Console):
-    """Standard error; that nobody reads it any more is no reason to lose a recording."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
-_err = _Stderr(stderr=True)
 FLAWED = 3  # exit status: the output is there, with a flaw the warning names: the input was cut off, say
 
 _INPUT = "A file, a URL, /dev/video0, or phantom (its options: site, size=WxH, frames, seed; phantom:frames=90,seed=3)."
@@ -69,13 +62,13 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))
         getattr(sys, name).reconfigure(errors="replace")  # an arrow must not crash an ASCII terminal
     # only errors of the libraries: they warn of much that no user can act on
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[_LogLines()])
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[LogLines()])
     logging.getLogger("mcdrl_rt").setLevel(logging.INFO)
-    _on_signals(_quit)
+    on_signals(quit_now)
     try:
         app(prog_name="mcdrl-rt")
     except McdrlError as error:
-        _say(str(error), "error:", "bold red")
+        say(str(error), "error:", "bold red")
         sys.exit(1)
 
 
@@ -95,37 +88,83 @@ def _options(
 
 @app.command()
 def stream(
-    input: Annotated[str, typer.Option(help=_INPUT, metavar="SOURCE")],
-    output: Annotated[str, typer.Option(help=_OUTPUT, metavar="FILE")] = "null",
+    input: Annotated[list[str], typer.Option(help=_INPUT, metavar="SOURCE")],
+    output: Annotated[list[str], typer.Option(help=_OUTPUT, metavar="SINK")] = ["null"],  # noqa: B006 (typer's way)
     model: Model = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
+    policy: Annotated[
+        str, typer.Option(help="every (files: each frame is segmented), pass (live: each is shown at once), latest.")
+    ] = "auto",
+    live: Annotated[bool, typer.Option(help="Play a file at its own pace, as if it came from a camera.")] = False,
+    max_mask_age: Annotated[
+        float, typer.Option(min=1, metavar="MS", help="No mask found longer ago than this is drawn.")
+    ] = 120.0,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Segment at most so many frames a second.")] = None,
+    stride: Annotated[int, typer.Option(min=1, help="Segment one frame in so many.")] = 1,
+    skip_static: Annotated[bool, typer.Option(help="A picture that stands still keeps its mask.")] = False,
+    steady: Annotated[
+        bool, typer.Option(help="Average masks along the motion: less flicker, lesions come and go a frame later.")
+    ] = False,
     opacity: Opacity = 0.35,
+    hud: Annotated[bool, typer.Option(help="Write the line at the bottom edge.")] = True,
+    codec: Annotated[str | None, typer.Option(help="Of video files; default: what suits the extension.")] = None,
+    capture: Annotated[
+        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's options for the input: video_size=1920x1080 …")
+    ] = [],  # noqa: B006
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Answer Prometheus: 9090 (this machine only), :9090, host:9090."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Append a line of JSON for every message.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment one video and write it with the lesions drawn on. Ctrl-C ends it and keeps what was written.
+    """Segment a video, or several at once, and pass it on with the lesions drawn in. Ctrl-C ends it and keeps all.
 
     Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error.
     """
-    from mcdrl_rt.stream.pipeline import run
-    from mcdrl_rt.video.sink import open_sink
+    from mcdrl_rt.stream.pipeline import Stream, run_together
+    from mcdrl_rt.stream.policy import Policy
+    from mcdrl_rt.stream.supervisor import Supervisor
     from mcdrl_rt.video.source import open_source
 
-    _check_not_input(input, output)
-    stop = _Stop()
-    with open_source(input) as source, _progress(source.name, source.frame_count, not as_json) as advance:
-        with open_sink(output, source.format) as sink:
-            segmenter = _segmenter(model, engine, precision, device).for_stream()
-            _on_signals(stop)
-            summary = run(source, segmenter, sink, output=output, opacity=opacity, on_frame=advance, stop=stop)
-    if not summary.frames_out and not summary.stopped:
-        raise SourceError(f"{source.name} has no frames; nothing was written")
-    _report(summary, as_json)
-    if summary.stopped:
-        raise typer.Exit(128 + stop.number)
-    if summary.problem:
-        raise typer.Exit(FLAWED)
+    stop, streams = Stop(), list[Stream]()
+    names = _output_names(input, output)
+    with contextlib.ExitStack() as opened:
+        if log is not None:
+            opened.enter_context(_logging_to(log))
+        paced = live or policy in ("pass", "latest")
+        sources = [opened.enter_context(open_source(uri, live=paced, **_options_of(capture))) for uri in input]
+        chosen = policy if policy != "auto" else "pass" if any(source.live for source in sources) else "every"
+        rules = Policy(
+            mode=chosen,
+            max_mask_age_ms=max_mask_age,
+            fps=fps,
+            stride=stride,
+            skip_static=skip_static,
+            steady=steady,
+            opacity=opacity,
+            hud=hud,
+        )
+        sinks = [
+            {name: opened.enter_context(_open_output(name, uri, source, rules, codec, stop)) for name in some}
+            for uri, source, some in zip(input, sources, names, strict=True)
+        ]
+        load = functools.partial(_segmenter, model, engine, precision, device)
+        supervisor = opened.enter_context(Supervisor(load(), load))
+        for source, some in zip(sources, sinks, strict=True):
+            total = source.frame_count if len(sources) == 1 else None
+            bar = opened.enter_context(progress_bar(source.name, total, not as_json and len(sources) == 1))
+            streams.append(Stream(source, supervisor.seat(), some, rules, on_frame=bar, stop=stop))
+        if metrics is not None:
+            from mcdrl_rt.stream.metrics import serve
+
+            endpoint = opened.enter_context(serve(metrics, lambda: [stream.status() for stream in streams]))
+            say(f"metrics at {endpoint.url}")
+        on_signals(stop)
+        results = run_together(streams)
+    _conclude(streams, results, stop, as_json)
 
 
 @app.command()
@@ -152,20 +191,20 @@ def process(
     with contextlib.ExitStack() as bar:
 
         def start(job: offline.Job, source: Source) -> Callable[[int], None] | None:
-            return bar.enter_context(_progress(job.source.name, source.frame_count, not as_json))
+            return bar.enter_context(progress_bar(job.source.name, source.frame_count, not as_json))
 
         for outcome in offline.process(jobs, segmenter, opacity=opacity, on_start=start):
             bar.close()
             if outcome.summary is not None:
-                _report(dataclasses.replace(outcome.summary, source=str(outcome.job.source)), as_json)
+                report(dataclasses.replace(outcome.summary, source=str(outcome.job.source)), as_json)
                 flawed += bool(outcome.summary.problem)
                 continue
             failed += 1
-            _say(f"{outcome.error}", "error:", "bold red")
+            say(f"{outcome.error}", "error:", "bold red")
             if as_json:
-                _print_json({"source": str(outcome.job.source), "error": outcome.error})
+                print_json({"source": str(outcome.job.source), "error": outcome.error})
     if failed:
-        _say(f"{failed} of {len(jobs)} videos failed")
+        say(f"{failed} of {len(jobs)} videos failed")
         raise typer.Exit(1)
     if flawed:
         raise typer.Exit(FLAWED)
@@ -199,22 +238,20 @@ def build(
     from mcdrl_rt.engine.sidecar import runtime_of
 
     runtime = runtime or (output and runtime_of(output)) or "openvino"
-    order = Order(
-        runtime=runtime, precision=precision, device=device, batch=_batch(batch), frames=frames, route=route
-    )
+    order = Order(runtime=runtime, precision=precision, device=device, batch=_batch(batch), frames=frames, route=route)
     checkpoint = model or DEFAULT_CHECKPOINT
     if output is None and (frames or order.batch != (1, 1) or precision == "int8"):
         raise EngineError("an engine of your own frames, batch or int8 is kept where you say: name it with --output")
-    with _stages() as stage:
+    with steps() as stage:
         if output is None:
             output, sidecar = cached_engine(checkpoint, order, stage)
         else:
             sidecar = build_engine(checkpoint, output, order, stage)
     if not (parity := sidecar.get("parity")):
-        _say(f"{output}: ready; nothing here runs it, so it was not checked")
+        say(f"{output}: ready; nothing here runs it, so it was not checked")
         return
     kind = "synthetic" if order.frames is None else "real"
-    _say(
+    say(
         f"{output}: ready, {sidecar['precision']}, {sidecar['latency_ms']:.1f} ms a frame; against float32 torch "
         f"{parity['label_flips']:.3%} of labels differ, mask IoU {parity['mask_iou']:.4f}, over {parity['frames']} "
         f"{kind} frames"
@@ -226,20 +263,6 @@ def _batch(text: str) -> tuple[int, int]:
     if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least) <= 1024):
         raise EngineError(f"--batch is a number of frames up to 1024 or a range of them, 4 or 1-8, not {text!r}")
     return int(least), int(most or least)
-
-
-@contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
-    """What is being done, and for how long, on a terminal."""
-    if not _err.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=_err, transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-        yield lambda text: progress.update(task, description=text)
 
 
 @app.command()
@@ -254,54 +277,76 @@ def doctor() -> None:
         console.print(line, soft_wrap=True)
 
 
-def _segmenter(model: Path | None, engine: str, precision: str, device: str) -> AnySegmenter:
+def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:
     from mcdrl_rt.segmenter import Segmenter
 
-    return Segmenter.load(model, engine=engine, precision=precision, device=device)
+    return Segmenter.load(model, engine=engine, precision=precision, device=device, skip=skip)
+
+
+def _conclude(streams: list[Stream], results: list[Summary | BaseException], stop: Stop, as_json: bool) -> None:
+    """Say how each stream ended, and leave with the status of the worst."""
+    failures = [result for result in results if isinstance(result, BaseException)]
+    for failure in failures:
+        if len(streams) == 1 or not isinstance(failure, McdrlError):
+            raise failure
+    flawed = False
+    for stream, result in zip(streams, results, strict=True):
+        if isinstance(result, BaseException):
+            say(f"{stream.name}: {result}", "error:", "bold red")
+            continue
+        if not result.frames_out and not result.stopped:
+            raise SourceError(f"{stream.name} has no frames; nothing was written")
+        report(result, as_json)
+        flawed |= bool(result.problem)
+    if failures:
+        raise typer.Exit(1)
+    if stop.is_set():
+        raise typer.Exit(128 + stop.number if stop.number else 0)
+    if flawed:
+        raise typer.Exit(FLAWED)
+
+
+def _output_names(inputs: list[str], outputs: list[str]) -> list[list[str]]:
+    """Where each input goes: with several of them, {n} in a name is the input's number and {name} its own name."""
+    filled = [[_filled(output, i, uri) for output in outputs] for i, uri in enumerate(inputs, 1)]
+    written = [name for some in filled for name in some if name not in ("null", "-")]
+    twice = sorted({name for name in written if written.count(name) > 1})
+    if twice:
+        several = "inputs" if len(inputs) > 1 else "outputs"
+        raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
+    return filled
+
+
+def _filled(output: str, number: int, uri: str) -> str:
+    stem = Path(uri.partition("?")[0]).stem or f"input{number}"
+    return output.replace("{n}", str(number)).replace("{name}", stem)
+
+
+def _options_of(pairs: list[str]) -> dict[str, str]:
+    options = dict(pair.partition("=")[::2] for pair in pairs)
+    if wrong := [pair for pair in pairs if "=" not in pair or pair.startswith("=")]:
+        raise SourceError(f"--capture takes KEY=VALUE, such as video_size=1920x1080, not {wrong[0]!r}")
+    return options
+
+
+def _open_output(name: str, uri: str, source: Source, policy: Policy, codec: str | None, stop: Stop) -> Sink:
+    from mcdrl_rt.video.sink import open_sink
+
+    _check_not_input(uri, name)
+    return open_sink(name, source.format, codec=codec)
 
 
 @contextlib.contextmanager
-def _progress(name: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on standard error; the count of frames alone where the end is not known."""
-    if not shown or not _err.is_terminal:
-        yield None
-        return
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _logging_to(path: Path) -> Iterator[None]:
+    from mcdrl_rt.log import log_file
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=_err) as progress:
-        short = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"  # a longer one would leave no room for the bar
-        task = progress.add_task(escape(short), total=total)
-        yield lambda frames: progress.update(task, completed=frames)
-
-
-def _report(summary: Summary, as_json: bool) -> None:
-    if as_json:
-        _print_json(dataclasses.asdict(summary))
-        return
-    segment = summary.stages.get("segment", {})
-    stopped = "stopped after " if summary.stopped else ""
-    dropped = f", {summary.frames_dropped} dropped" if summary.frames_dropped else ""
-    _say(
-        f"{summary.source} → {summary.output}: {stopped}{summary.frames_out} frames{dropped}, "
-        f"{summary.frames_with_lesion} with a lesion"
-    )
-    _say(
-        f"  {summary.seconds:.1f} s, {summary.fps:.0f} fps, {summary.realtime:.1f}× real time; {summary.engine}, "
-        f"{segment.get('p50_ms', 0):.1f} ms a frame (p95 {segment.get('p95_ms', 0):.1f})"
-    )
-    if summary.problem:
-        _say(summary.problem, "warning:", "yellow")
-
-
-def _print_json(line: dict[str, Any]) -> None:
-    """A line for programs, on standard output; a reader that is gone does not end the work."""
+    handler = log_file(path)
+    logging.getLogger().addHandler(handler)
     try:
-        print(json.dumps(line), flush=True)
-    except OSError as error:
-        _say(f"nobody reads standard output any more: {error.strerror}", "warning:", "yellow")
-        sys.stdout = open(os.devnull, "w")
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _check_not_input(input: str, output: str) -> None:
@@ -309,52 +354,6 @@ def _check_not_input(input: str, output: str) -> None:
     read, written = Path(input.removeprefix("file://")), Path(output)
     if output != "null" and written.exists() and read.exists() and written.samefile(read):
         raise SinkError(f"the output {output} is the input; choose another name")
-
-
-def _say(text: str, label: str = "", style: str = "") -> None:
-    """A line for people, on standard error; never broken, and no bracket in it is taken for a colour."""
-    with contextlib.suppress(OSError):  # the terminal is gone
-        _err.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
-
-
-class _LogLines(logging.Handler):
-    """Log records as plain lines, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(self.format(record))
-
-
-def _on_signals(handle: Callable[[int, Any], None]) -> None:
-    """Answer Ctrl-C, a request to end, and the loss of the terminal; not what ``nohup`` and the like hold off."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows lacks the last
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
-
-
-def _quit(number: int, _: object) -> NoReturn:
-    """Leave, discarding what was begun."""
-    _say("stopped")
-    raise SystemExit(128 + number)
-
-
-class _Stop(threading.Event):
-    """Set by the first signal, so that a stream ends and its output is kept; a second one quits.
-
-    A closing terminal, and ``timeout``, signal a process and its group at once: that is one request, not two.
-    """
-
-    number = 0
-    ECHO_S = 0.5  # signals within this time are the same request
-
-    def __call__(self, number: int, _: object) -> None:
-        now = time.monotonic()
-        if not self.is_set():
-            self.number, self._since = number, now
-            self.set()
-            _say("stopping; a second Ctrl-C discards the output")
-        elif now - self._since > self.ECHO_S:
-            _quit(number, _)
 
 
 if __name__ == "__main__":

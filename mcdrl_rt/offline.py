@@ -8,6 +8,8 @@ be read does not stop the others.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ import numpy as np
 
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError
 from mcdrl_rt.segmenter import AnySegmenter
-from mcdrl_rt.stream.pipeline import Segmented, run
+from mcdrl_rt.stream.pipeline import Stream
+from mcdrl_rt.stream.policy import Policy
+from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.types import Shown
 from mcdrl_rt.video.sink import Sink, open_sink
@@ -95,13 +99,14 @@ def process(
         on_start: called with each job and its opened source; may return a function to be called with the number of
             frames written so far.
     """
-    for job in jobs:
-        try:
-            outcome = Outcome(job, _process_one(job, segmenter.for_stream(), opacity, on_start))
-        except McdrlError as error:
-            named = job.source.name in str(error)
-            outcome = Outcome(job, error=str(error) if named else f"{job.source}: {error}")
-        yield outcome
+    with Supervisor(segmenter) as supervisor:
+        for job in jobs:
+            try:
+                outcome = Outcome(job, _process_one(job, supervisor, opacity, on_start))
+            except McdrlError as error:
+                named = job.source.name in str(error)
+                outcome = Outcome(job, error=str(error) if named else f"{job.source}: {error}")
+            yield outcome
 
 
 def _place(path: Path, named: list[Path]) -> Path:
@@ -135,7 +140,7 @@ def _videos(folder: Path) -> list[Path]:
 
 def _process_one(
     job: Job,
-    segmenter: AnySegmenter,
+    supervisor: Supervisor,
     opacity: float,
     on_start: Callable[[Job, Source], Callable[[int], None] | None] | None,
 ) -> Summary:
@@ -146,22 +151,34 @@ def _process_one(
         def sink(path: Path, codec: str | None = None) -> Sink:
             return open_sink(str(path), source.format, codec=codec)
 
-        with sink(job.annotated) as annotated, sink(job.labels, "ffv1") as labels:
-            writer = [_label_writer(labels)]
-            return run(
-                source,
-                segmenter,
-                annotated,
-                output=str(job.annotated),
-                opacity=opacity,
-                on_frame=on_frame,
-                writers=writer,
-            )
+        with contextlib.ExitStack() as opened:
+            sinks = {
+                str(job.annotated): opened.enter_context(sink(job.annotated)),
+                str(job.labels): _Labels(opened.enter_context(sink(job.labels, "ffv1"))),
+            }
+            policy = Policy(opacity=opacity)
+            summary = Stream(source, supervisor.seat(), sinks, policy, on_frame=on_frame, strict=True).run()
+            return dataclasses.replace(summary, output=str(job.annotated))
 
 
-def _label_writer(sink: Sink) -> Callable[[Segmented], None]:
-    def write(item: Segmented) -> None:
-        labels = item.segmentation.labels
-        sink.write(Shown(item.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2))))
+class _Labels(Sink):
+    """Writes the class ids of every pixel into another sink, as a grey picture."""
 
-    return write
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, shown: Shown) -> None:
+        assert shown.segmentation is not None
+        labels = shown.segmentation.labels
+        self._sink.write(Shown(shown.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2))))
+        self.frames = self._sink.frames
+
+    def close(self) -> None:
+        self._sink.close()
+
+    def abort(self) -> None:
+        self._sink.abort()
+
+    @property
+    def problem(self) -> str | None:
+        return self._sink.problem

@@ -8,14 +8,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
 
-from mcdrl_rt.engine.base import LESION, Engine, RawOutput
+from mcdrl_rt.engine.base import LESION, Engine, RawOutput, checked
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
@@ -43,7 +45,13 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls, model: str | Path | None = None, *, engine: str = "auto", precision: str = "auto", device: str = "auto"
+        cls,
+        model: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        precision: str = "auto",
+        device: str = "auto",
+        skip: int = 0,
     ) -> AnySegmenter:
         """Load a checkpoint into the best engine this machine has; on a GPU, all the work on a frame is done there.
 
@@ -52,11 +60,12 @@ class Segmenter:
             engine: ``auto``, or a name of ``mcdrl_rt.engine.choice.ENGINES``.
             precision: ``auto``, or one that the engine comes in.
             device: ``auto``, or a device name of that runtime.
+            skip: pass over so many of the runtimes that ``auto`` would try; see ``load_engine``.
 
         Raises:
             McdrlError: the model or engine cannot be had, in one clear line.
         """
-        loaded = load_engine(model, engine, precision, device)
+        loaded = load_engine(model, engine, precision, device, skip)
         if getattr(getattr(loaded, "device", None), "type", None) == "cuda":  # torch, which then is imported already
             from mcdrl_rt.engine.device import DeviceSegmenter
             from mcdrl_rt.engine.tensors import TensorEngine
@@ -74,7 +83,7 @@ class Segmenter:
         """What the model is."""
         return self.engine.spec
 
-    def show(self, rgb: UInt8Array, opacity: float) -> tuple[Segmentation, UInt8Array | None]:
+    def show(self, rgb: UInt8Array, opacity: float | None) -> tuple[Segmentation, UInt8Array | None]:
         """Segment one picture; nothing is drawn here (``DeviceSegmenter.show`` draws where the frame is)."""
         return self(rgb), None
 
@@ -91,30 +100,57 @@ class Segmenter:
         if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.shape[2:] != (3,) or not rgb.size:
             got = f"{getattr(rgb, 'dtype', type(rgb).__name__)} of shape {getattr(rgb, 'shape', '?')}"
             raise SourceError(f"a picture is an (H, W, 3) uint8 array, RGB; got {got}")
-        started = time.perf_counter()
-        region = self._region(rgb)
-        output = self.engine.infer(crop_and_resize(rgb, region, self.spec.input_size)[None])
-        labels = labels_at(output, region, (rgb.shape[0], rgb.shape[1]))
-        weights = output.confounders[0].astype(np.float32)
-        return Segmentation(
-            labels=labels,
-            classes=self.spec.classes,
-            confounders=weights / weights.sum(),  # a bf16 engine sums to one only nearly
-            confounder_names=self.spec.confounders,
-            selected=output.selected[0].astype(bool),
+        return segment_together([self], [rgb])[0]
+
+
+def segment_together(segmenters: Sequence[Segmenter], pictures: Sequence[UInt8Array]) -> list[Segmentation]:
+    """Segment a picture of each of several videos in one batch; the segmenters share one engine.
+
+    Args:
+        segmenters: one for each picture; at most ``max_batch`` of their engine.
+        pictures: (H, W, 3) uint8 each, of any sizes.
+
+    Raises:
+        EngineError: the engine failed, or gave no possible answer.
+    """
+    engine, spec = segmenters[0].engine, segmenters[0].spec
+    clock = [time.perf_counter()]
+    regions = [segmenter._region(rgb) for segmenter, rgb in zip(segmenters, pictures, strict=True)]
+    inputs = [crop_and_resize(rgb, region, spec.input_size) for rgb, region in zip(pictures, regions, strict=True)]
+    frames = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
+    clock.append(time.perf_counter())
+    output = checked(engine.infer(frames), spec, len(pictures))
+    clock.append(time.perf_counter())
+    sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in pictures]
+    labels = [labels_at(output, region, size, i) for i, (region, size) in enumerate(zip(regions, sizes, strict=True))]
+    clock.append(time.perf_counter())
+    stages = zip(("preprocess", "infer", "postprocess"), itertools.pairwise(clock), strict=True)
+    stages_ms = {name: (end - start) * 1e3 for name, (start, end) in stages}
+    weights = output.confounders.astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)  # a bf16 engine sums to one only nearly
+    return [
+        Segmentation(
+            labels=labels[i],
+            classes=spec.classes,
+            confounders=weights[i],
+            confounder_names=spec.confounders,
+            selected=output.selected[i].astype(bool),
             region=region,
-            latency_ms=(time.perf_counter() - started) * 1e3,
+            latency_ms=(clock[-1] - clock[0]) * 1e3,
+            stages_ms=stages_ms,
         )
+        for i, region in enumerate(regions)
+    ]
 
 
-def labels_at(output: RawOutput, region: Region, size: tuple[int, int]) -> UInt8Array:
-    """Labels (H, W) uint8 at the frame's size from the first output of a batch; background outside ``region``."""
+def labels_at(output: RawOutput, region: Region, size: tuple[int, int], place: int = 0) -> UInt8Array:
+    """Labels (H, W) uint8 at the frame's size, of the frame at ``place`` in a batch; background outside ``region``."""
     labels = np.zeros(size, np.uint8)
     target = (region.width, region.height)
     rows, columns = region.slices
-    score = cv2.resize(output.score[0], target, interpolation=cv2.INTER_LINEAR)
+    score = cv2.resize(output.score[place], target, interpolation=cv2.INTER_LINEAR)
     lesion = (score >= LESION).view(np.uint8)
-    if output.label[0].max() > 1:
-        lesion = lesion * cv2.resize(output.label[0], target, interpolation=cv2.INTER_NEAREST)
+    if output.label[place].max() > 1:
+        lesion = lesion * cv2.resize(output.label[place], target, interpolation=cv2.INTER_NEAREST)
     labels[rows, columns] = lesion
     return labels

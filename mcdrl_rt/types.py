@@ -103,6 +103,7 @@ class Segmentation:
             of ``region`` and each is ``ModelSpec.grid_stride`` pixels of the input size wide and high.
         region: the part of the frame the model looked at, the endoscope's field of view.
         latency_ms: time from pixels in to labels out.
+        stages_ms: what of it each part took, by name, where that is known.
     """
 
     labels: UInt8Array
@@ -112,6 +113,7 @@ class Segmentation:
     selected: BoolArray
     region: Region
     latency_ms: float
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
 
     def present(self) -> set[int]:
         """Labels of the classes that some pixel has, from 1."""

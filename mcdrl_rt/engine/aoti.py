@@ -91,7 +91,7 @@ class AotiEngine(TensorEngine):
         if about["device"] != where.type:
             raise EngineError(f"{path} was compiled for {about['device']}, not for {device}")
         super().__init__(spec, f"torch compiled {about['precision']} {device}", where)
-        self.batch = batch
+        self.batch = self.max_batch = batch
         try:
             self._capture = Capture(lambda frames: tuple(self._package(frames)), example_frames(spec, batch, where))
         except RuntimeError as error:

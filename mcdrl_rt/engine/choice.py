@@ -25,7 +25,7 @@ _log = logging.getLogger("mcdrl_rt")
 
 
 def load_engine(
-    model: str | Path | None = None, engine: str = "auto", precision: str = "auto", device: str = "auto"
+    model: str | Path | None = None, engine: str = "auto", precision: str = "auto", device: str = "auto", skip: int = 0
 ) -> Engine:
     """An engine ready to run.
 
@@ -35,6 +35,7 @@ def load_engine(
         engine: ``auto`` takes the first of ``ENGINES`` that loads; by name, that one or none.
         precision: ``auto``, or one that the engine comes in.
         device: ``auto``, an OpenVINO device (``CPU``, ``GPU``) or a torch one (``cpu``, ``cuda``).
+        skip: pass over this many of the runtimes that ``auto`` would try: they failed at work. One is always left.
 
     Raises:
         EngineError: an unknown engine, or none that can run this model here.
@@ -52,7 +53,7 @@ def load_engine(
         raise CheckpointError(f"no checkpoint at {path}")
     if engine != "auto":
         return _from_checkpoint(path, engine, precision, device)
-    return _first_that_loads(path, precision, device)
+    return _first_that_loads(path, precision, device, skip)
 
 
 def candidates(path: Path, precision: str, device: str) -> Iterator[tuple[str, str]]:
@@ -81,8 +82,9 @@ def _has_plan(path: Path, device: str) -> bool:
     return find_cached(path, Order(runtime="tensorrt", device=device)) is not None
 
 
-def _first_that_loads(path: Path, precision: str, device: str) -> Engine:
+def _first_that_loads(path: Path, precision: str, device: str, skip: int) -> Engine:
     tries = list(candidates(path, precision, device))
+    tries = tries[min(skip, len(tries) - 1) :]
     if not tries:
         raise EngineError(f"nothing computes in {precision} on {device}; choose another --precision or --device")
     for (name, where), following in zip(tries, [*tries[1:], None], strict=True):

@@ -58,6 +58,8 @@ class Pending:
         except RuntimeError as error:
             raise EngineError(f"the engine failed on a frame: {str(error).splitlines()[0]}") from error
         weights = weights.astype(np.float32)
+        if not (np.isfinite(weights).all() and weights.sum() > 0):
+            raise EngineError("the engine's confounder readout is not a number")
         segmentation = Segmentation(
             labels=labels,
             classes=self._spec.classes,
@@ -99,7 +101,7 @@ class DeviceSegmenter:
         """Segment one frame and wait for it; see ``begin``."""
         return self.begin(frame).finish()[0]
 
-    def show(self, frame: Picture, opacity: float) -> tuple[Segmentation, UInt8Array | None]:
+    def show(self, frame: Picture, opacity: float | None) -> tuple[Segmentation, UInt8Array | None]:
         """Segment one frame and wait for it, and for its pixels with the lesions drawn; see ``begin``."""
         return self.begin(frame, opacity).finish()
 

@@ -33,6 +33,8 @@ class OpenVinoEngine:
         EngineError: no such device, or the file does not compile on it.
     """
 
+    max_batch = 1  # the batch is part of the file, and two cores are busy with one frame
+
     def __init__(
         self, path: Path, spec: ModelSpec, precision: str = "auto", device: str = "CPU", threads: int = 0
     ) -> None:

@@ -199,6 +199,7 @@ class TensorRtEngine(TensorEngine):
             self._runtime, self._engine = runtime, deserialise(runtime, plan, self._log)
         self._results = result_names(self._engine, plan)
         (self._least, *size), _, (self._most, *_) = map(shape_of, self._engine.get_tensor_profile_shape(INPUT, 0))
+        self.max_batch = self._most
         if tuple(size) != (*spec.input_size, 3):
             raise EngineError(f"{plan} was not built from {spec.name}; rebuild it with 'mcdrl-rt build'")
         self._captures: dict[int, Capture] = {}

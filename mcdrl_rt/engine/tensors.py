@@ -83,6 +83,8 @@ class TensorEngine:
         device: where ``run`` takes and leaves its tensors.
     """
 
+    max_batch = 8  # as in ``Engine``: more at a time than this only makes each wait
+
     def __init__(self, spec: ModelSpec, name: str, device: torch.device) -> None:
         self.spec, self.name, self.device = spec, name, device
 

@@ -1,140 +1,307 @@
-"""Source → segment → overlay → sinks, each on its own thread, frames in order and with their own times.
+"""Source → engine → overlay → sinks, each on its own thread, frames in order and with their own times.
 
-    >>> with open_source("in.mp4") as source, open_sink(...) as sink:          # doctest: +SKIP
-    ...     summary = run(source, segmenter, sink)                             # doctest: +SKIP
+    >>> with open_source("in.mp4") as source, Supervisor(segmenter) as supervisor:     # doctest: +SKIP
+    ...     sinks = {"out.mp4": open_sink("out.mp4", source.format)}                   # doctest: +SKIP
+    ...     summary = Stream(source, supervisor.seat(), sinks).run()                   # doctest: +SKIP
 
-Files block: every frame is segmented. Live sources drop their oldest waiting frame, and the drop is counted. An
-exception in any stage stops all of them and is raised once, from ``run``. Setting ``stop`` ends the source; what it
+How a stream keeps up is its policy's (``policy.py``). A source or a sink that fails ends its stream, unless other sinks
+are left; an engine that fails does not: the video goes on without overlay. Setting ``stop`` ends the source; what it
 has delivered by then is still segmented and written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.errors import EngineError, SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
+from mcdrl_rt.stream.compose import Compositor
+from mcdrl_rt.stream.metrics import StreamStatus
+from mcdrl_rt.stream.output import Output
+from mcdrl_rt.stream.policy import Picker, Policy
+from mcdrl_rt.stream.supervisor import Answer, Seat, Ticket
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
-from mcdrl_rt.types import Frame, Segmentation, Shown, UInt8Array
-from mcdrl_rt.video.overlay import Hud, draw, draw_hud
+from mcdrl_rt.types import Frame, Shown
 from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
 
 QUEUE = 4  # frames between two stages: enough to ride out a slow one, few enough to stay current
+PATIENCE_S = 5.0  # that a file waits for a failed engine, once
 
 
 class Segmented(NamedTuple):
-    """A frame and what the model said of it."""
+    """A frame and what became of it: an answer, or None where the model was not asked."""
 
     frame: Frame
-    segmentation: Segmentation
-    shown: UInt8Array | None = None  # the frame's pixels with the lesions drawn, where the engine's device did that
+    answer: Answer | None = None
+    still: bool = False  # it looks like the one before, and keeps that one's mask
 
 
-Writer = Callable[[Segmented], None]
-
-
-class Pipeline:
+class Stream:
     """One run over one source.
 
     Args:
-        source: opened.
-        segmenter: used from one thread only.
-        writers: called in order for every segmented frame, on the writing thread.
-        on_frame: called with the number of frames written so far, on the writing thread.
+        source: opened; the caller closes it.
+        seat: at the engine, this stream's own.
+        sinks: opened, by the name the user gave; they are closed here, or aborted if the run fails.
+        policy: how to keep up.
+        name: of the stream, for people; the source's by default.
+        on_frame: called with the number of frames shown so far, on one thread.
         stop: set from anywhere, it ends the source as if it had no more frames.
-        opacity: of the lesions' tint, where they are drawn on the engine's device.
+        strict: a frame without an answer of the model is an error.
     """
 
     def __init__(
         self,
         source: Source,
-        segmenter: AnySegmenter,
-        writers: list[Writer],
+        seat: Seat,
+        sinks: Mapping[str, Sink],
+        policy: Policy | None = None,
+        *,
+        name: str = "",
         on_frame: Callable[[int], None] | None = None,
         stop: threading.Event | None = None,
-        opacity: float = 0.35,
+        strict: bool = False,
     ) -> None:
-        self.source, self.segmenter, self.writers, self.on_frame = source, segmenter, writers, on_frame
-        self.opacity = opacity
-        self.stop = stop or threading.Event()
-        self.stopped = False
-        self.telemetry = Telemetry()
+        self.source, self.policy, self.name = source, policy or Policy(), name or source.name
+        self.telemetry, self.stop, self.stopped = Telemetry(), stop or threading.Event(), False
         self.frames_in = self.frames_out = self.frames_with_lesion = 0
-        self._decoded: Channel[Frame] = Channel(QUEUE, drop_oldest=source.live)
+        self.frames_without_overlay = self.frames_lost_signal = 0
+        self._seat, self._on_frame, self._strict = seat, on_frame, strict
+        self._sinks, self._outputs = dict(sinks), list[Output]()
+        self._compositor = Compositor(self.policy, seat.spec)
+        self._picker = Picker(self.policy)
+        waits = self.policy.mode == "every"
+        self._captured: Channel[Frame] = Channel(1 if self.policy.mode == "latest" else QUEUE, drop_oldest=not waits)
         self._segmented: Channel[Segmented] = Channel(QUEUE)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._first_pts_s = self._last_pts_s = 0.0
+        self._signal, self._reason, self._failures, self._discarded = True, "", Counter[str](), False
+        self._patient = waits
+        self._first_pts_s = self._last_pts_s = self._started_s = self._seconds = 0.0
 
-    def run(self) -> None:
-        """Run to the end of the source; raises what any stage raised, after all have stopped."""
+    def run(self) -> Summary:
+        """Run to the end of the source.
+
+        Raises:
+            McdrlError: what source or sinks raised, after all have stopped.
+        """
+        rest = [self._pass] if self.policy.mode == "pass" else [self._segment, self._show]
+        stages = [self._capture, *rest]
         # events, because Thread.join takes a thread for dead when a signal's exception interrupts it (CPython 3.11)
-        ends = {stage: threading.Event() for stage in (self._decode, self._segment, self._write)}
+        ends = {stage: threading.Event() for stage in stages}
+        self._started_s = time.monotonic()
+        self._outputs = [Output(name, sink, self.telemetry, self.source.live) for name, sink in self._sinks.items()]
         for stage, end in ends.items():
             name = stage.__name__.strip("_")
             threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
+        keep = False
         try:
             for end in ends.values():
                 while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
                     pass
+            # a recording of what will not come again is worth keeping, whatever ended it
+            keep = self._failure is None or (self.source.live and not self._discarded)
         except BaseException as error:
             self._fail(error)
             for end in ends.values():
                 end.wait(5)
+        for output in self._outputs:
+            output.finish(keep)
+        self._seconds = time.monotonic() - self._started_s
+        self._check_outputs()
         if self._failure is not None:
             raise self._failure
+        return self.summary()
+
+    def discard(self) -> None:
+        """End at once, from any thread, and throw away what was written."""
+        self._discarded = True
+        self._fail(SinkError(f"{self.name}: discarded"))
 
     @property
     def dropped(self) -> int:
-        """Frames a live source delivered that the model had no time for."""
-        return self._decoded.dropped
+        """Frames a live source delivered that there was no time for."""
+        written = max((output.dropped for output in self._outputs), default=0)
+        return self.source.dropped + self._captured.dropped + written
 
     @property
     def video_s(self) -> float:
-        """Duration of what was written: from the first frame's time to one frame past the last's."""
+        """Duration of what was shown: from the first frame's time to one frame past the last's."""
         if not self.frames_out:
             return 0.0
         return self._last_pts_s - self._first_pts_s + float(1 / self.source.rate)
 
-    def _decode(self) -> None:
+    @property
+    def problem(self) -> str | None:
+        """What the user should know though the run went on; None if nothing."""
+        texts = [self.source.problem, *(output.sink.problem for output in self._outputs)]
+        texts += [f"{output.name} failed: {output.failure}" for output in self._outputs if output.failure]
+        texts += [f"the model did not answer for {count} frames: {why}" for why, count in self._failures.most_common(1)]
+        return "; ".join(text for text in texts if text) or None
+
+    def status(self) -> StreamStatus:
+        """Where the stream stands now; from any thread."""
+        return StreamStatus(
+            name=self.name,
+            policy=self.policy.mode,
+            engine=self._seat.engine,
+            frames_in=self.frames_in,
+            frames_out=self.frames_out,
+            frames_dropped=self.dropped,
+            frames_without_overlay=self.frames_without_overlay,
+            frames_reused=self._picker.reused,
+            reconnections=self.source.reconnections,
+            engine_restarts=self._seat.restarts,
+            signal=self._signal,
+            age=self.telemetry.stages["mask_age"],
+            stages={name: times for name, times in list(self.telemetry.stages.items()) if name != "mask_age"},
+        )
+
+    def summary(self) -> Summary:
+        """What happened."""
+        stages = self.telemetry.percentiles()
+        age, first = stages.pop("mask_age", {}), self.telemetry.first_frame_s
+        return Summary(
+            source=self.name,
+            output=", ".join(self._sinks),
+            model=self._seat.spec.name,
+            engine=self._seat.engine,
+            policy=self.policy.mode,
+            frames_in=self.frames_in,
+            frames_out=self.frames_out,
+            frames_dropped=self.dropped,
+            frames_with_lesion=self.frames_with_lesion,
+            frames_without_overlay=self.frames_without_overlay,
+            frames_reused=self._picker.reused,
+            frames_lost_signal=self.frames_lost_signal,
+            reconnections=self.source.reconnections,
+            engine_restarts=self._seat.restarts,
+            seconds=round(self._seconds, 3),
+            fps=round(self.frames_out / self._seconds, 2) if self._seconds else 0.0,
+            realtime=round(self.video_s / self._seconds, 2) if self._seconds else 0.0,
+            first_frame_s=None if first is None else round(first, 3),
+            mask_age=age,
+            stages=stages,
+            stopped=self.stopped,
+            problem=self.problem,
+        )
+
+    def _capture(self) -> None:
         frames = iter(self.source)
         while not self.stop.is_set():
-            with self.telemetry.time("decode"):
+            with self.telemetry.time("capture"):
                 frame = next(frames, None)
             if frame is None:
                 break
             self.frames_in += 1
-            self._decoded.put(frame)
+            self._captured.put(frame)
         else:
             self.stopped = True
-        self._decoded.end()
+        self._captured.end()
 
     def _segment(self) -> None:
-        while (frame := self._decoded.get()) is not None:
-            with self.telemetry.time("segment"):
-                segmentation, shown = self.segmenter.show(frame.pixels, self.opacity)
-            self._segmented.put(Segmented(frame, segmentation, shown))
+        """``every`` and ``latest``: frame and mask go on together."""
+        while (frame := self._captured.get()) is not None:
+            if not self._picker.due(frame):
+                self._segmented.put(Segmented(frame))
+            elif self._picker.still(frame):
+                self._segmented.put(Segmented(frame, still=True))
+            else:
+                self._segmented.put(Segmented(frame, self._answer(frame)))
         self._segmented.end()
 
-    def _write(self) -> None:
-        while (item := self._segmented.get()) is not None:
-            for writer in self.writers:
-                writer(item)
-            self._count(item)
-            if self.on_frame is not None:
-                self.on_frame(self.frames_out)
+    def _answer(self, frame: Frame) -> Answer:
+        """The model's answer; where a file can wait for a failed engine to come back, it does, once."""
+        answer = self._seat.ask(frame.pixels, self.policy.opacity).wait() or Answer(reason="no answer")
+        if answer.segmentation is None and self._patient and self._seat.wait_until_ready(PATIENCE_S):
+            answer = self._seat.ask(frame.pixels, self.policy.opacity).wait() or answer
+        self._patient = answer.segmentation is not None and self.policy.mode == "every"
+        if answer.segmentation is None and self._strict:
+            raise EngineError(f"frame {frame.index} could not be segmented: {answer.reason}")
+        return answer
 
-    def _count(self, item: Segmented) -> None:
+    def _show(self) -> None:
+        while (item := self._segmented.get()) is not None:
+            with self.telemetry.time("compose"):
+                frame, answer = item.frame, item.answer
+                self._compositor.follow(frame)
+                if item.still and not self._compositor.confirm(frame):
+                    self._picker.forget()
+                if answer is not None:
+                    self._take(frame, answer)
+                shown = self._compositor.compose(
+                    frame, self._seat.engine, self._reason, None if answer is None else answer.shown
+                )
+            self._put(shown, answer)
+
+    def _pass(self) -> None:
+        """``pass``: each frame is shown at once, and the model is asked about the newest one it has time for."""
+        asked: deque[tuple[Frame, Ticket]] = deque()
+        while (frame := self._captured.get()) is not None:
+            with self.telemetry.time("compose"):
+                self._compositor.follow(frame)
+                while asked and asked[0][1].answer is not None:
+                    earlier, ticket = asked.popleft()
+                    self._take(earlier, ticket.answer)
+                if self._picker.due(frame):
+                    if not self._picker.still(frame):
+                        asked.append((frame, self._seat.ask(frame.pixels)))
+                    elif not self._compositor.confirm(frame):
+                        self._picker.forget()
+                shown = self._compositor.compose(frame, self._seat.engine, self._reason)
+            self._put(shown, None)
+
+    def _take(self, frame: Frame, answer: Answer | None) -> None:
+        """Remember an answer, or why there is none."""
+        if answer is None or answer.overtaken:
+            return
+        self._reason = answer.reason
+        if (found := answer.segmentation) is None:
+            self._picker.forget()
+            self._failures[answer.reason] += 1
+            return
+        self._compositor.found(frame, found)
+        self.telemetry.add("queue", answer.waited_ms)
+        self.telemetry.add("segment", found.latency_ms)
+        for stage, milliseconds in found.stages_ms.items():
+            self.telemetry.add(stage, milliseconds)
+
+    def _put(self, shown: Shown, answer: Answer | None) -> None:
+        """Hand a composed frame to the sinks, and count it."""
+        frame, found = shown.frame, shown.segmentation
+        stages_ms = {"since_capture": (time.monotonic() - frame.capture_time_s) * 1e3}
+        if found is not None:
+            stages_ms |= found.stages_ms
+        for output in self._outputs:
+            output.put(dataclasses.replace(shown, stages_ms=stages_ms))
+        self._check_outputs()
+        self.telemetry.add("video_delay", stages_ms["since_capture"])
         if self.frames_out == 0:
-            self._first_pts_s = item.frame.pts_s
-        self._last_pts_s = item.frame.pts_s
+            self._first_pts_s = frame.pts_s
+        self._last_pts_s, self._signal = frame.pts_s, frame.signal
         self.frames_out += 1
-        self.frames_with_lesion += bool(item.segmentation.labels.any())
-        self.telemetry.frame_out(item.frame.capture_time_s)
+        self.frames_lost_signal += not frame.signal
+        self.frames_without_overlay += frame.signal and found is None
+        if found is not None and shown.age_ms is not None:
+            self.frames_with_lesion += bool(found.labels.any())
+            self.telemetry.add("mask_age", shown.age_ms)
+        if self._on_frame is not None:
+            self._on_frame(self.frames_out)
+
+    def _check_outputs(self) -> None:
+        """A stream that nobody takes any more ends."""
+        failures = [output.failure for output in self._outputs if output.failure is not None]
+        if failures and len(failures) == len(self._outputs):
+            self._fail(failures[0])
+        for failure in failures:
+            if not isinstance(failure, Exception):
+                self._fail(failure)
 
     def _guard(self, stage: Callable[[], None], end: threading.Event) -> None:
         try:
@@ -149,68 +316,30 @@ class Pipeline:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._failure = self._failure or error
-        self._decoded.stop()
+        self._captured.stop()
         self._segmented.stop()
 
 
-def annotate(sink: Sink, segmenter: AnySegmenter, telemetry: Telemetry, opacity: float = 0.35) -> Writer:
-    """A writer that draws lesions and HUD on each frame and hands it to ``sink``."""
-    model, colors = f"{segmenter.spec.name} · {segmenter.engine.name}", segmenter.spec.colors
+def run_together(streams: list[Stream]) -> list[Summary | BaseException]:
+    """Run several streams at once, to the end of the last; one that fails leaves the others running."""
+    results: dict[int, Summary | BaseException] = {}
 
-    def write(item: Segmented) -> None:
-        with telemetry.time("overlay"):
-            hud = Hud(model, age_ms=0.0)  # each frame carries its own mask here
-            if (pixels := item.shown) is None:
-                pixels = draw(item.frame.pixels, item.segmentation, colors=colors, hud=hud, opacity=opacity)
-            else:
-                draw_hud(pixels, item.segmentation, hud, colors)
-        with telemetry.time("write"):
-            sink.write(Shown(item.frame.with_pixels(pixels)))
+    def run(place: int, stream: Stream) -> None:
+        try:
+            results[place] = stream.run()
+        except BaseException as error:
+            results[place] = error
 
-    return write
-
-
-def run(
-    source: Source,
-    segmenter: AnySegmenter,
-    sink: Sink,
-    *,
-    output: str = "",
-    opacity: float = 0.35,
-    on_frame: Callable[[int], None] | None = None,
-    writers: list[Writer] | None = None,
-    stop: threading.Event | None = None,
-) -> Summary:
-    """Segment ``source``, write it annotated to ``sink``, and say what happened.
-
-    Args:
-        source, segmenter, sink: opened; the caller closes them.
-        output: the sink's name, for the summary.
-        opacity: of the lesions' tint, 0…1.
-        on_frame: called with the number of frames written so far.
-        writers: further writers, called for each frame after the annotated one.
-        stop: set it to end the run early and keep what was written.
-    """
-    pipeline = Pipeline(source, segmenter, [], on_frame, stop, opacity)
-    pipeline.writers = [annotate(sink, segmenter, pipeline.telemetry, opacity), *(writers or [])]
-    started = time.monotonic()
-    pipeline.run()
-    seconds = time.monotonic() - started
-    first = pipeline.telemetry.first_frame_s
-    return Summary(
-        source=source.name,
-        output=output,
-        model=segmenter.spec.name,
-        engine=segmenter.engine.name,
-        frames_in=pipeline.frames_in,
-        frames_out=sink.frames,
-        frames_dropped=pipeline.dropped,
-        frames_with_lesion=pipeline.frames_with_lesion,
-        seconds=round(seconds, 3),
-        fps=round(pipeline.frames_out / seconds, 2) if seconds else 0.0,
-        realtime=round(pipeline.video_s / seconds, 2) if seconds else 0.0,
-        first_frame_s=None if first is None else round(first, 3),
-        stages=pipeline.telemetry.percentiles(),
-        stopped=pipeline.stopped,
-        problem="; ".join(text for text in (source.problem, sink.problem) if text) or None,
-    )
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(streams)]
+    for thread in threads:
+        thread.start()
+    try:
+        while len(results) < len(streams):
+            time.sleep(0.05)
+    except BaseException:
+        for stream in streams:
+            stream.discard()
+        for thread in threads:
+            thread.join(5)
+        raise
+    return [results[place] for place in range(len(streams))]

@@ -85,9 +85,15 @@ def draw(
     return out
 
 
-def draw_hud(out: UInt8Array, segmentation: Segmentation, hud: Hud, colors: Sequence[Color]) -> None:
-    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise."""
-    _write(out, _items(segmentation, hud, segmentation.present(), colors))
+def draw_hud(out: UInt8Array, segmentation: Segmentation | None, hud: Hud, colors: Sequence[Color]) -> None:
+    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise.
+
+    Without a segmentation it names the model and gives the note.
+    """
+    if segmentation is None:
+        _write(out, [_Item(hud.model, color=_FAINT, importance=2), *_note(hud)])
+    else:
+        _write(out, _items(segmentation, hud, segmentation.present(), colors))
 
 
 def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
@@ -148,11 +154,14 @@ def _items(segmentation: Segmentation, hud: Hud, found: Collection[int], colors:
     if hud.age_ms is not None:
         color = _STALE if hud.age_ms > _STALE_AGE_MS else _TEXT
         items.append(_Item(f"age {hud.age_ms:.0f} ms", room="age 000 ms", color=color, importance=7))
-    if hud.note:
-        items.append(_Item(hud.note, color=_STALE, weight=_BOLD, importance=10))
+    items += _note(hud)
     for rank, (name, share) in enumerate(segmentation.top_confounders(3)):
         items.append(_Item(f"{name} {share:.0%}", room=f"{name} 00%", color=_FAINT, importance=6 - rank))
     return items
+
+
+def _note(hud: Hud) -> list[_Item]:
+    return [_Item(hud.note, color=_STALE, weight=_BOLD, importance=10)] if hud.note else []
 
 
 def _write(out: UInt8Array, items: list[_Item]) -> None:

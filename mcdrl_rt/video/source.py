@@ -53,6 +53,8 @@ class Source(ABC):
         live: the world does not wait for us: drop the oldest frame rather than block.
         color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with again.
         pixel_aspect: width of a pixel by its height, as players should show it.
+        dropped: frames of a live source that nobody took in time.
+        reconnections: how often a live source was lost and came back.
         problem: after iteration, what was wrong with the video, in one line; None when nothing was.
     """
 
@@ -64,6 +66,8 @@ class Source(ABC):
     live: bool = False
     color: str = "bt709"
     pixel_aspect: Fraction = Fraction(1)
+    dropped: int = 0
+    reconnections: int = 0
     problem: str | None = None
 
     @abstractmethod

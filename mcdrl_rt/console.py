@@ -1,0 +1,148 @@
+"""What the commands say to people and to programs, and what they hear from them: lines, bars, JSON, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mcdrl_rt.stream.telemetry import Summary
+
+
+class _Stderr(Console):
+    """Standard error; that nobody reads it any more is no reason to lose a recording."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+_err = _Stderr(stderr=True)
+
+
+def say(text: str, label: str = "", style: str = "") -> None:
+    """A line for people, on standard error; never broken, and no bracket in it is taken for a colour."""
+    with contextlib.suppress(OSError):  # the terminal is gone
+        _err.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
+
+
+class LogLines(logging.Handler):
+    """Log records as plain lines, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+def on_signals(handle: Callable[[int, Any], None]) -> None:
+    """Answer Ctrl-C, a request to end, and the loss of the terminal; not what ``nohup`` and the like hold off."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows lacks the last
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def quit_now(number: int, _: object) -> NoReturn:
+    """Leave, discarding what was begun."""
+    say("stopped")
+    raise SystemExit(128 + number)
+
+
+class Stop(threading.Event):
+    """Set by the first signal, so that a stream ends and its output is kept; a second one quits.
+
+    A closing terminal, and ``timeout``, signal a process and its group at once: that is one request, not two.
+    """
+
+    number = 0
+    ECHO_S = 0.5  # signals within this time are the same request
+
+    def __call__(self, number: int, _: object) -> None:
+        now = time.monotonic()
+        if not self.is_set():
+            self.number, self._since = number, now
+            self.set()
+            say("stopping; a second Ctrl-C discards the output")
+        elif now - self._since > self.ECHO_S:
+            quit_now(number, _)
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on standard error; the count of frames alone where the end is not known."""
+    if not shown or not _err.is_terminal:
+        yield None
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=_err) as progress:
+        short = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"  # a longer one would leave no room for the bar
+        task = progress.add_task(escape(short), total=total)
+        yield lambda frames: progress.update(task, completed=frames)
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """What is being done, and for how long, on a terminal."""
+    if not _err.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda text: progress.update(task, description=text)
+
+
+def report(summary: Summary, as_json: bool) -> None:
+    """How a run went, in two lines and a warning, or in one line for programs."""
+    if as_json:
+        print_json(dataclasses.asdict(summary))
+        return
+    stopped = "stopped after " if summary.stopped else ""
+    counts = [f"{summary.frames_out} frames", f"{summary.frames_with_lesion} with a lesion"]
+    counts += [f"{count} {what}" for count, what in _unusual(summary) if count]
+    say(f"{summary.source} → {summary.output}: {stopped}{', '.join(counts)}")
+    times = [f"{summary.seconds:.1f} s, {summary.fps:.0f} fps, {summary.realtime:.1f}× real time; {summary.engine}"]
+    if segment := summary.stages.get("segment"):
+        times.append(f"{segment['p50_ms']:.1f} ms a frame (p95 {segment['p95_ms']:.1f})")
+    if summary.policy == "pass" and summary.mask_age:
+        delay, age = summary.stages["video_delay"], summary.mask_age
+        times.append(f"video delayed by {delay['p99_ms']:.0f} ms, masks {age['p99_ms']:.0f} ms old (p99)")
+    say(f"  {', '.join(times)}")
+    if summary.problem:
+        say(summary.problem, "warning:", "yellow")
+
+
+def _unusual(summary: Summary) -> list[tuple[int, str]]:
+    """What is worth a word where it is not zero."""
+    return [
+        (summary.frames_without_overlay, "without overlay"),
+        (summary.frames_dropped, "dropped"),
+        (summary.frames_reused, "standing still"),
+        (summary.frames_lost_signal, "without signal"),
+        (summary.reconnections, "reconnections"),
+        (summary.engine_restarts, "restarts of the engine"),
+    ]
+
+
+def print_json(line: dict[str, Any]) -> None:
+    """A line for programs, on standard output; a reader that is gone does not end the work."""
+    try:
+        print(json.dumps(line), flush=True)
+    except OSError as error:
+        say(f"nobody reads standard output any more: {error.strerror}", "warning:", "yellow")
+        sys.stdout = open(os.devnull, "w")
