@@ -119,7 +119,7 @@ class _Track:
             layout = "mono" if source.channels == 1 else "stereo"
             self._stream = cast(AudioStream, container.add_stream(name, rate=rate, layout=layout))
             self._stream.codec_context.bit_rate = _BITS_PER_CHANNEL * self._stream.channels
-        self._stream.metadata = dict(source.metadata)
+        self._stream.metadata.update(source.metadata)  # its language
 
     def write(self, packet: Packet[AudioStream], origin_s: Fraction) -> None:
         """Write a packet, or what it becomes; one that cannot be decoded is skipped."""
