@@ -81,7 +81,7 @@ class Connection:
             if deadline is not None and time.monotonic() > deadline:
                 raise ConnectionLost(f"no answer for {timeout_s:.0f} s")
         if not self._connected:
-            raise ConnectionLost(self._words)
+            raise ConnectionLost(self._words if self._settled.is_set() else "nobody has called yet")
 
     def close(self) -> None:
         """Send what there is, hang up and end the process."""

@@ -60,8 +60,9 @@ class Push(Sink):
         self._queue: queue.Queue[tuple[UInt8Array, int]] = queue.Queue(_QUEUE)
         self._stop = threading.Event()
         self._sending_since: float | None = None
-        self._retry_at, self._retry_s, self._why = 0.0, _RETRY_S[0], ""
+        self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
         self._listens = any(word in url for word in _LISTENING)
+        self._why = "nobody has called yet" if self._listens else ""
         self._connection: Connection | None = None
         check_command(url)
         if not self._listens:
@@ -138,7 +139,7 @@ class Push(Sink):
             return
         else:
             self._connection = self._connect(pixels, pts)
-            self.reconnections += bool(self._why)
+            self.reconnections += self.frames > 0
             self._retry_s = _RETRY_S[0]
         self.frames += 1
 

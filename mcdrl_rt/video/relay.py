@@ -23,11 +23,12 @@ def main() -> int:
             target = av.open(order["url"], "w", format=order["muxer"], container_options=order["options"])
             stream = target.add_stream_from_template(source.streams.video[0], opaque=True)
             target.start_encoding()
-            print("connected", flush=True)
-            for packet in source.demux(source.streams.video[0]):
+            for index, packet in enumerate(source.demux(source.streams.video[0])):
                 if packet.size:
                     packet.stream = stream
                     target.mux(packet)
+                if index == 0:  # some addresses show that they are none when they are written to
+                    print("connected", flush=True)
             target.close()
         except (av.FFmpegError, OSError, ValueError) as error:
             print(getattr(error, "strerror", None) or error, flush=True)
