@@ -18,7 +18,7 @@ def redacted(uri: str) -> str:
     if not kind:
         return uri
     place, question, query = uri.partition("://")[2].partition("?")
-    if "@" in query and "@" not in place:  # a password with a question mark in it? then nothing is safe to show
+    if "@" in query:  # a password may hold a question mark: then nothing is safe to show
         return f"{kind}://…"
     _, user, place = place.rpartition("@")
     if kind in ("rtmp", "rtmps") and place.count("/") > 1:  # the last part is the key to publish with

@@ -37,6 +37,7 @@ class Records(Sink):
 
     def __init__(self, uri: str) -> None:
         self._name = "the standard output" if uri == "-" else uri
+        self._replaces = uri != "-" and (Path(uri).is_file() or not Path(uri).exists())  # no pipe or device
         self._file: BinaryIO
         try:
             if uri == "-":
@@ -50,7 +51,7 @@ class Records(Sink):
         """Write the line of one frame."""
         line = json.dumps(record(shown), ensure_ascii=False) + "\n"
         try:
-            if not self.frames and self._file.seekable():
+            if not self.frames and self._replaces:
                 self._file.truncate(0)
             self._file.write(line.encode())
             self._file.flush()
