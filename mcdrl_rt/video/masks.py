@@ -18,9 +18,6 @@ from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Shown, VideoFormat
 from mcdrl_rt.video.output import Sink, reason
 
-# large areas of one value: runs are found fastest, and pack as well as anything
-_PNG = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_COMPRESSION, 1]
-
 
 class Masks(Sink):
     """A folder of masks.
@@ -53,7 +50,7 @@ class Masks(Sink):
             if not self.frames:
                 about = {"classes": shown.segmentation.classes, "time_base": str(self._time_base)}
                 self._write("masks.json", json.dumps(about).encode())
-            png = cv2.imencode(".png", shown.segmentation.labels, _PNG)[1]
+            png = cv2.imencode(".png", shown.segmentation.labels)[1]
             self._write(f"{shown.frame.index:08d}-{shown.frame.pts}.png", png.tobytes())
         except OSError as error:
             raise SinkError(f"cannot write masks into {self._folder}: {reason(error)}") from None
