@@ -1,0 +1,153 @@
+"""Sound that goes with the pictures: a recording's audio, copied packet by packet into the file made of it.
+
+Nothing is re-encoded, except what the container cannot hold or players do not play in it (PCM in MP4, AAC in WebM).
+Times are those of the recording, shifted as the pictures' are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
+
+_PCM = ("pcm_s16le", "pcm_u8")
+_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+# muxer -> codecs that players play in it, and the encoder for all others; Matroska holds anything
+_COPIED = {
+    "mp4": _MP4,
+    "mov": (*_MP4, *_PCM, "pcm_s16be", "pcm_s24le"),
+    "webm": ("opus", "vorbis"),
+    "avi": ("mp3", "ac3", *_PCM),
+}
+_ENCODERS = {"webm": "libopus", "avi": "libmp3lame"}
+_RATE = 48_000  # where an encoder does not take the recording's own; all take this one
+_BITS_PER_CHANNEL = 64_000
+
+
+class Audio:
+    """All audio streams of a file, on their way into another.
+
+    A file that cannot be opened, or has no sound, is one without sound: the pictures are what matters here.
+
+    Attributes:
+        problems: what was left out, and why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.problems: list[str] = []
+        self._tracks: dict[int, _Track] = {}
+        self._waiting: Packet[AudioStream] | None = None  # read, and too early to be written
+        self._packets: Iterator[Packet[AudioStream]] = iter(())
+        self._streams: list[AudioStream] = []
+        try:
+            self._source = av.open(f"file:{path.absolute()}")
+        except (av.FFmpegError, OSError):
+            self.problems.append(f"without sound: {path.name} could not be opened for it")
+            return
+        for stream in self._source.streams.audio:
+            if stream.codec_context is None:
+                self.problems.append("a sound track was left out: this FFmpeg does not know its format")
+            else:
+                self._streams.append(stream)
+
+    def common_scale(self, scale: int) -> int:
+        """Units per second in which this sound's times are whole, and so are those in 1/``scale`` s."""
+        return math.lcm(scale, *(stream.rate for stream in self._streams))
+
+    def add_to(self, container: OutputContainer, muxer: str) -> None:
+        """Add a stream for each of the file's to ``container``, whose header is not written yet."""
+        self._tracks = {stream.index: _Track(stream, container, muxer) for stream in self._streams}
+        if self._streams:
+            self._packets = self._read()
+
+    def write_until(self, time_s: Fraction, origin_s: Fraction) -> None:
+        """Write the sound before ``time_s``, a time of the file, where ``origin_s`` of it is zero in the output."""
+        while (packet := self._waiting or next(self._packets, None)) is not None:
+            self._waiting = packet
+            if cast(int, packet.pts) * packet.time_base >= time_s:
+                return
+            self._waiting = None
+            self._tracks[packet.stream_index].write(packet, origin_s)
+
+    def finish(self) -> None:
+        """Write what the encoders hold back; no sound comes after it."""
+        for track in self._tracks.values():
+            track.finish()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._tracks, self._packets, self._waiting = {}, iter(()), None
+        if self._streams:
+            self._streams = []
+            self._source.close()
+
+    def _read(self) -> Iterator[Packet[AudioStream]]:
+        """Packets in the order of the file; damage ends the sound, not the pictures."""
+        try:
+            for packet in self._source.demux(self._streams):
+                if packet.size and packet.pts is not None:
+                    yield cast("Packet[AudioStream]", packet)
+        except (av.FFmpegError, OSError):
+            self.problems.append("the sound ends early: the rest of it is damaged")
+
+
+class _Track:
+    """One audio stream, copied or re-encoded."""
+
+    def __init__(self, source: AudioStream, container: OutputContainer, muxer: str) -> None:
+        self._container = container
+        # the first packets of AAC lie before zero, to warm the decoder up; only these can say so
+        self._before_zero = muxer in ("mp4", "mov")
+        self._last_dts: int | None = None
+        codec = source.codec_context.codec.canonical_name
+        self._copied = codec in _COPIED.get(muxer, (codec,))
+        if self._copied:
+            self._stream = container.add_stream_from_template(source)
+        else:
+            name = _ENCODERS.get(muxer, "aac")
+            rate = source.rate if source.rate in (av.Codec(name, "w").audio_rates or ()) else _RATE
+            layout = "mono" if source.channels == 1 else "stereo"
+            self._stream = cast(AudioStream, container.add_stream(name, rate=rate, layout=layout))
+            self._stream.codec_context.bit_rate = _BITS_PER_CHANNEL * self._stream.channels
+        self._stream.metadata.update(source.metadata)  # its language
+
+    def write(self, packet: Packet[AudioStream], origin_s: Fraction) -> None:
+        """Write a packet, or what it becomes; one that cannot be decoded is skipped."""
+        if self._copied:
+            self._copy(packet, round(origin_s / packet.time_base))
+            return
+        with contextlib.suppress(av.error.InvalidDataError):
+            for frame in packet.decode():
+                self._encode(frame, origin_s)
+
+    def finish(self) -> None:
+        """Write what the encoder holds back."""
+        if not self._copied:
+            self._container.mux(self._stream.encode(None))
+
+    def _copy(self, packet: Packet[AudioStream], shift: int) -> None:
+        dts = packet.pts if packet.dts is None else packet.dts
+        packet.pts, packet.dts = cast(int, packet.pts) - shift, cast(int, dts) - shift
+        backwards = self._last_dts is not None and packet.dts <= self._last_dts  # no container takes that
+        if backwards or (packet.pts < 0 and not self._before_zero):
+            return
+        self._last_dts = packet.dts
+        packet.stream = self._stream
+        self._container.mux(packet)
+
+    def _encode(self, frame: AudioFrame, origin_s: Fraction) -> None:
+        if frame.pts is None or frame.time_base is None:
+            return
+        frame.pts -= round(origin_s / frame.time_base)
+        if frame.pts >= 0:
+            self._container.mux(self._stream.encode(frame))

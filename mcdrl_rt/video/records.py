@@ -1,0 +1,109 @@
+"""What is seen in every frame as lines of JSON, one a frame, readable while it runs (``tail -f``, a pipe).
+
+A line, wrapped here::
+
+    {"index": 12, "pts": 153600, "pts_s": 12.0, "signal": true, "note": "", "age_ms": 31.2,
+     "lesions": [{"label": "polyp", "pixels": 5120, "box": {"x": 310, "y": 96, "width": 84, "height": 77}}],
+     "confounders": {"blood": 0.31, …}, "selected": 0.5, "stages_ms": {"segment": 14.1}}
+
+Pixels are the frame's own. ``lesions``, ``confounders`` and ``selected`` (the share of grid cells that the prompts
+selected) are null for a frame without an overlay, and ``note`` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.types import Segmentation, Shown, UInt8Array
+from mcdrl_rt.video.output import Sink, reason
+
+_STANDARD_OUTPUT = 1
+
+
+class Records(Sink):
+    """Lines of JSON in a file, or on the standard output for ``-``.
+
+    A file that was there is replaced when the first line is written. Lines written stay, whatever happens.
+
+    Raises:
+        SinkError: the file cannot be written.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._name = "the standard output" if uri == "-" else uri
+        self._replaces = uri != "-" and (Path(uri).is_file() or not Path(uri).exists())  # no pipe or device
+        self._file: BinaryIO
+        try:
+            if uri == "-":
+                self._file = open(_STANDARD_OUTPUT, "wb", closefd=False)
+            else:
+                self._file = Path(uri).open("ab")
+        except OSError as error:
+            raise SinkError(f"cannot write {self._name}: {reason(error)}") from None
+
+    def write(self, shown: Shown) -> None:
+        """Write the line of one frame."""
+        line = json.dumps(record(shown), ensure_ascii=False) + "\n"
+        try:
+            if not self.frames and self._replaces:
+                self._file.truncate(0)
+            self._file.write(line.encode())
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            closed = isinstance(error, BrokenPipeError)
+            why = "the program that read it has ended" if closed else reason(error)
+            raise SinkError(f"cannot write {self._name}: {why}") from None
+        self.frames += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # every line was flushed; what a broken pipe did not take is known
+            self._file.close()
+
+    def abort(self) -> None:
+        """The same: lines written stay."""
+        self.close()
+
+
+def record(shown: Shown) -> dict[str, Any]:
+    """What is known of a frame, ready for JSON."""
+    frame, found = shown.frame, shown.segmentation
+    return {
+        "index": frame.index,
+        "pts": frame.pts,
+        "pts_s": round(frame.pts_s, 6),
+        "signal": frame.signal,
+        "note": shown.note,
+        "age_ms": None if shown.age_ms is None else round(shown.age_ms, 1),
+        "lesions": None if found is None else _lesions(found.labels, found.classes),
+        "confounders": None if found is None else _confounders(found),
+        "selected": None if found is None else round(float(found.selected.mean()), 4),
+        "stages_ms": {name: round(duration, 2) for name, duration in shown.stages_ms.items()},
+    }
+
+
+def _lesions(labels: UInt8Array, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Area and bounding box of each class there is; OpenCV looks at the pixels, and at the box of them all only."""
+    left, top, width, height = cv2.boundingRect(labels)
+    part = labels[top : top + height, left : left + width]
+    lesions = []
+    for label, name in enumerate(classes, start=1):
+        if not part.size:
+            break
+        mask = cv2.inRange(part, label, label)
+        if pixels := cv2.countNonZero(mask):
+            x, y, wide, high = cv2.boundingRect(mask)
+            box = {"x": left + x, "y": top + y, "width": wide, "height": high}
+            lesions.append({"label": name, "pixels": pixels, "box": box})
+    return lesions
+
+
+def _confounders(found: Segmentation) -> dict[str, float]:
+    return {name: round(float(w), 4) for name, w in zip(found.confounder_names, found.confounders, strict=True)}

@@ -1,0 +1,134 @@
+"""Live recordings: a crash or a full disk costs a second at most, and what was there before is replaced at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from clips import picture, read_pts
+
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.types import Frame, Shown, VideoFormat
+from mcdrl_rt.video.file import VideoFile
+from mcdrl_rt.video.sink import open_sink
+
+TICK = Fraction(1, 25)
+LIVE = VideoFormat((48, 64), TICK, Fraction(25), live=True)
+
+# writes noise, so that files grow fast, and says of every frame that it is written
+RECORD = """
+    import resource, sys
+    from fractions import Fraction
+    import numpy as np
+    from mcdrl_rt.errors import SinkError
+    from mcdrl_rt.types import Frame, Shown, VideoFormat
+    from mcdrl_rt.video.sink import open_sink
+
+    target, most, frames = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if most:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    noise = np.random.default_rng(0).integers(0, 64, (120, 160, 3)).astype(np.uint8)
+    format = VideoFormat((120, 160), Fraction(1, 25), Fraction(25), live=True)
+    try:
+        with open_sink(target, format) as sink:
+            for index in range(frames):
+                frame = Frame(np.roll(noise, 7 * index, axis=1), 1000 + index, format.time_base, index)
+                sink.write(Shown(frame))
+                print(sink.frames, flush=True)
+            sys.stdin.readline()
+    except SinkError as error:
+        print(error)
+"""
+
+
+def record(target: Path, frames: int, most: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(RECORD), str(target), str(most), str(frames)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def partial(target: Path, process: int) -> Path:
+    return target.with_name(f".{target.stem}.partial-{process}{target.suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm"])
+def test_a_killed_recording_plays_up_to_the_last_second(tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"a.{suffix}"
+    with record(target, 90) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 90:
+                break
+        process.kill()
+    assert not target.exists()
+    times = read_pts(partial(target, process.pid))
+    assert times == [i * TICK for i in range(len(times))]
+    assert 90 - 25 <= len(times) <= 90
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_full_disk_keeps_what_was_recorded(tmp_path: Path, suffix: str, earlier: bool) -> None:
+    target = tmp_path / f"a.{suffix}"
+    if earlier:
+        target.write_bytes(b"the earlier recording")
+    process = record(target, 400, most=500_000)
+    said = process.communicate("\n")[0].splitlines()
+    kept = partial(target, process.pid) if earlier else target
+    written, message = int(said[-2]), said[-1]
+    times = read_pts(kept)
+    assert written - 50 <= len(times) <= written
+    assert message == (
+        f"cannot write {target}: the file is larger than this system allows; "
+        f"the first {float(times[-1] + TICK):.0f} s are kept in {kept}"
+    )
+    if earlier:
+        assert target.read_bytes() == b"the earlier recording"
+    assert len(list(tmp_path.iterdir())) == 1 + earlier
+
+
+def test_a_finished_recording_is_an_ordinary_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with open_sink(str(path), LIVE) as sink:
+        for index in range(60):
+            sink.write(Shown(Frame(picture(index), 500 + index, TICK, index)))
+    assert read_pts(path) == [i * TICK for i in range(60)]
+    content = path.read_bytes()
+    assert b"moof" not in content[: content.index(b"mdat")]  # an index in the end, no fragments for players to walk
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_an_error_elsewhere_keeps_a_recording_and_a_second_ctrl_c_does_not(tmp_path: Path) -> None:
+    for error, kept in ((RuntimeError, 30), (KeyboardInterrupt, 0)):
+        path = tmp_path / f"{error.__name__}.mp4"
+        with pytest.raises(error):
+            with open_sink(str(path), LIVE) as sink:
+                for index in range(30):
+                    sink.write(Shown(Frame(picture(index), index, TICK, index)))
+                raise error
+        assert (len(read_pts(path)) if path.exists() else 0) == kept
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_every_live_frame_is_written_at_once(tmp_path: Path) -> None:
+    with VideoFile(tmp_path / "a.mkv", "libx264", LIVE) as sink:
+        for index in range(5):
+            sink.write(Shown(Frame(picture(index), index, TICK, index)))
+        sizes = []
+        for index in range(5, 60):
+            sink.write(Shown(Frame(picture(index), index, TICK, index)))
+            sizes.append(partial(tmp_path / "a.mkv", os.getpid()).stat().st_size)
+    assert len(set(sizes)) >= 4  # clusters of half a second
+
+
+def test_a_full_disk_before_the_first_second_leaves_nothing(tmp_path: Path) -> None:
+    partial(tmp_path / "a.mp4", os.getpid()).symlink_to("/dev/full")
+    with pytest.raises(SinkError, match=r"cannot write .*a\.mp4: the disk is full$"):
+        with open_sink(str(tmp_path / "a.mp4"), LIVE) as sink:
+            for index in range(60):
+                sink.write(Shown(Frame(picture(index), index, TICK, index)))
+    assert list(tmp_path.iterdir()) == []
