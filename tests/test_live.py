@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import itertools
 import shutil
 import socket
@@ -257,6 +259,42 @@ def test_a_silent_network_stream_ends_in_an_error(monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(SourceError, match="no data for 1 s; check the address and that the stream is running"):
             open_source(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    """The address ``tmp_path`` has over HTTP."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://surgeon:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.h264"])
+def test_a_file_behind_http_waits(tmp_path: Path, website: str, name: str) -> None:
+    write_clip(tmp_path / name, pts=range(30))
+    with open_source(f"{website}/{name}?token=abcdef") as source:
+        assert not source.live
+        assert len(list(source)) == 30
+    assert source.problem is None
+
+
+def test_a_playlist_that_grows_is_shown_steadily(tmp_path: Path, website: str) -> None:
+    hls = {"hls_time": "1", "hls_list_size": "0"}
+    write_clip(tmp_path / "a.m3u8", pts=range(75), codec_options={"g": "25", "bf": "0"}, container_options=hls)
+    playlist = (tmp_path / "a.m3u8").read_text()
+    (tmp_path / "a.m3u8").write_text(playlist.replace("#EXT-X-ENDLIST", ""))
+    with open_source(f"{website}/a.m3u8") as source:
+        assert source.live
+        frames = take(source, lambda frame: not frame.signal)  # the playlist does not grow
+    assert len(frames) > 60
+    assert frames[50].capture_time_s - frames[0].capture_time_s > 1.9  # not all that is there at once
+    assert clock_error_s(frames) < 1
 
 
 def test_a_program_can_end_while_a_stream_is_silent(recording: bytes) -> None:

@@ -41,7 +41,7 @@ class Address:
     url: str
     format: str | None = None
     options: dict[str, str] = field(default_factory=dict)
-    timeout_s: tuple[float, float] | None = None
+    timeout_s: tuple[float, float | None] | None = None
     live: bool | None = False
     hint: str = ""
 
@@ -103,7 +103,9 @@ def _network(uri: str, given: dict[str, str]) -> Address:
     if scheme == "file":
         return Address(name, uri, options=given, hint=_FILE_HINT)
     if scheme not in _LIVE_SCHEMES:
-        return Address(name, uri, None, given, _TIMEOUT_S, live=None, hint=hint)
+        # FFmpeg asks for a live playlist (HLS) again and again; opened anew, it would begin with what is past
+        timeout_s = (_TIMEOUT_S[0], None) if ".m3u8" in uri else _TIMEOUT_S
+        return Address(name, uri, None, given, timeout_s, live=None, hint=hint)
     usual = _LOW_LATENCY | {"flags": "low_delay"}
     if scheme.startswith("rtsp"):
         usual["rtsp_transport"] = "tcp"  # over UDP a lost packet is a smeared picture: reliability first

@@ -82,6 +82,7 @@ class Container(Source):
         self.problem = self._verdict()
 
     def close(self) -> None:
+        """Release the file or device."""
         self._frames, self._first = iter(()), None  # a closed container must not be read again
         self._container.close()
 

@@ -70,6 +70,7 @@ class Live(Source):
                 yield frame
 
     def close(self) -> None:
+        """Stop reading; does not wait for a reader that is deep in FFmpeg."""
         self._reader.stop()
 
     def _deadlines(self) -> tuple[float, float]:

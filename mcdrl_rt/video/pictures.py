@@ -68,6 +68,7 @@ class Playlist(Source):
             self.problem = "; ".join(self._flaws[:_NAMED]) + more
 
     def close(self) -> None:
+        """Close the file that is open; no other is opened."""
         if self._current is not None:
             self._current.close()
         self._current, self._opened = None, len(self._files)
