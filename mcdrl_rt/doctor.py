@@ -11,6 +11,9 @@ from pathlib import Path
 
 from mcdrl_rt.version import __version__
 
+_DEVICES = Path("/dev")
+_DEVICE_NAMES = Path("/sys/class/video4linux")  # Linux only
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -102,8 +105,11 @@ def _codecs() -> tuple[bool, str]:
 
 
 def _devices() -> tuple[bool, str]:
-    devices = sorted(str(path) for path in Path("/dev").glob("video*"))
-    return bool(devices), " ".join(devices) or "none (/dev/video*)"
+    devices = []
+    for path in sorted(_DEVICES.glob("video*")):
+        name = _DEVICE_NAMES / path.name / "name"
+        devices.append(f"{path} ({name.read_text().strip()})" if name.is_file() else str(path))
+    return bool(devices), ", ".join(devices) or f"none ({_DEVICES}/video*)"
 
 
 def _model() -> tuple[bool, str]:

@@ -24,11 +24,11 @@ from mcdrl_rt.stream.policy import Policy
 from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.types import Shown
+from mcdrl_rt.video.pictures import VIDEO_SUFFIXES
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
 _RESULTS = (".annotated.mp4", ".labels.mkv")
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv"})
 
 
 @dataclass(frozen=True)

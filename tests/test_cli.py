@@ -262,7 +262,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
     ("arguments", "message"),
     [
         (("stream", "--input", "gone.mp4", "--output", "o.mp4"), "no such file: gone.mp4"),
-        (("stream", "--input", "folder", "--output", "o.mp4"), "folder is a folder; name a video file inside it"),
+        (("stream", "--input", "folder", "--output", "o.mp4"), "no video and no picture in the folder folder"),
         (("stream", "--input", "text.mp4", "--output", "o.mp4"), "cannot open text.mp4: not a video"),
         (("stream", "--input", "empty.mp4", "--output", "o.mp4"), "empty.mp4 is empty (0 bytes)"),
         (("stream", "--input", "phantom:sice=1", "--output", "o.mp4"), "phantom has no option 'sice'"),

@@ -20,6 +20,7 @@ _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "
 _TIMEOUT_S = (10.0, 10.0)  # to open, and between packets
 _LIVE_TIMEOUT_S = (10.0, 3.0)  # a stream that is silent for this long is opened anew
 _LOW_LATENCY = {"fflags": "nobuffer"}
+_FILE_HINT = "the file, or the disk it is on, may be damaged"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Address:
     url: str
     format: str | None = None
     options: dict[str, str] = field(default_factory=dict)
-    timeout_s: tuple[float, float] | None = None
+    timeout_s: tuple[float, float | None] | None = None
     live: bool | None = False
     hint: str = ""
 
@@ -48,8 +49,13 @@ class Address:
         """Why it could not be opened, and what to do."""
         if isinstance(error, av.error.PermissionError):
             return "permission denied; check that you may read it"
-        if isinstance(error, av.error.InvalidDataError):
+        cut_off = isinstance(error, av.error.EOFError) and self.url.startswith("file:")
+        if isinstance(error, av.error.InvalidDataError) or cut_off:
             return "not a video, or a recording cut off before its index was written"
+        if isinstance(error, av.error.ProtocolNotFoundError):
+            piped = f"ffmpeg -i {scheme_of(self.url)}://… -c copy -f mpegts - | mcdrl-rt stream --input - …"
+            unknown = f"PyAV's FFmpeg does not speak {scheme_of(self.url)}"
+            return f"{unknown}; check the address, or let another ffmpeg receive it: {piped}"
         if isinstance(error, av.error.ExitError) and self.timeout_s:  # how a time limit shows
             reason = f"no data for {self.timeout_s[0]:.0f} s"
         else:
@@ -82,7 +88,8 @@ def locate(uri: str, options: dict[str, str] | None = None) -> Address:
     path = Path(uri)
     _check_file(path)
     # "file:" keeps FFmpeg from reading a colon in a file's name as a protocol
-    return Address(path.name, f"file:{path.absolute()}", options=given)
+    # and this, from reading a picture's name as a pattern of many
+    return Address(path.name, f"file:{path.absolute()}", options={"pattern_type": "none"} | given, hint=_FILE_HINT)
 
 
 def scheme_of(uri: str) -> str:
@@ -94,9 +101,11 @@ def _network(uri: str, given: dict[str, str]) -> Address:
     scheme = scheme_of(uri)
     name, hint = _redacted(uri), "check the address and that the stream is running"
     if scheme == "file":
-        return Address(name, uri, options=given)
+        return Address(name, uri, options=given, hint=_FILE_HINT)
     if scheme not in _LIVE_SCHEMES:
-        return Address(name, uri, None, given, _TIMEOUT_S, live=None, hint=hint)
+        # FFmpeg asks for a live playlist (HLS) again and again; opened anew, it would begin with what is past
+        timeout_s = (_TIMEOUT_S[0], None) if ".m3u8" in uri else _TIMEOUT_S
+        return Address(name, uri, None, given, timeout_s, live=None, hint=hint)
     usual = _LOW_LATENCY | {"flags": "low_delay"}
     if scheme.startswith("rtsp"):
         usual["rtsp_transport"] = "tcp"  # over UDP a lost packet is a smeared picture: reliability first

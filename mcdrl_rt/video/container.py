@@ -82,6 +82,7 @@ class Container(Source):
         self.problem = self._verdict()
 
     def close(self) -> None:
+        """Release the file or device."""
         self._frames, self._first = iter(()), None  # a closed container must not be read again
         self._container.close()
 
@@ -164,7 +165,8 @@ class Container(Source):
     def _disorder(self) -> str | None:
         if not self._jumps:
             return None
-        return f"its clock jumped back, or stood still, {self._jumps} times; time was made to go on"
+        times = "once" if self._jumps == 1 else f"{self._jumps} times"
+        return f"its clock jumped back, or stood still, {times}; time was made to go on"
 
     def _shortage(self) -> str | None:
         expected = self.frame_count or 0
@@ -216,6 +218,8 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
         raise SourceError(f"{name} is not a video")
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not len(container.streams):
+        raise SourceError(f"{name} has nothing in it; the file is damaged")
     if not streams:
         raise SourceError(f"{name} has no video, only {_kinds(container)}")
     if streams[0].codec_context is None:

@@ -22,7 +22,7 @@ from mcdrl_rt.video.base import Source
 _WAITING = 4  # frames read and not yet taken
 _PATIENCE_S = 0.5  # without a frame before the signal counts as lost, or
 _PATIENCE_FRAMES = 3  # this many frame intervals, whichever is longer
-_CATCH_UP_S = 1.0  # frames held up on the way may come this late and are left out: their time was shown grey
+_CATCHING_UP = 0.8  # seconds that late frames take to come for each second of theirs, if they were held up on the way
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 3.0
 _CLOSE_S = 1.0  # the reader may be deep in FFmpeg; it ends by itself when that lets go
 _DIM = 0.4  # brightness of a picture that is no longer true
@@ -53,7 +53,7 @@ class Live(Source):
         self._grey: UInt8Array | None = None  # its picture while the signal is lost
         self._last_pts: int | None = None
         self._shown_s = 0.0  # when the last frame was handed out
-        self._back_s: float | None = None  # when the first frame came that was too late
+        self._first_late: Frame | None = None  # of those that came after their time was shown grey
         self._index = 0
         self._losses = self._late = 0
         self._reader.start()
@@ -70,6 +70,7 @@ class Live(Source):
                 yield frame
 
     def close(self) -> None:
+        """Stop reading; does not wait for a reader that is deep in FFmpeg."""
         self._reader.stop()
 
     def _deadlines(self) -> tuple[float, float]:
@@ -89,14 +90,20 @@ class Live(Source):
             self._take_note()
             self._shift = self._now(frame.capture_time_s) - pts
         elif self._last_pts is not None and pts + self._shift <= self._last_pts:
-            self._back_s = self._back_s or frame.capture_time_s
-            if frame.capture_time_s - self._back_s < _CATCH_UP_S:
+            if self._is_catching_up(frame):
                 self._late += 1
                 return None
             self._shift = self._now(frame.capture_time_s) - pts  # the stream's clock stood still meanwhile
-        self._back_s = self._grey = None
+        self._first_late = self._grey = None
         self._real = self._next(replace(frame, pts=pts + self._shift, time_base=self.time_base))
         return self._real
+
+    def _is_catching_up(self, frame: Frame) -> bool:
+        """Whether late frames come faster than their time goes by: they will be on time soon, and keep their times."""
+        first = self._first_late = self._first_late or frame
+        video_s = frame.pts_s - first.pts_s
+        passed_s = frame.capture_time_s - first.capture_time_s
+        return video_s < _PATIENCE_FRAMES * self._interval_s or passed_s < _CATCHING_UP * video_s
 
     def _without_signal(self) -> Frame:
         assert self._real is not None

@@ -11,12 +11,13 @@ from mcdrl_rt.types import Frame
 from mcdrl_rt.video.base import Source
 
 _LONGEST_WAIT_S = 5.0  # a longer gap is a clock that jumped
+_LATE_S = 0.1  # what is later than this goes on from here, and does not hurry to make up for it
 
 
 class Paced(Source):
     """Hands out each frame of another source when it is due; live.
 
-    A source that decodes more slowly than its own time runs late: no frame is left out here.
+    A source that decodes more slowly than its own time runs late, and stays late: no frame is left out here.
     """
 
     def __init__(self, source: Source) -> None:
@@ -34,12 +35,15 @@ class Paced(Source):
         self.problem = self._source.problem
 
     def close(self) -> None:
+        """Close the source behind, and end the wait for a frame."""
         self._closed.set()
         self._source.close()
 
     def _until_due(self, frame: Frame) -> float:
         """Seconds to wait before ``frame`` may be seen."""
         now = time.monotonic()
-        if self._started_s is None or self._started_s + frame.pts_s - now > _LONGEST_WAIT_S:
-            self._started_s = now - frame.pts_s
-        return max(0.0, self._started_s + frame.pts_s - now)
+        start_s = now - frame.pts_s if self._started_s is None else self._started_s
+        if not -_LATE_S < start_s + frame.pts_s - now < _LONGEST_WAIT_S:
+            start_s = now - frame.pts_s
+        self._started_s = start_s
+        return max(0.0, start_s + frame.pts_s - now)

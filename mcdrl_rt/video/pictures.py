@@ -68,6 +68,7 @@ class Playlist(Source):
             self.problem = "; ".join(self._flaws[:_NAMED]) + more
 
     def close(self) -> None:
+        """Close the file that is open; no other is opened."""
         if self._current is not None:
             self._current.close()
         self._current, self._opened = None, len(self._files)
@@ -152,7 +153,8 @@ def _numbered(pattern: Path) -> list[Path]:
     """Files whose name is the pattern with a number in it, as printf would write it."""
     before, digits, after = re.split(r"%(\d*)d", pattern.name, maxsplit=1)
     least = int(digits or 1)
-    named = re.compile(re.escape(before) + rf"\d{{{least},}}" + re.escape(after))
+    number = rf"(\d{{{least}}}|[1-9]\d{{{least},}})"
+    named = re.compile(re.escape(before) + number + re.escape(after))
     folder = pattern.parent
     return [file for file in folder.iterdir() if named.fullmatch(file.name)] if folder.is_dir() else []
 
