@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mcdrl_rt.segmenter import AnySegmenter
     from mcdrl_rt.stream.pipeline import Stream
     from mcdrl_rt.stream.policy import Policy
+    from mcdrl_rt.stream.supervisor import Supervisor
     from mcdrl_rt.stream.telemetry import Summary
     from mcdrl_rt.video.sink import Sink
     from mcdrl_rt.video.source import Source
@@ -41,8 +42,14 @@ app = typer.Typer(
 
 FLAWED = 3  # exit status: the output is there, with a flaw the warning names: the input was cut off, say
 
-_INPUT = "A file, a URL, /dev/video0, or phantom (its options: site, size=WxH, frames, seed; phantom:frames=90,seed=3)."
-_OUTPUT = "A file (.mp4 .m4v .mov .mkv .avi .webm), or null."
+_INPUT = (
+    "A file, a folder, 'case/*.mp4', frame%04d.png, a URL, /dev/video0, screen, - (standard input), or phantom (its "
+    "options: site, size, frames, seed, fps: phantom:frames=90). Several share one engine."
+)
+_OUTPUT = (
+    "A file (.mp4 .m4v .mov .mkv .avi .webm), rtsp:// rtmp:// srt:// udp://, window, masks:FOLDER, .jsonl or - (a line "
+    "a frame), a v4l2loopback /dev/video9, or null. Several are written at once; {n}, {name}: of the input."
+)
 
 Model = Annotated[
     Path | None,
@@ -97,21 +104,27 @@ def stream(
     policy: Annotated[
         str, typer.Option(help="every (files: each frame is segmented), pass (live: each is shown at once), latest.")
     ] = "auto",
-    live: Annotated[bool, typer.Option(help="Play a file at its own pace, as if it came from a camera.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Play a file at its own pace, as if it came from a camera.")
+    ] = False,
     max_mask_age: Annotated[
         float, typer.Option(min=1, metavar="MS", help="No mask found longer ago than this is drawn.")
     ] = 120.0,
     fps: Annotated[float | None, typer.Option(min=0.01, help="Segment at most so many frames a second.")] = None,
     stride: Annotated[int, typer.Option(min=1, help="Segment one frame in so many.")] = 1,
-    skip_static: Annotated[bool, typer.Option(help="A picture that stands still keeps its mask.")] = False,
+    skip_static: Annotated[
+        bool, typer.Option("--skip-static", help="A picture that stands still keeps its mask.")
+    ] = False,
     steady: Annotated[
-        bool, typer.Option(help="Average masks along the motion: less flicker, lesions come and go a frame later.")
+        bool, typer.Option("--steady", help="Average masks along the motion: less flicker, a frame of lag.")
     ] = False,
     opacity: Opacity = 0.35,
-    hud: Annotated[bool, typer.Option(help="Write the line at the bottom edge.")] = True,
-    codec: Annotated[str | None, typer.Option(help="Of video files; default: what suits the extension.")] = None,
+    no_hud: Annotated[bool, typer.Option("--no-hud", help="Do not write the line at the bottom edge.")] = False,
+    codec: Annotated[
+        str | None, typer.Option(help="libx264, libvpx-vp9, mpeg4, ffv1, or auto: a hardware encoder where one works.")
+    ] = None,
     capture: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's options for the input: video_size=1920x1080 …")
+        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's options for the input: video_size=1920x1080 (repeatable).")
     ] = [],  # noqa: B006
     metrics: Annotated[
         str | None,
@@ -145,15 +158,17 @@ def stream(
             skip_static=skip_static,
             steady=steady,
             opacity=opacity,
-            hud=hud,
+            hud=not no_hud,
         )
         sinks = [
-            {name: opened.enter_context(_open_output(name, uri, source, rules, codec, stop)) for name in some}
+            {name: opened.enter_context(_open_output(name, uri, source, codec)) for name in some if name != "window"}
             for uri, source, some in zip(input, sources, names, strict=True)
         ]
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
-        for source, some in zip(sources, sinks, strict=True):
+        for source, some, wanted in zip(sources, sinks, names, strict=True):
+            if "window" in wanted:
+                some["window"] = opened.enter_context(_window(source, supervisor, rules, stop))
             total = source.frame_count if len(sources) == 1 else None
             bar = opened.enter_context(progress_bar(source.name, total, not as_json and len(sources) == 1))
             streams.append(Stream(source, supervisor.seat(), some, rules, on_frame=bar, stop=stop))
@@ -310,7 +325,7 @@ def _output_names(inputs: list[str], outputs: list[str]) -> list[list[str]]:
     """Where each input goes: with several of them, {n} in a name is the input's number and {name} its own name."""
     filled = [[_filled(output, i, uri) for output in outputs] for i, uri in enumerate(inputs, 1)]
     written = [name for some in filled for name in some if name not in ("null", "-")]
-    twice = sorted({name for name in written if written.count(name) > 1})
+    twice = sorted({name for name in written if written.count(name) > 1})  # there is but one window, too
     if twice:
         several = "inputs" if len(inputs) > 1 else "outputs"
         raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
@@ -329,11 +344,21 @@ def _options_of(pairs: list[str]) -> dict[str, str]:
     return options
 
 
-def _open_output(name: str, uri: str, source: Source, policy: Policy, codec: str | None, stop: Stop) -> Sink:
+def _open_output(name: str, uri: str, source: Source, codec: str | None) -> Sink:
     from mcdrl_rt.video.sink import open_sink
 
     _check_not_input(uri, name)
-    return open_sink(name, source.format, codec=codec)
+    recorded = Path(uri) if not source.live and Path(uri).is_file() else None
+    return open_sink(name, source.format, codec=codec, audio=recorded)
+
+
+def _window(source: Source, supervisor: Supervisor, policy: Policy, stop: Stop) -> Sink:
+    from mcdrl_rt.video.view import View
+    from mcdrl_rt.video.window import Window
+
+    spec = supervisor.spec
+    view = View(colors=spec.colors, model=f"{spec.name} · {supervisor.engine}", opacity=policy.opacity)
+    return Window(source.format, source.name, view, on_quit=stop.set)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,6 @@ from pathlib import Path
 
 from mcdrl_rt.version import __version__
 
-_DEVICES = Path("/dev")
-_DEVICE_NAMES = Path("/sys/class/video4linux")  # Linux only
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -104,12 +101,13 @@ def _codecs() -> tuple[bool, str]:
     return "libx264" in have, f"PyAV {av.__version__}, encoders: {' '.join(have)}"
 
 
-def _devices() -> tuple[bool, str]:
+def _devices(root: Path = Path("/")) -> tuple[bool, str]:
+    numbered = [path for path in (root / "dev").glob("video*") if path.name[5:].isdecimal()]
     devices = []
-    for path in sorted(_DEVICES.glob("video*")):
-        name = _DEVICE_NAMES / path.name / "name"
-        devices.append(f"{path} ({name.read_text().strip()})" if name.is_file() else str(path))
-    return bool(devices), ", ".join(devices) or f"none ({_DEVICES}/video*)"
+    for path in sorted(numbered, key=lambda path: int(path.name[5:])):
+        label = root / "sys" / "class" / "video4linux" / path.name / "name"
+        devices.append(f"{path} ({label.read_text().strip()})" if label.is_file() else str(path))
+    return bool(devices), ", ".join(devices) or "none (/dev/video*)"
 
 
 def _model() -> tuple[bool, str]:

@@ -24,7 +24,7 @@ from mcdrl_rt.stream.policy import Policy
 from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.types import Shown
-from mcdrl_rt.video.pictures import VIDEO_SUFFIXES
+from mcdrl_rt.video.playlist import VIDEOS
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
 
@@ -68,7 +68,7 @@ def plan(inputs: list[Path], output: Path) -> list[Job]:
         else:
             found = [(path, _place(path, named))]
         if not found:
-            raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEO_SUFFIXES))}")
+            raise SourceError(f"no video in {path}; looked for {' '.join(sorted(VIDEOS))}")
         files += found
     jobs = [Job(file, *(output / place.with_name(_stem(place) + end) for end in _RESULTS)) for file, place in files]
     names = [job.annotated for job in jobs]
@@ -119,7 +119,7 @@ def _place(path: Path, named: list[Path]) -> Path:
 
 def _stem(path: Path) -> str:
     """A video's name without its extension; a dot before anything else (``case.2023``) is part of the name."""
-    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in VIDEOS else path.name
 
 
 def _make_folder(folder: Path) -> None:
@@ -134,7 +134,7 @@ def _videos(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+        if path.suffix.lower() in VIDEOS and not path.name.startswith(".") and not path.is_dir()
     )
 
 

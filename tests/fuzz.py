@@ -1,54 +1,56 @@
-"""Damaged copies of real clips, the same for the same seed."""
+"""Damaged copies of real clips, the same ones for the same seed: what a source must take without a crash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-import numpy as np
-
-from mcdrl_rt.types import UInt8Array
+import random
+from collections.abc import Iterator
 
 
-def mutants(clips: Sequence[Path], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """``count`` damaged copies of clips, each with a file name that tells its container and what was done to it."""
-    rng = np.random.default_rng(seed)
-    damages = (_flip, _scribble, _cut, _remove, _splice)
-    for number in range(count):
-        clip = clips[rng.integers(len(clips))]
-        data = np.frombuffer(clip.read_bytes(), np.uint8).copy()
-        damage = damages[number % len(damages)]
-        other = np.frombuffer(clips[rng.integers(len(clips))].read_bytes(), np.uint8)
-        yield f"{number}{damage.__name__}{clip.suffix}", damage(rng, data, other).tobytes()
+def damaged(clips: list[bytes], count: int, seed: int = 0) -> Iterator[bytes]:
+    """Copies with flipped bits, cut short, with pieces lost or doubled, or spliced with another clip.
+
+    Args:
+        clips: whole files, of several containers and sizes.
+    """
+    rng = random.Random(seed)
+    for _ in range(count):
+        data = bytearray(rng.choice(clips))
+        for _ in range(rng.randint(1, 3)):
+            data = rng.choice(_WAYS)(rng, data, clips)
+        yield bytes(data)
 
 
-def _flip(rng: np.random.Generator, data: UInt8Array, other: UInt8Array) -> UInt8Array:
-    """A few single bits, half of the time in the first kilobyte, where headers are."""
-    end = len(data) if rng.random() < 0.5 else 1024
-    places = rng.integers(0, min(end, len(data)), rng.integers(1, 64))
-    data[places] ^= (1 << rng.integers(0, 8, len(places))).astype(np.uint8)
+def _flip(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    """Single bits; as often in the headers, where they do the most harm."""
+    end = rng.choice((len(data), min(len(data), 1500)))
+    for _ in range(rng.choice((1, 8, 100)) if end else 0):
+        data[rng.randrange(end)] ^= 1 << rng.randrange(8)
     return data
 
 
-def _scribble(rng: np.random.Generator, data: UInt8Array, other: UInt8Array) -> UInt8Array:
-    """A stretch of noise."""
-    start = int(rng.integers(len(data)))
-    stretch = data[start : start + int(rng.integers(1, 2000))]
-    stretch[:] = rng.integers(0, 256, len(stretch))
+def _truncate(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    return data[: rng.randint(0, len(data))]
+
+
+def _lose(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    start = rng.randint(0, len(data))
+    return data[:start] + data[start + rng.randint(1, 2000) :]
+
+
+def _double(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    start = rng.randint(0, len(data))
+    return data[: start + rng.randint(1, 2000)] + data[start:]
+
+
+def _overwrite(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    start, length = rng.randint(0, len(data)), rng.randint(1, 300)
+    data[start : start + length] = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
     return data
 
 
-def _cut(rng: np.random.Generator, data: UInt8Array, other: UInt8Array) -> UInt8Array:
-    """An end that is missing."""
-    return data[: int(rng.integers(len(data)))]
+def _splice(rng: random.Random, data: bytearray, clips: list[bytes]) -> bytearray:
+    other = rng.choice(clips)
+    return data[: rng.randint(0, len(data))] + other[rng.choice((0, rng.randint(0, len(other)))) :]
 
 
-def _remove(rng: np.random.Generator, data: UInt8Array, other: UInt8Array) -> UInt8Array:
-    """A stretch that is missing."""
-    start = int(rng.integers(len(data)))
-    return np.concatenate([data[:start], data[start + int(rng.integers(1, 4000)) :]])
-
-
-def _splice(rng: np.random.Generator, data: UInt8Array, other: UInt8Array) -> UInt8Array:
-    """Part of another clip, of another size or container, in the place of the end."""
-    return np.concatenate([data[: int(rng.integers(len(data)))], other[int(rng.integers(len(other))) :]])
+_WAYS = (_flip, _truncate, _lose, _double, _overwrite, _splice)

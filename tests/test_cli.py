@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from clips import read_pixels, read_pts, write_clip
 
-from mcdrl_rt import __version__, cli
+from mcdrl_rt import __version__, cli, console
 
 CLI = [sys.executable, "-m", "mcdrl_rt.cli"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -262,7 +262,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
     ("arguments", "message"),
     [
         (("stream", "--input", "gone.mp4", "--output", "o.mp4"), "no such file: gone.mp4"),
-        (("stream", "--input", "folder", "--output", "o.mp4"), "no video and no picture in the folder folder"),
+        (("stream", "--input", "folder", "--output", "o.mp4"), "folder holds no video and no pictures"),
         (("stream", "--input", "text.mp4", "--output", "o.mp4"), "cannot open text.mp4: not a video"),
         (("stream", "--input", "empty.mp4", "--output", "o.mp4"), "empty.mp4 is empty (0 bytes)"),
         (("stream", "--input", "phantom:sice=1", "--output", "o.mp4"), "phantom has no option 'sice'"),
@@ -419,7 +419,7 @@ def test_a_stopped_recording_is_kept(number: signal.Signals, endless: Start, tmp
 
 
 def test_a_second_request_discards_the_recording() -> None:
-    stop = cli._Stop()
+    stop = console.Stop()
     stop(signal.SIGINT, None)
     stop(signal.SIGTERM, None)  # what signals a process and its group says it twice: still the same request
     assert stop.is_set() and stop.number == signal.SIGINT

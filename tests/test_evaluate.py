@@ -31,6 +31,7 @@ class RedEngine:
     """Calls red what is lesion, and reads brightness: what the miniature's lesions and dim light are told by."""
 
     name = "red"
+    max_batch = 1
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = dataclasses.replace(spec, grid=(4, 4), grid_stride=16)

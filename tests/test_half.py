@@ -39,6 +39,8 @@ def shipped() -> FoldedMCDRL:
 class HalfEngine:
     """The converted model behind the protocol of engines."""
 
+    max_batch = 8
+
     def __init__(self, model: FoldedMCDRL) -> None:
         self.spec, self.name, self._model = model.spec, "half", to_half(model)
 

@@ -22,12 +22,14 @@ class StripesEngine:
     """Calls stripes of each frame class 1, 2 and 3; raises ``failure`` on frame number ``fails_at``."""
 
     name = "stripes"
+    max_batch = 1
     spec = ModelSpec(
         name="stripes",
         encoder="none",
         input_size=(48, 64),
         classes=("polyp", "tumor", "cyst"),
         confounders=("blur", "blood"),
+        grid=(4, 4),
     )
 
     def __init__(self, fails_at: int | None = None, failure: BaseException | None = None) -> None:

@@ -167,6 +167,8 @@ class MethodEngine:
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
+    max_batch = 1
+
     def __init__(self, method: Method, device: str = "auto") -> None:
         cuda = torch.cuda.is_available() and device != "cpu"
         self.method = method.eval().to("cuda" if cuda else "cpu")

@@ -171,15 +171,13 @@ class Supervisor:
 
     def _work(self, generation: int, segmenter: AnySegmenter) -> None:
         streams: dict[Seat, AnySegmenter] = {}
-        while tickets := self._take(generation, segmenter.engine.max_batch):
-            for ticket in tickets:
-                streams.setdefault(ticket.seat, segmenter.for_stream())
-            try:
-                answers = _segment([streams[ticket.seat] for ticket in tickets], tickets)
-            except BaseException as error:  # whatever it is, the video goes on
-                self._lost(generation, _reason(error))
-                return
-            self._deliver(generation, answers)
+        try:
+            while tickets := self._take(generation, segmenter.engine.max_batch):
+                for ticket in tickets:
+                    streams.setdefault(ticket.seat, segmenter.for_stream())
+                self._deliver(generation, _segment([streams[ticket.seat] for ticket in tickets], tickets))
+        except BaseException as error:  # whatever it is, the video goes on
+            self._lost(generation, _reason(error))
 
     def _take(self, generation: int, most: int) -> list[Ticket]:
         """The frames to work on next, one of each stream at most, each in turn; none once this engine is given up."""

@@ -1,4 +1,4 @@
-"""What every source of frames has in common, whatever they come from."""
+"""What every video source is, whatever it reads from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mcdrl_rt.types import Frame, VideoFormat
 
 
 class Source(ABC):
-    """A video that can be read once, frame by frame, its ``pts`` strictly increasing.
+    """A video that can be read once, frame by frame; ``pts`` always rises.
 
     Attributes:
         name: short, for people; credentials removed.
@@ -23,9 +23,8 @@ class Source(ABC):
         color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with again.
         pixel_aspect: width of a pixel by its height, as players should show it.
         problem: after iteration, what was wrong with the video, in one line; None when nothing was.
-        note: what is worth knowing of it though nothing is wrong, in one line; may change while it is read.
-        reconnections: how often a live source was lost and came back.
-        dropped: frames of a live source that nobody took in time.
+        reconnections: how often a live source was opened again.
+        dropped: frames of a live source that its consumer came too late for.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Source(ABC):
     color: str = "bt709"
     pixel_aspect: Fraction = Fraction(1)
     problem: str | None = None
-    note: str | None = None
     reconnections: int = 0
     dropped: int = 0
 
@@ -53,13 +51,13 @@ class Source(ABC):
     def close(self) -> None:  # noqa: B027 (the phantom has nothing to release)
         """Release the file or device; safe to call twice, from the thread that iterates."""
 
+    def _take_facts(self, other: Source) -> None:
+        """Be what another source is, as far as sinks and people ask."""
+        self.name, self.size, self.time_base, self.rate = other.name, other.size, other.time_base, other.rate
+        self.color, self.pixel_aspect = other.color, other.pixel_aspect
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _take_facts(self, source: Source) -> None:
-        """Be known as ``source`` is: for a source that hands on another's frames."""
-        self.name, self.size, self.time_base, self.rate = source.name, source.size, source.time_base, source.rate
-        self.frame_count, self.color, self.pixel_aspect = source.frame_count, source.color, source.pixel_aspect

@@ -1,225 +1,67 @@
-"""One opened file, device or stream, decoded in the caller's thread when a frame is asked for."""
+"""Opening a file, device or address with FFmpeg, and saying plainly why it does not open."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.types import Frame
-from mcdrl_rt.video.address import Address, reason_of
-from mcdrl_rt.video.base import Source
-from mcdrl_rt.video.convert import Converter, Deinterlacer, color_of, pixel_aspect, upright_size
+from mcdrl_rt.video.names import redacted, scheme
+
+OPEN_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 10.0  # between packets of a file behind a network
+LIVE_TIMEOUT_S = 3.0  # between packets of a stream: whoever watches it is better served by a new connection
 
 # FFmpeg's demuxers that turn any bytes into a picture: a text file is not a video
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf"}
-_SEGMENTED = {"hls", "dash"}
-_MAX_READ_ERRORS = 20  # in a row: after that the file is taken to end here
-_PLAUSIBLE_RATES = (1, 240)  # of something live: streams that do not know theirs state 90 000 or so
-_USUAL_RATE = Fraction(25)
+_LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "mms"}
 
 
-class Container(Source):
-    """What FFmpeg opens, through PyAV.
+@dataclass(frozen=True)
+class _Place:
+    """What FFmpeg is asked for.
 
     Args:
-        address: from ``locate``.
-
-    Raises:
-        SourceError: it cannot be opened, is not a video, or not one frame of it can be decoded.
-
-    Attributes:
-        in_pieces: it comes in pieces of several seconds at a time (HLS).
+        file: its name for the input.
+        demuxer: None where it finds out.
+        options: for demuxer and protocol.
+        timeout: seconds to open, and between packets; None where there is nothing to wait for.
     """
 
-    def __init__(self, address: Address) -> None:
-        self.name = address.name
-        self._container = _open(address)
-        try:
-            self._start(address.live)
-        except BaseException:
-            self._container.close()
-            raise
-
-    def _start(self, live: bool | None) -> None:
-        self._stream = _video_stream(self._container, self.name)
-        self.in_pieces = self._container.format.name in _SEGMENTED
-        self.live = _is_live(self._container) if live is None else live
-        if self.live:
-            self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
-        else:
-            # frame threading delays output by one frame for each thread: fine for files only
-            self._stream.thread_type = "AUTO"
-        self.time_base = self._stream.time_base or Fraction(1, 90_000)
-        self.rate = _rate(self._stream, self.live)
-        self.frame_count = None if self.live else _frame_count(self._container, self._stream, self.rate)
-        self._converter, self._deinterlacer = Converter(), Deinterlacer()
-        self._index = 0
-        self._errors = 0
-        self._stopped: str | None = None
-        self._first_pts: int | None = None
-        self._last_pts: int | None = None
-        self._shift = 0  # added to pts since they last jumped back
-        self._jumps = 0
-        self._frames: Iterator[VideoFrame] = self._progressive()
-        # decoding, not opening, is what tells a video from a damaged one; it also gives the upright size
-        self._first = next(self._frames, None)
-        if self._first is None:
-            raise SourceError(f"cannot decode {self.name}: no frame of it is readable; the file is damaged")
-        self.color = color_of(self._first)
-        self.pixel_aspect = pixel_aspect(self._stream, self._first)
-        self.size = upright_size(self._first)
-
-    def __iter__(self) -> Iterator[Frame]:
-        while (decoded := self._next()) is not None:
-            yield self._frame(decoded)
-        self.problem = self._verdict()
-
-    def close(self) -> None:
-        """Release the file or device."""
-        self._frames, self._first = iter(()), None  # a closed container must not be read again
-        self._container.close()
-
-    def _next(self) -> VideoFrame | None:
-        first, self._first = self._first, None
-        return first or next(self._frames, None)
-
-    def _progressive(self) -> Iterator[VideoFrame]:
-        for decoded in self._decode():
-            decoded.pts, decoded.time_base = self._timestamp(decoded), self.time_base
-            yield from self._deinterlacer.feed(decoded)
-        yield from self._deinterlacer.flush()
-
-    def _decode(self) -> Iterator[VideoFrame]:
-        """Every frame that can be decoded; a corrupt packet costs that packet, not the rest."""
-        for packet in self._packets():
-            try:
-                frames = self._stream.decode(packet)
-            except av.FFmpegError:
-                self._errors += 1
-                continue
-            yield from frames
-
-    def _packets(self) -> Iterator[Packet[VideoStream] | None]:
-        """Packets, then None to flush the decoder; reads on after an error, as long as anything comes."""
-        errors_in_row = 0
-        while errors_in_row < _MAX_READ_ERRORS:
-            try:
-                for packet in self._container.demux(self._stream):
-                    if packet.size:  # PyAV marks the end by an empty packet
-                        yield packet
-                        errors_in_row = 0
-                break
-            except av.FFmpegError as error:
-                self._stopped = reason_of(error)
-                errors_in_row = _MAX_READ_ERRORS if self.live else errors_in_row + 1
-        yield None
-
-    def _frame(self, decoded: VideoFrame) -> Frame:
-        frame = Frame(self._converter.pixels(decoded), int(decoded.pts or 0), self.time_base, self._index)
-        self._index += 1
-        self._errors += decoded.is_corrupt
-        return frame
-
-    def _timestamp(self, decoded: VideoFrame) -> int:
-        """The frame's pts, moved on where it does not come after the previous frame's."""
-        pts = self._given_time(decoded) + self._shift
-        if self._last_pts is None:
-            self._first_pts = pts
-        elif pts <= self._last_pts:
-            pts = self._moved_on(pts, self._last_pts)
-        self._last_pts = pts
-        return pts
-
-    def _moved_on(self, pts: int, last: int) -> int:
-        self._jumps += 1
-        duration = self._duration()
-        if last - pts <= 2 * duration:  # one frame out of place: the next one has a time of its own again
-            return last + 1
-        self._shift += last + duration - pts
-        return last + duration
-
-    def _given_time(self, decoded: VideoFrame) -> int:
-        """The frame's pts; failing that its dts; failing that one frame duration after the previous frame."""
-        for given in (decoded.pts, decoded.dts):
-            if given is not None:
-                return int(given)
-        duration = decoded.duration or self._duration()
-        return 0 if self._last_pts is None else self._last_pts - self._shift + max(1, duration)
-
-    def _duration(self) -> int:
-        """Units of one frame."""
-        return max(1, round(1 / (self.rate * self.time_base)))
-
-    def _verdict(self) -> str | None:
-        """What to tell the user once the video has ended."""
-        flaws = [self._shortage(), self._disorder()]
-        return "; ".join(flaw for flaw in flaws if flaw) or None
-
-    def _disorder(self) -> str | None:
-        if not self._jumps:
-            return None
-        times = "once" if self._jumps == 1 else f"{self._jumps} times"
-        return f"its clock jumped back, or stood still, {times}; time was made to go on"
-
-    def _shortage(self) -> str | None:
-        expected = self.frame_count or 0
-        # edit lists and estimates are a few frames off in sound files too, so a small shortage means nothing
-        tolerance = 2 + expected // 20
-        if expected - self._spanned() > tolerance:
-            return f"truncated: decoded {self._index} {self._out_of(expected)}"
-        if self._stopped:
-            return f"ended early after {self._index} frames: {self._stopped}"
-        # only a count that the container states can miss frames: an estimate assumes a constant rate
-        missing = expected - self._index if self._stream.frames else 0
-        lost = max(self._errors, missing if missing > tolerance else 0)
-        if lost:
-            return f"damaged: {lost} frames were lost or decoded with errors, {self._index} were decoded"
-        return None
-
-    def _out_of(self, expected: int) -> str:
-        """How much there should have been: in frames where they were counted, else in seconds."""
-        if self._stream.frames:
-            return f"of about {expected} frames"
-        return f"frames, {float(self._spanned() / self.rate):.1f} of about {float(expected / self.rate):.1f} s"
-
-    def _spanned(self) -> int:
-        """Frames that fit between the first one and the last one seen: gaps are not a missing end."""
-        if self._first_pts is None or self._last_pts is None:
-            return 0
-        return round((self._last_pts - self._first_pts) * self.time_base * self.rate) + 1
+    file: str
+    demuxer: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    timeout: tuple[float, float] | None = None
 
 
-def _open(address: Address) -> InputContainer:
+def open_container(uri: str, options: dict[str, str]) -> InputContainer:
     """The opened container, or a SourceError that a person can act on."""
+    place = _place(uri)
     try:
         return av.open(
-            address.url,
-            format=address.format,
-            options=address.options,
-            timeout=address.timeout_s,
-            metadata_errors="replace",  # titles in other encodings are no reason to refuse a video
+            place.file,
+            format=place.demuxer,
+            options=place.options | options,
+            timeout=place.timeout,
+            metadata_errors="replace",  # a title in a strange encoding is no reason to refuse the video
         )
     except av.FFmpegError as error:
-        raise SourceError(f"cannot open {address.name}: {address.advice(error)}") from None
-    except ValueError as error:  # PyAV's: there is no such format here
-        raise SourceError(f"cannot open {address.name}: {error}") from None
+        raise SourceError(f"cannot open {display_name(uri)}: {_open_advice(error, uri)}") from None
 
 
-def _video_stream(container: InputContainer, name: str) -> VideoStream:
+def video_stream(container: InputContainer, name: str) -> VideoStream:
     """The main video stream; cover art of an audio file is none."""
     if container.format.name in _NOT_VIDEO:
         raise SourceError(f"{name} is not a video")
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
-    if not len(container.streams):
-        raise SourceError(f"{name} has nothing in it; the file is damaged")
     if not streams:
         raise SourceError(f"{name} has no video, only {_kinds(container)}")
     if streams[0].codec_context is None:
@@ -227,20 +69,7 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     return streams[0]
 
 
-def _kinds(container: InputContainer) -> str:
-    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
-    return " and ".join(kinds) or "still pictures"
-
-
-def _rate(stream: VideoStream, live: bool) -> Fraction:
-    """Nominal frames per second."""
-    for rate in (stream.average_rate, stream.guessed_rate):
-        if rate and (not live or _PLAUSIBLE_RATES[0] <= rate <= _PLAUSIBLE_RATES[1]):
-            return rate
-    return _USUAL_RATE
-
-
-def _frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) -> int | None:
+def frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) -> int | None:
     """What the container states, else its duration times the rate."""
     if stream.frames:
         return int(stream.frames)
@@ -249,7 +78,97 @@ def _frame_count(container: InputContainer, stream: VideoStream, rate: Fraction)
     return round(Fraction(container.duration, 1_000_000) * rate) if container.duration else None
 
 
-def _is_live(container: InputContainer) -> bool:
-    """A file behind http has a size or a duration, and waits; a stream has neither."""
-    in_pieces = container.format.name in _SEGMENTED
-    return not container.duration and (in_pieces or container.size <= 0)
+def is_live(uri: str, container: InputContainer) -> bool:
+    """Devices, screens and streams are live; a file behind http has a duration, and waits."""
+    kind = scheme(uri)
+    return _is_device(uri) or _is_screen(uri) or kind in _LIVE_SCHEMES or (bool(kind) and not container.duration)
+
+
+def display_name(uri: str) -> str:
+    """What to call a source in messages: URLs without user, password and query, paths in full."""
+    if uri == "-":
+        return "standard input"
+    return redacted(uri)
+
+
+def short_name(uri: str) -> str:
+    """``display_name``, of a file without its folder."""
+    return display_name(uri) if scheme(uri) or uri == "-" or _is_screen(uri) else Path(uri).name
+
+
+def reason(error: av.FFmpegError, waited_s: float) -> str:
+    """FFmpeg's words without its numbers, and without the URL, which may hold a password."""
+    if isinstance(error, av.error.ExitError):  # how a time limit shows
+        return f"no data for {waited_s:.0f} s"
+    text = str(error.strerror or type(error).__name__).strip()
+    return text[:1].lower() + text[1:]
+
+
+def _place(uri: str) -> _Place:
+    limits = (OPEN_TIMEOUT_S, LIVE_TIMEOUT_S)
+    if uri == "-":
+        return _Place("pipe:0")
+    if _is_screen(uri):
+        return _Place(*_screen(uri), {"framerate": "30", "fflags": "nobuffer"}, limits)
+    if _is_device(uri):
+        return _Place(uri, "v4l2", {"fflags": "nobuffer"}, limits)
+    kind = scheme(uri)
+    if kind in _LIVE_SCHEMES:
+        low_latency = {"fflags": "nobuffer", "flags": "low_delay"}
+        # over UDP a lost packet is a smeared picture: reliability first
+        reliable = {"rtsp_transport": "tcp"} if kind.startswith("rtsp") else {}
+        return _Place(uri, None, low_latency | reliable, limits)
+    if kind:
+        return _Place(uri, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    _check_file(Path(uri))
+    # "file:" keeps FFmpeg from reading a colon in a file's name as a protocol
+    return _Place(f"file:{Path(uri).absolute()}")
+
+
+def _screen(uri: str) -> tuple[str, str]:
+    """The screen's name and the demuxer that films it on this system; ``screen::1`` is the X display ``:1``."""
+    display = uri.partition(":")[2]
+    if sys.platform == "win32":
+        return display or "desktop", "gdigrab"
+    if sys.platform == "darwin":
+        return display or "Capture screen 0:none", "avfoundation"
+    display = display or os.environ.get("DISPLAY", "")
+    if not display:
+        raise SourceError("cannot film the screen: there is no display here; name one, such as screen::1")
+    return display, "x11grab"
+
+
+def _check_file(path: Path) -> None:
+    """Say what FFmpeg would say badly."""
+    if not path.exists():
+        raise SourceError(f"no such file: {path}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise SourceError(f"{path} is empty (0 bytes); was the recording or the copy interrupted?")
+
+
+def _open_advice(error: av.FFmpegError, uri: str) -> str:
+    if isinstance(error, av.error.PermissionError):
+        return "permission denied; check that you may read it"
+    if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return "not a video, or a recording cut off before its index was written"
+    why = reason(error, OPEN_TIMEOUT_S)
+    if _is_device(uri):
+        return f"{why}; is the capture device connected, and free? (ls /dev/video*)"
+    if _is_screen(uri):
+        return f"{why}; is there such a display, and may you see it? (echo $DISPLAY)"
+    if scheme(uri):
+        return f"{why}; check the address and that the stream is running"
+    return why
+
+
+def _kinds(container: InputContainer) -> str:
+    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
+    return " and ".join(kinds) or "still pictures"
+
+
+def _is_device(uri: str) -> bool:
+    return uri.startswith("/dev/video")
+
+
+def _is_screen(uri: str) -> bool:
+    return uri == "screen" or uri.startswith("screen:")

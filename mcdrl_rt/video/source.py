@@ -1,7 +1,7 @@
-"""Frames in, from anything FFmpeg opens: files, capture devices, network streams, and the synthetic endoscope.
+"""Frames in: files and folders, capture devices, screens, network streams, pipes, and the synthetic endoscope.
 
-A source hands out upright RGB frames with the timestamps its container gave them. It is not a queue: it decodes
-when asked, in the caller's thread; only what is live by itself is read in a thread of its own.
+A source hands out upright RGB frames with the timestamps its container gave them. A recording is decoded when
+asked, in the caller's thread; what is live is read on a thread of its own, and outlives its losses.
 
     >>> with open_source("procedure.mp4") as source:
     ...     for frame in source:
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
-from mcdrl_rt.video.address import locate
 from mcdrl_rt.video.base import Source
-from mcdrl_rt.video.container import Container
-from mcdrl_rt.video.live import Live
-from mcdrl_rt.video.pace import Paced
+from mcdrl_rt.video.decoder import Video
+from mcdrl_rt.video.live import Live, Paced
 from mcdrl_rt.video.phantom import Phantom
-from mcdrl_rt.video.pictures import open_files
+from mcdrl_rt.video.playlist import Playlist, matching_files
+
+__all__ = ["Source", "open_source"]
 
 _PHANTOM_KEYS = ("site", "size", "frames", "seed", "fps")
 
@@ -32,40 +33,35 @@ def open_source(uri: str, *, live: bool = False, **options: str) -> Source:
     """Open a video and decode its first frame, so that what cannot be read fails here.
 
     Args:
-        uri: a path; a folder, a glob ``case/*.mp4`` or a pattern ``frame%04d.png`` of recordings or pictures that
-            follow each other; a capture device ``/dev/video0``; a URL (``rtsp://``, ``http://`` …); ``screen``, or
-            ``screen::1`` for another display; ``-`` for standard input; or ``phantom``, with options as in
-            ``phantom:site=blur,size=1920x1080,frames=300,seed=3,fps=30``, where size is WIDTHxHEIGHT as in ffmpeg,
-            and which never ends without ``frames``.
-        live: play what would wait for us, such as a file, at its own pace, as if a capture card delivered it.
-        options: passed to FFmpeg, such as ``video_size="1920x1080", framerate="60", input_format="mjpeg"`` for a
-            device; ``framerate`` is also that of pictures (25).
+        uri: one of
 
-    A device, a screen or a network stream that is lost is opened anew for as long as it takes; until then its last
-    picture is shown greyed (``Frame.signal``), on the same clock.
+            - a path; a folder, a glob (``'case/*.mp4'``) or a numbered pattern (``frame%04d.png``), whose videos are
+              played one after the other, or whose pictures are one video;
+            - a URL (``rtsp://``, ``udp://``, ``http://`` …), or ``-`` for the standard input;
+            - a capture device ``/dev/video0``; or ``screen``, or ``screen::1`` for another X display;
+            - ``phantom``, with options as in ``phantom:site=blur,size=1920x1080,frames=300,seed=3,fps=30``, where size
+              is WIDTHxHEIGHT as in ffmpeg, and which never ends without ``frames``.
+        live: play what is not live by itself at its own pace, as if it came from a capture card.
+        options: passed to FFmpeg, such as ``video_size="1920x1080", framerate="60"`` for a device; ``framerate`` is
+            also that of pictures, 25 by default.
 
     Raises:
         SourceError: there is no such source, it is not a video, or not one frame of it can be decoded.
     """
     if not uri:
         raise SourceError("the name of the input is empty")
-    if uri == "phantom" or uri.startswith("phantom:"):
-        source: Source = _open_phantom(uri)
-    else:
-        source = open_files(uri, options) or _open_container(uri, options)
+    source = _open(uri, options)
     return Paced(source) if live and not source.live else source
 
 
-def _open_container(uri: str, options: dict[str, str]) -> Source:
-    address = locate(uri, options)
-
-    def connect() -> Source:
-        container = Container(address)
-        # what comes in pieces of seconds is shown steadily: else each pause between two looked like a loss
-        return Paced(container) if container.live and container.in_pieces else container
-
-    source = connect()
-    return Live(source, connect) if source.live else source
+def _open(uri: str, options: dict[str, str]) -> Source:
+    if uri == "phantom" or uri.startswith("phantom:"):
+        return _open_phantom(uri)
+    if (files := matching_files(uri)) is not None:
+        return Playlist(uri, files, options)
+    video = Video(uri, options)
+    # the rate is known by then, and need not be found out again
+    return Live(video, partial(Video, uri, {"fpsprobesize": "2"} | options)) if video.live else video
 
 
 class _PhantomSource(Source):

@@ -1,0 +1,68 @@
+"""A decoded frame as upright RGB pixels, whatever format, matrix and display turn it has."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.stream import VideoStream
+
+from mcdrl_rt.types import UInt8Array
+
+_COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> the name the sink takes
+_MATRICES = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601, "bt2020": Colorspace.BT2020}  # for swscale
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+
+
+class ToRgb:
+    """Converts frame after frame; keeps swscale's context from one to the next."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, decoded: VideoFrame) -> UInt8Array:
+        """(H, W, 3) uint8 pixels, as they are to be shown."""
+        # an unspecified matrix must be guessed: swscale takes BT.601 for all, players BT.709 for HD.
+        # Bilinear is swscale's fast path: 2 grey levels at most off the exact conversion, at a tenth of the time
+        matrix = _MATRICES[color(decoded)] if int(decoded.colorspace) == _UNSPECIFIED else None
+        rgb = self._reformatter.reformat(decoded, format="rgb24", src_colorspace=matrix).to_ndarray()
+        return np.ascontiguousarray(_upright(decoded, cast(UInt8Array, rgb)))
+
+
+def color(frame: VideoFrame) -> str:
+    """The YUV matrix of a frame; where it is not said, what players assume: BT.709 for HD, else BT.601."""
+    return _COLORS.get(int(frame.colorspace), "bt709" if frame.height >= 720 else "bt601")
+
+
+def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """(height, width) of a frame as it is shown."""
+    return (frame.width, frame.height) if _orientation(frame)[0] else (frame.height, frame.width)
+
+
+def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
+    """Width of a pixel by its height once the frame is upright; square where nothing is said."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    return 1 / aspect if _orientation(frame)[0] else aspect
+
+
+def _upright(frame: VideoFrame, pixels: UInt8Array) -> UInt8Array:
+    """Pixels turned and mirrored as the frame's display matrix says."""
+    swapped, right, down = _orientation(frame)
+    turned = pixels.swapaxes(0, 1) if swapped else pixels
+    return turned[::down, ::right]
+
+
+def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
+    side_data = cast(dict[str, Any], frame.side_data)
+    if "DISPLAYMATRIX" not in side_data:
+        return False, 1, 1
+    matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    # (x, y) is shown at (a·x + c·y, b·x + d·y): either the axes stay (a, d) or they change places (b, c)
+    swapped = abs(b) > abs(a)
+    right, down = (c, b) if swapped else (a, d)
+    return swapped, -1 if right < 0 else 1, -1 if down < 0 else 1

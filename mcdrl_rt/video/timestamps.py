@@ -1,0 +1,67 @@
+"""One rising clock out of what containers say of their frames' times."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from av.video.frame import VideoFrame
+
+
+class Timestamps:
+    """Gives each decoded frame its time; called once for each, in order of presentation.
+
+    That is its pts, unless pts run out of order where dts do not (AVI with B-frames); failing both, one frame's
+    duration after the frame before. Never back: where the container's clock jumps back, time goes on one frame later.
+
+    Attributes:
+        first, last: times given so far; None before.
+        jumps: how often the container's clock jumped back.
+    """
+
+    def __init__(self, time_base: Fraction, rate: Fraction) -> None:
+        self._duration = max(1, round(1 / (rate * time_base)))
+        self._pts, self._dts = _Order(), _Order()
+        self._shift = 0  # all that the container's clock has jumped back by
+        self.first: int | None = None
+        self.last: int | None = None
+        self.jumps = 0
+
+    def __call__(self, decoded: VideoFrame) -> int:
+        """The frame's time, in units of the time base."""
+        self.last = self._rising(self._given(decoded), int(decoded.duration or self._duration))
+        self.first = self.last if self.first is None else self.first
+        return self.last
+
+    def _given(self, decoded: VideoFrame) -> int | None:
+        self._pts.see(decoded.pts)
+        self._dts.see(decoded.dts)
+        if self._pts.faults > self._dts.faults:
+            return decoded.dts
+        return decoded.dts if decoded.pts is None else decoded.pts
+
+    def _rising(self, given: int | None, duration: int) -> int:
+        if self.last is None:
+            return given or 0
+        if given is None:
+            return self.last + max(1, duration)
+        time = given + self._shift
+        if time > self.last:
+            return time
+        if self.last - time < self._duration:  # a coarse or trembling clock: not worth moving all that follows
+            return self.last + 1
+        self.jumps += 1
+        self._shift += self.last + self._duration - time
+        return self.last + self._duration
+
+
+class _Order:
+    """Counts how often a sequence of times does not rise."""
+
+    def __init__(self) -> None:
+        self.faults = 0
+        self._last: int | None = None
+
+    def see(self, time: int | None) -> None:
+        if time is not None:
+            self.faults += self._last is not None and time <= self._last
+            self._last = time

@@ -1,0 +1,178 @@
+"""Decoder: difficult but real material, made here: spliced, interlaced, odd, without times, with times that jump."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import picture, write_clip
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.video.deinterlace import Deinterlacer
+from mcdrl_rt.video.source import open_source
+from mcdrl_rt.video.timestamps import Timestamps
+
+FINE = {"crf": "1", "g": "5"}
+TICK = Fraction(1, 90_000)
+
+
+def read(path: Path) -> tuple[list[Frame], str | None]:
+    with open_source(str(path)) as source:
+        return list(source), source.problem
+
+
+def difference(a: UInt8Array, b: UInt8Array) -> float:
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def steps(frames: list[Frame]) -> set[Fraction]:
+    return {(b.pts - a.pts) * a.time_base for a, b in itertools.pairwise(frames)}
+
+
+def spliced(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def transport(path: Path, first: int, frames: int = 10, **clip: object) -> Path:
+    """An MPEG transport stream whose pictures begin at tick ``first``."""
+    pts = range(first, first + frames * 3600, 3600)
+    return write_clip(path, pts=pts, time_base=TICK, codec_options=FINE, **clip)  # type: ignore[arg-type]
+
+
+def test_size_and_pixel_format_change_in_mid_stream(tmp_path: Path) -> None:
+    a = transport(tmp_path / "a.ts", 0)
+    b = transport(tmp_path / "b.ts", 36_000, size=(96, 80), pix_fmt="yuv444p")
+    c = transport(tmp_path / "c.ts", 72_000, pix_fmt="yuv422p10le")
+    frames, _ = read(spliced(tmp_path / "abc.ts", a, b, c))
+    assert {frame.size for frame in frames} == {(48, 64), (96, 80)}
+    assert len(frames) >= 27  # at a seam a frame or two may need what is gone
+    for frame in frames:
+        number = round((frame.pts - frames[0].pts) / 3600) % 10
+        assert difference(frame.pixels, picture(number, frame.size)) < 4
+    assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
+
+
+@pytest.mark.parametrize("size", [(48, 65), (47, 64), (33, 51), (2, 2)])
+def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    pictures = [picture(i, (48, 80))[: size[0], : size[1]] for i in range(3)]
+    path = write_clip(tmp_path / "odd.mkv", pts=range(3), size=size, codec="ffv1", pix_fmt="bgr0", pictures=pictures)
+    frames, problem = read(path)
+    assert problem is None
+    assert all(np.array_equal(frame.pixels, given) for frame, given in zip(frames, pictures, strict=True))
+
+
+def test_interlaced_pictures_are_made_whole(tmp_path: Path) -> None:
+    """A bar that moves between the fields of a frame has a comb for an edge, until it is deinterlaced."""
+    size = (64, 96)
+    combed = []
+    for index in range(10):
+        fields = [np.full((*size, 3), 30, np.uint8) for _ in range(2)]
+        for parity, field in enumerate(fields):
+            left = 8 * index + 4 * parity
+            field[:, left : left + 10] = 220
+        frame = fields[0].copy()
+        frame[1::2] = fields[1][1::2]
+        combed.append(frame)
+    options = {"crf": "1", "x264-params": "interlaced=1:tff=1"}
+    path = write_clip(
+        tmp_path / "i.mp4", pts=[0, 1, 2, 3, 5, 6, 7, 8, 9, 12], size=size, pictures=combed, codec_options=options
+    )
+    frames, problem = read(path)
+    assert [frame.pts * frame.time_base * 25 for frame in frames] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 12]
+    assert problem is None
+    for frame, raw in zip(frames[1:-1], combed[1:-1], strict=True):
+        assert comb(frame.pixels) < 0.35 * comb(raw)
+
+
+def comb(pixels: UInt8Array) -> float:
+    """How much lines differ from both of their neighbours."""
+    grey = pixels[..., 0].astype(np.int16)
+    return float(np.abs(2 * grey[1:-1] - grey[:-2] - grey[2:]).mean())
+
+
+def test_field_coded_mpeg2_from_the_ffmpeg_command(tmp_path: Path) -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.skip("needs the ffmpeg command, to write interlaced MPEG-2")
+    path = tmp_path / "i.mpg"
+    source = "testsrc2=size=96x64:rate=50:duration=1"
+    filters = "tinterlace=interleave_top,setfield=tff"
+    command = f"ffmpeg -v error -f lavfi -i {source} -vf {filters} -c:v mpeg2video -flags +ildct+ilme {path}"
+    subprocess.run(command.split(), check=True)
+    with av.open(str(path)) as container:
+        raw = [(frame.pts, frame.interlaced_frame) for frame in container.decode(video=0)]
+    frames, _ = read(path)
+    assert all(interlaced for _, interlaced in raw)
+    assert [frame.pts for frame in frames] == [pts for pts, _ in raw]
+
+
+def test_progressive_video_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deinterlacer, "_set_up", lambda *_: pytest.fail("no filter is needed here"))
+    frames, _ = read(write_clip(tmp_path / "p.mp4"))
+    assert len(frames) == 12
+
+
+def test_interlaced_parts_of_other_sizes_lose_no_frame(tmp_path: Path) -> None:
+    options = {"crf": "1", "g": "5", "bf": "0", "x264-params": "interlaced=1"}
+    parts = [
+        write_clip(tmp_path / "a.h264", size=(64, 64), pts=range(5), codec_options=options),
+        write_clip(tmp_path / "b.h264", size=(96, 64), pts=range(5), codec_options=options),
+        write_clip(tmp_path / "c.h264", size=(64, 64), pts=range(5), codec_options=FINE | {"bf": "0"}),
+    ]
+    frames, _ = read(spliced(tmp_path / "abc.h264", *parts))
+    assert [frame.size for frame in frames] == [(64, 64)] * 5 + [(96, 64)] * 5 + [(64, 64)] * 5
+    assert len(steps(frames)) == 1
+
+
+def test_time_goes_on_where_the_clock_of_a_stream_jumps_back(tmp_path: Path) -> None:
+    a, b = transport(tmp_path / "a.ts", 900_000), transport(tmp_path / "b.ts", 0)
+    frames, problem = read(spliced(tmp_path / "ab.ts", a, b))
+    assert len(frames) == 20
+    assert steps(frames) == {Fraction(1, 25)}
+    assert problem is not None
+    assert problem.endswith("its clock jumped back once: time was counted on")
+
+
+def test_a_transport_stream_whose_counter_wraps(tmp_path: Path) -> None:
+    frames, _ = read(transport(tmp_path / "wrap.ts", 2**33 - 5 * 3600 - 126_000))
+    assert len(frames) == 10
+    assert steps(frames) == {Fraction(1, 25)}
+
+
+def test_b_frames_in_avi_come_in_order(tmp_path: Path) -> None:
+    frames, problem = read(write_clip(tmp_path / "b.avi", pts=range(20), codec_options={"crf": "1", "bf": "2"}))
+    assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
+    assert frames[-1].pts - frames[0].pts <= 21
+    assert problem is None
+
+
+def told(pts: int | None, dts: int | None) -> av.VideoFrame:
+    frame = av.VideoFrame(2, 2)
+    frame.pts, frame.dts = pts, dts
+    return frame
+
+
+times = st.none() | st.integers(-(2**40), 2**40)
+
+
+@given(given_times=st.lists(st.tuples(times, times), max_size=30))
+def test_time_always_rises(given_times: list[tuple[int | None, int | None]]) -> None:
+    timestamps = Timestamps(TICK, Fraction(25))
+    given_out = [timestamps(told(pts, dts)) for pts, dts in given_times]
+    assert all(a < b for a, b in itertools.pairwise(given_out))
+
+
+@given(first=st.integers(0, 2**40), gaps=st.lists(st.integers(1, 10**6), max_size=30))
+def test_times_that_rise_are_left_alone(first: int, gaps: list[int]) -> None:
+    pts = list(itertools.accumulate(gaps, initial=first))
+    timestamps = Timestamps(TICK, Fraction(25))
+    assert [timestamps(told(time, None)) for time in pts] == pts
+    assert timestamps.jumps == 0

@@ -1,0 +1,70 @@
+"""Fuzz: whatever is done to a file, reading it ends in time, with frames or with one clear line."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from clips import write_clip
+from fuzz import damaged
+
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.video.source import open_source
+
+LIMIT_S = 30
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """Clips of several containers, codecs and sizes."""
+    folder = tmp_path_factory.mktemp("whole")
+    ticks = {"pts": range(0, 15 * 3600, 3600), "time_base": Fraction(1, 90_000)}
+    faststart = {"movflags": "faststart"}
+    return [
+        path.read_bytes()
+        for path in (
+            write_clip(folder / "a.mp4", pts=range(15), codec_options={"g": "5"}, container_options=faststart),
+            write_clip(folder / "b.ts", size=(96, 80), codec_options={"g": "5"}, **ticks),  # type: ignore[arg-type]
+            write_clip(folder / "c.ts", size=(50, 62), codec="mpeg2video"),
+            write_clip(folder / "d.mkv", codec="libx264", codec_options={"x264-params": "interlaced=1"}),
+            write_clip(folder / "e.avi", codec="mjpeg", pix_fmt="yuvj420p"),
+            write_clip(folder / "f.webm", codec="libvpx-vp9", codec_options={"deadline": "realtime", "cpu-used": "8"}),
+            write_clip(folder / "g.h264", codec_options={"bf": "2"}),
+        )
+    ]
+
+
+def read_to_the_end(path: Path) -> None:
+    """Nothing but a SourceError of one line; times that rise; time that is bounded."""
+    began_s = time.monotonic()
+    try:
+        with open_source(str(path)) as source:
+            times = [frame.pts for frame in source]
+        assert all(a < b for a, b in itertools.pairwise(times)), times
+        assert "\n" not in (source.problem or "")
+    except SourceError as error:
+        assert "\n" not in str(error)
+    assert time.monotonic() - began_s < LIMIT_S
+
+
+def read_all(clips: list[bytes], count: int, folder: str) -> None:
+    """In a process of its own, so that a crash of FFmpeg is a failure and not the end of the tests."""
+    for number, data in enumerate(damaged(clips, count)):
+        path = Path(folder) / "damaged.mp4"
+        path.write_bytes(data)
+        (Path(folder) / "number").write_text(str(number))
+        read_to_the_end(path)
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_damage_never_crashes(tmp_path: Path, clips: list[bytes], count: int) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=read_all, args=(clips, count, str(tmp_path)))
+    process.start()
+    process.join(LIMIT_S + count)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0, f"copy {(tmp_path / 'number').read_text()} of seed 0 is {tmp_path / 'damaged.mp4'}"
