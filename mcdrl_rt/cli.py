@@ -124,7 +124,7 @@ def stream(
         str | None, typer.Option(help="libx264, libvpx-vp9, mpeg4, ffv1, or auto: a hardware encoder where one works.")
     ] = None,
     capture: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's options for the input: video_size=1920x1080 (repeatable).")
+        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's option for the input: video_size=1280x720.")
     ] = [],  # noqa: B006
     metrics: Annotated[
         str | None,

@@ -41,6 +41,7 @@ class LogLines(logging.Handler):
     """Log records as plain lines, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Say one record."""
         say(self.format(record))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from mcdrl_rt.video.source import Source, open_source
 
 
 class StripesEngine:
-    """Calls stripes of each frame class 1, 2 and 3; raises ``failure`` on frame number ``fails_at``."""
+    """Calls stripes of each frame class 1, 2 and 3; raises ``failure`` on frames ``fails_at`` (a range)."""
 
     name = "stripes"
     max_batch = 1
@@ -32,12 +32,12 @@ class StripesEngine:
         grid=(4, 4),
     )
 
-    def __init__(self, fails_at: int | None = None, failure: BaseException | None = None) -> None:
+    def __init__(self, fails_at: range = range(0), failure: BaseException | None = None) -> None:
         self._frames, self._fails_at, self._failure = itertools.count(), fails_at, failure
 
     def infer(self, frames: UInt8Array) -> RawOutput:
         index = next(self._frames)
-        if index == self._fails_at and self._failure is not None:
+        if index in self._fails_at and self._failure is not None:
             raise self._failure
         score, label = np.zeros((2, *frames.shape[:3]), np.uint8)
         score[:, 10:40, 10 + index :] = 255
@@ -156,16 +156,30 @@ def test_one_bad_input_does_not_stop_the_others(archive: Path, tmp_path: Path) -
 
 
 def test_a_failing_engine_is_named_with_its_file(archive: Path, tmp_path: Path) -> None:
-    engine = StripesEngine(fails_at=3, failure=EngineError("out of memory"))
+    engine = StripesEngine(range(3, 5), EngineError("out of memory"))  # on a frame, and when it is tried again
     bad, good = process(plan([archive], tmp_path / "out"), Segmenter(engine))
-    assert bad.error == f"{archive / 'a.mp4'}: out of memory"
+    assert bad.error == f"{archive / 'a.mp4'}: frame 3 could not be segmented: out of memory"
     assert good.error is None
     assert names(tmp_path / "out") == ["B.annotated.mp4", "B.labels.mkv", "deep"]
 
 
+def test_an_engine_that_fails_once_is_started_again_and_nothing_is_missing(archive: Path, tmp_path: Path) -> None:
+    engine = StripesEngine(range(3, 4), EngineError("out of memory"))
+    outcome, _ = process(plan([archive], tmp_path / "out"), Segmenter(engine))
+    assert outcome.summary is not None and outcome.summary.problem is None
+    assert (outcome.summary.frames_out, outcome.summary.frames_without_overlay) == (5, 0)
+    assert outcome.summary.engine_restarts == 1
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ZeroDivisionError("a bug")])
 def test_an_interruption_keeps_only_what_is_whole(archive: Path, tmp_path: Path, failure: BaseException) -> None:
-    outcomes = process(plan([archive], tmp_path / "out"), Segmenter(StripesEngine(fails_at=8, failure=failure)))
+    def on_frame(frames: int) -> None:
+        raise failure
+
+    def start(job: Job, source: Source) -> Callable[[int], None] | None:
+        return on_frame if job.source.name == "B.MP4" else None
+
+    outcomes = process(plan([archive], tmp_path / "out"), Segmenter(StripesEngine()), on_start=start)
     next(outcomes)
     with pytest.raises(type(failure)):
         next(outcomes)
