@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from clips import picture, write_clip
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,3 +178,18 @@ def test_times_that_rise_are_left_alone(first: int, gaps: list[int]) -> None:
     timestamps = Timestamps(TICK, Fraction(25))
     assert [timestamps(told(time, None)) for time in pts] == pts
     assert timestamps.jumps == 0
+
+
+def test_frames_are_freed_at_once(tmp_path: Path) -> None:
+    """Not when Python's collector comes by: at 1080p that is hundreds of megabytes later."""
+    path = write_clip(tmp_path / "a.mp4", pts=range(60))
+    with open_source(str(path)) as source:
+        gc.collect()
+        gc.disable()
+        try:
+            count = sum(1 for _ in source)
+            held = [thing for thing in gc.get_objects() if isinstance(thing, VideoFrame)]
+        finally:
+            gc.enable()
+    assert count == 60
+    assert len(held) <= 4

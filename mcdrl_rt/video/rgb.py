@@ -18,10 +18,16 @@ _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 
 
 class ToRgb:
-    """Converts frame after frame; keeps swscale's context from one to the next."""
+    """Converts frame after frame; keeps swscale's context from one to the next.
+
+    How pictures are turned is looked up when their size changes, not for each: to ask a frame of PyAV for its side data
+    makes a cycle, and a frame in a cycle keeps its memory until Python's collector finds it, hundreds of frames later.
+    """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
+        self._size = (0, 0)
+        self._orientation = (False, 1, 1)
 
     def __call__(self, decoded: VideoFrame) -> UInt8Array:
         """(H, W, 3) uint8 pixels, as they are to be shown."""
@@ -29,7 +35,11 @@ class ToRgb:
         # Bilinear is swscale's fast path: 2 grey levels at most off the exact conversion, at a tenth of the time
         matrix = _MATRICES[color(decoded)] if int(decoded.colorspace) == _UNSPECIFIED else None
         rgb = self._reformatter.reformat(decoded, format="rgb24", src_colorspace=matrix).to_ndarray()
-        return np.ascontiguousarray(_upright(decoded, cast(UInt8Array, rgb)))
+        if self._size != (decoded.width, decoded.height):
+            self._size, self._orientation = (decoded.width, decoded.height), _orientation(decoded)
+        swapped, right, down = self._orientation
+        turned = rgb.swapaxes(0, 1) if swapped else rgb
+        return np.ascontiguousarray(cast(UInt8Array, turned[::down, ::right]))
 
 
 def color(frame: VideoFrame) -> str:
@@ -46,13 +56,6 @@ def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
     """Width of a pixel by its height once the frame is upright; square where nothing is said."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     return 1 / aspect if _orientation(frame)[0] else aspect
-
-
-def _upright(frame: VideoFrame, pixels: UInt8Array) -> UInt8Array:
-    """Pixels turned and mirrored as the frame's display matrix says."""
-    swapped, right, down = _orientation(frame)
-    turned = pixels.swapaxes(0, 1) if swapped else pixels
-    return turned[::down, ::right]
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
