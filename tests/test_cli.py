@@ -273,6 +273,17 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("stream", "--input", "v.mp4", "--output", "no/o.mp4"), "does not exist; create it first"),
         (("stream", "--input", "v.mp4", "--output", "text.mp4/o.mp4"), "is not a folder"),
         (("stream", "--input", "v.mp4", "--output", "folder"), "the name must end in one of .mp4"),
+        ((*STREAM, "--policy", "fast"), "no policy 'fast'; choose every, latest, pass"),
+        (
+            (*STREAM, "--capture", "1920x1080"),
+            "--capture takes KEY=VALUE, such as video_size=1920x1080, not '1920x1080'",
+        ),
+        ((*STREAM, "--input", "v.mp4"), "several inputs would go to o.mp4; put {n} or {name} into the output's name"),
+        ((*STREAM, "--output", "o.mp4"), "several outputs would go to o.mp4"),
+        ((*STREAM, "--metrics", "nowhere:http"), "nowhere:http"),
+        ((*STREAM, "--log", "no/such.jsonl"), "no/such.jsonl"),
+        ((*STREAM, "--output", "masks:folder"), "folder"),
+        ((*STREAM, "--codec", "h266"), "unknown codec 'h266'"),
         ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
         ((*STREAM, "--precision", "int3"), "int3"),
         ((*STREAM, "--device", "abacus"), "abacus"),
@@ -416,6 +427,34 @@ def test_a_stopped_recording_is_kept(number: signal.Signals, endless: Start, tmp
     assert err.splitlines()[0] == "stopping; a second Ctrl-C discards the output"
     assert err.splitlines()[1].startswith(f"phantom → {output}: stopped after {frames} frames, ")
     assert [path.name for path in tmp_path.iterdir()] == ["live.avi"]
+
+
+def test_several_inputs_and_outputs_share_one_engine(
+    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    video = str(shelf / "v.mp4")
+    ended = here(
+        *("stream", "--input", video, "--input", "phantom:size=64x48,frames=5", "--model", engine, "--json"),
+        *("--output", tmp_path / "{n}.mkv", "--output", tmp_path / "{n}.jsonl", "--stride", "2", "--no-hud"),
+    )
+    assert (ended.code, ended.err) == (0, "")
+    first, second = (json.loads(line) for line in ended.out.splitlines())
+    assert (first["source"], second["source"]) == ("v.mp4", "phantom")
+    for number, summary in enumerate((first, second), 1):
+        records = [json.loads(line) for line in (tmp_path / f"{number}.jsonl").read_text().splitlines()]
+        assert (
+            len(read_pts(tmp_path / f"{number}.mkv")) == len(records) == summary["frames_out"] == summary["frames_in"]
+        )
+    assert second["frames_out"] == 5
+
+
+def test_a_recording_can_be_played_as_if_it_were_live(shelf: Path, engine: Path, here: Callable[..., Ended]) -> None:
+    ended = here("stream", "--input", shelf / "v.mp4", "--live", "--model", engine, "--json")
+    assert ended.code == 0
+    summary = json.loads(ended.out)
+    assert summary["policy"] == "pass"
+    assert summary["realtime"] < 1.3
+    assert summary["frames_in"] == summary["frames_out"] + summary["frames_dropped"]
 
 
 def test_a_second_request_discards_the_recording() -> None:
