@@ -77,3 +77,23 @@ def test_no_result_names_its_machine(program: str) -> None:
     """A benchmark may print versions and the processor, never a host or a user."""
     text = (ROOT / "benchmarks" / program).read_text()
     assert not any(word in text for word in ("gethostname", "platform.node", "getuser", "getlogin"))
+
+
+def test_stream() -> None:
+    lines, result = bench("benchmarks/stream.py", "--minutes", "0.1", "--size", "640x360", "--fps", "25")
+    assert (result["benchmark"], result["frames"] + result["frames_lost"]) == ("stream", 150)
+    assert result["frames"] >= 140
+    assert result["video_delay"]["p50_ms"] < 3 * result["frame_interval_ms"]
+    assert result["mask_age"]["max_ms"] <= 125  # none older is drawn; the HUD is drawn after the age is taken
+    assert result["without_overlay"] < 0.5
+    assert result["memory_mib"]["most"] > 0
+    assert len(lines) == 4
+
+
+@pytest.mark.slow
+def test_steadiness() -> None:
+    _, result = bench("benchmarks/steadiness.py", "--frames", "30", "--runs", "2")
+    assert result["benchmark"] == "steadiness"
+    for row in result["videos"]:
+        assert all(each["moved"] > each["left"] for each in row["moved"])
+        assert row["steady"]["steadied"]["flicker"] < row["steady"]["as found"]["flicker"]

@@ -52,7 +52,7 @@ def build_plan(
     batches: tuple[int, int, int] = (1, 1, 1),
     timing_cache: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
-) -> dict[str, str]:
+) -> None:
     """Build a plan for this machine's GPU; it takes minutes.
 
     Args:
@@ -63,9 +63,6 @@ def build_plan(
         timing_cache: read if it is there and fits, and written: the next build is shorter.
         on_stage: told what is being done, in a few words, some hundred times.
 
-    Returns:
-        What the plan depends on, ``versions``.
-
     Raises:
         EngineError: no TensorRT or GPU here, the model or plugin is refused, or a file cannot be read or written.
     """
@@ -74,13 +71,6 @@ def build_plan(
     tell("reading the model")
     network = parse(model, plugin)
     write(output, compile_network(network, plugin, batches, timing_cache, tell))
-    return versions()
-
-
-def versions() -> dict[str, str]:
-    """What every plan depends on: ``tensorrt``, its version, and ``gpu``, name and architecture."""
-    major, minor = torch.cuda.get_device_capability()
-    return {"tensorrt": installed_tensorrt(), "gpu": f"{torch.cuda.get_device_name()}, sm_{major}{minor}"}
 
 
 class Network(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators)
-from mcdrl_rt.engine.tensorrt import INPUT, RESULTS, check_batches, versions, write
+from mcdrl_rt.engine.tensorrt import INPUT, RESULTS, check_batches, write
 from mcdrl_rt.engine.tensorrt_api import load_plugin, require_tensorrt
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.folded import FoldedMCDRL
@@ -36,7 +36,7 @@ def build_plan_torch_tensorrt(
     plugin: Path,
     batches: tuple[int, int, int] = (1, 1, 1),
     on_stage: Callable[[str], None] | None = None,
-) -> dict[str, str]:
+) -> None:
     """Build an FP16 plan for this machine's GPU; it takes minutes.
 
     Args:
@@ -45,9 +45,6 @@ def build_plan_torch_tensorrt(
         plugin: ``libmcdrl_rt_plugin.so``.
         batches: least, most usual and greatest number of frames at a time.
         on_stage: told what is being done.
-
-    Returns:
-        As ``build_plan``, and the version of ``torch_tensorrt``.
 
     Raises:
         EngineError: Torch-TensorRT, TensorRT or a GPU is missing, the model is refused, or the file cannot be written.
@@ -75,7 +72,6 @@ def build_plan_torch_tensorrt(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EngineError(f"Torch-TensorRT cannot build {model.spec.name}: {reason}") from error
     write(output, plan)
-    return versions() | {"torch_tensorrt": torch_tensorrt.__version__}
 
 
 def create_plugin(operator: str, settings: Mapping[str, Any]) -> Any:

@@ -20,8 +20,8 @@ _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 class ToRgb:
     """Converts frame after frame; keeps swscale's context from one to the next.
 
-    How pictures are turned is looked up when their size changes, not for each: to ask a frame of PyAV for its side data
-    makes a cycle, and a frame in a cycle keeps its memory until Python's collector finds it, hundreds of frames later.
+    How pictures are turned is looked up when their size changes, and on a small copy: to ask a frame of PyAV for its side
+    data makes a cycle, and what is in a cycle keeps its memory until Python's collector finds it, minutes later.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,8 @@ def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
-    side_data = cast(dict[str, Any], frame.side_data)
+    small = frame.reformat(width=16, height=16)  # it has the same side data, and its cycle holds little
+    side_data = cast(dict[str, Any], small.side_data)
     if "DISPLAYMATRIX" not in side_data:
         return False, 1, 1
     matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
