@@ -149,9 +149,8 @@ def stream(
             opened.enter_context(_logging_to(log))
         paced = live or policy in ("pass", "latest")
         sources = [opened.enter_context(open_source(uri, live=paced, **_options_of(capture))) for uri in input]
-        chosen = policy if policy != "auto" else "pass" if any(source.live for source in sources) else "every"
-        rules = Policy(
-            mode=chosen,
+        rules = functools.partial(
+            Policy,
             max_mask_age_ms=max_mask_age,
             fps=fps,
             stride=stride,
@@ -160,18 +159,20 @@ def stream(
             opacity=opacity,
             hud=not no_hud,
         )
+        policies = [rules(mode=policy if policy != "auto" else "pass" if s.live else "every") for s in sources]
+        _check_not_inputs(input, [name for some in names for name in some])
         sinks = [
             {name: opened.enter_context(_open_output(name, uri, source, codec)) for name in some if name != "window"}
             for uri, source, some in zip(input, sources, names, strict=True)
         ]
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
-        for source, some, wanted in zip(sources, sinks, names, strict=True):
+        for source, some, wanted, own in zip(sources, sinks, names, policies, strict=True):
             if "window" in wanted:
-                some["window"] = opened.enter_context(_window(source, supervisor, rules, stop))
+                some["window"] = opened.enter_context(_window(source, supervisor, own, stop))
             total = source.frame_count if len(sources) == 1 else None
             bar = opened.enter_context(progress_bar(source.name, total, not as_json and len(sources) == 1))
-            streams.append(Stream(source, supervisor.seat(), some, rules, on_frame=bar, stop=stop))
+            streams.append(Stream(source, supervisor.seat(), some, own, on_frame=bar, stop=stop))
         if metrics is not None:
             from mcdrl_rt.stream.metrics import serve
 
@@ -347,7 +348,6 @@ def _options_of(pairs: list[str]) -> dict[str, str]:
 def _open_output(name: str, uri: str, source: Source, codec: str | None) -> Sink:
     from mcdrl_rt.video.sink import open_sink
 
-    _check_not_input(uri, name)
     recorded = Path(uri) if not source.live and Path(uri).is_file() else None
     return open_sink(name, source.format, codec=codec, audio=recorded)
 
@@ -374,11 +374,17 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _check_not_input(input: str, output: str) -> None:
-    """Refuse to replace the video being read, by whatever names it goes."""
-    read, written = Path(input.removeprefix("file://")), Path(output)
-    if output != "null" and written.exists() and read.exists() and written.samefile(read):
-        raise SinkError(f"the output {output} is the input; choose another name")
+def _check_not_inputs(inputs: list[str], outputs: list[str]) -> None:
+    """Refuse to replace any of the videos being read, by whatever names it goes."""
+    from mcdrl_rt.video.playlist import matching_files
+
+    named = [Path(uri.removeprefix("file://")) for uri in inputs]
+    read = [path for path in named if path.is_file()]
+    read += [file for uri in inputs for file in matching_files(uri) or []]
+    for output in outputs:
+        written = Path(output)
+        if output != "null" and written.exists() and any(written.samefile(path) for path in read):
+            raise SinkError(f"the output {output} is the input; choose another name")
 
 
 if __name__ == "__main__":

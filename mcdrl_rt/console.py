@@ -66,11 +66,12 @@ class Stop(threading.Event):
     """
 
     number = 0
+    _since = float("-inf")
     ECHO_S = 0.5  # signals within this time are the same request
 
     def __call__(self, number: int, _: object) -> None:
         now = time.monotonic()
-        if not self.is_set():
+        if not self.number:  # it may be set already: a window has keys, too
             self.number, self._since = number, now
             self.set()
             say("stopping; a second Ctrl-C discards the output")

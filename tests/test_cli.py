@@ -269,6 +269,8 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("stream", "--input", "v.mp4", "--output", "v.mp4"), "the output v.mp4 is the input; choose another name"),
         (("stream", "--input", "v.mp4", "--output", "link.mp4"), "the output link.mp4 is the input"),
         (("stream", "--input", "link.mp4", "--output", "v.mp4"), "the output v.mp4 is the input"),
+        (("stream", "--input", "v*.mp4", "--output", "v.mp4"), "the output v.mp4 is the input"),
+        (("stream", "--input", ".", "--output", "v.mp4"), "the output v.mp4 is the input"),
         (("stream", "--input", "v.mp4", "--output", "o.gif"), "the name must end in one of .mp4"),
         (("stream", "--input", "v.mp4", "--output", "no/o.mp4"), "does not exist; create it first"),
         (("stream", "--input", "v.mp4", "--output", "text.mp4/o.mp4"), "is not a folder"),
@@ -282,7 +284,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--output", "o.mp4"), "several outputs would go to o.mp4"),
         ((*STREAM, "--metrics", "nowhere:http"), "nowhere:http"),
         ((*STREAM, "--log", "no/such.jsonl"), "no/such.jsonl"),
-        ((*STREAM, "--output", "masks:folder"), "folder"),
+        ((*STREAM, "--output", "masks:text.mp4"), "text.mp4"),
         ((*STREAM, "--codec", "h266"), "unknown codec 'h266'"),
         ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
         ((*STREAM, "--precision", "int3"), "int3"),
@@ -434,7 +436,7 @@ def test_several_inputs_and_outputs_share_one_engine(
 ) -> None:
     video = str(shelf / "v.mp4")
     ended = here(
-        *("stream", "--input", video, "--input", "phantom:size=64x48,frames=5", "--model", engine, "--json"),
+        *("stream", "--input", video, "--input", "phantom:size=160x120,frames=5", "--model", engine, "--json"),
         *("--output", tmp_path / "{n}.mkv", "--output", tmp_path / "{n}.jsonl", "--stride", "2", "--no-hud"),
     )
     assert (ended.code, ended.err) == (0, "")

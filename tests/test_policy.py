@@ -177,3 +177,32 @@ def test_between_segmented_frames_masks_are_moved_along(mode: str) -> None:
         assert ages == pytest.approx([0, 40, 80] * 8)  # by the video's own clock
     else:
         assert max(ages) <= 2000
+
+
+def test_a_lesion_that_appears_and_then_stands_still_is_drawn() -> None:
+    """Frames like the one asked about do not pass on the mask from before it while its own answer is on the way."""
+
+    class Slow(BrightEngine):
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            time.sleep(0.045)
+            return super().infer(frames)
+
+    before, after = np.full((240, 320, 3), 60, np.uint8), np.full((240, 320, 3), 60, np.uint8)
+    after[80:160, 100:200] = 240
+    sink = Kept()
+    source = ListSource([before] * 10 + [after] * 60, live=True, every_s=0.01)
+    policy = Policy(mode="pass", skip_static=True, max_mask_age_ms=5000)
+    run(source, {"kept": sink}, Slow(), policy=policy)
+    last = sink.shown[-1].segmentation
+    assert last is not None and last.labels[120, 150] == 1
+
+
+def test_a_mask_is_not_passed_on_to_another_scene_when_the_engine_fails_on_it() -> None:
+    compositor = Compositor(Policy(skip_static=True), BrightEngine.spec)
+    scene = Frame(picture(0), 0, Fraction(1, 25), 0)
+    compositor.follow(scene)
+    compositor.found(scene, segmentation(np.ones(scene.size, np.uint8)))
+    other = Frame(picture(5), 2, Fraction(1, 25), 2)  # like frame 1, on which the engine failed
+    compositor.follow(other)
+    assert not compositor.confirm(other, like=1)
+    assert compositor.compose(other, "bright", "broken").segmentation is None

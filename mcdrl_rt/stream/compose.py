@@ -17,10 +17,11 @@ NO_SIGNAL = "signal lost"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A segmentation and the frame it was found on."""
+    """A segmentation and the frame it belongs to; ``origin`` is the index of the one the model saw."""
 
     segmentation: Segmentation
     index: int
+    origin: int
     capture_time_s: float
     pts_s: float
 
@@ -52,17 +53,17 @@ class Compositor:
             return
         if self._steady is not None:
             segmentation = dataclasses.replace(segmentation, labels=self._steady(segmentation.labels, frame.index))
-        self._newest = Found(segmentation, frame.index, frame.capture_time_s, frame.pts_s)
+        self._newest = Found(segmentation, frame.index, frame.index, frame.capture_time_s, frame.pts_s)
 
-    def confirm(self, frame: Frame) -> bool:
-        """``frame`` looks as the one before did: its mask, if there is one that can be brought here, is this one's."""
-        if self._newest is None:
+    def confirm(self, frame: Frame, like: int) -> bool:
+        """``frame`` looks like frame ``like``: that one's mask, if it is known and can be brought here, is its own."""
+        if self._newest is None or self._newest.origin != like:
             return False
         labels = self._newest.segmentation.labels if self._motion is None else self._labels_on(frame, self._newest)
         if labels is None or labels.shape != frame.size:
             return False
         segmentation = dataclasses.replace(self._newest.segmentation, labels=labels)
-        self._newest = Found(segmentation, frame.index, frame.capture_time_s, frame.pts_s)
+        self._newest = Found(segmentation, frame.index, like, frame.capture_time_s, frame.pts_s)
         return True
 
     def compose(self, frame: Frame, engine: str, reason: str = "", drawn: UInt8Array | None = None) -> Shown:

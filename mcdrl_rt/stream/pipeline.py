@@ -39,7 +39,7 @@ class Segmented(NamedTuple):
 
     frame: Frame
     answer: Answer | None = None
-    still: bool = False  # it looks like the one before, and keeps that one's mask
+    like: int | None = None  # index of the frame that it looks like, and whose mask it keeps
 
 
 class Stream:
@@ -211,7 +211,7 @@ class Stream:
             if not self._picker.due(frame):
                 self._segmented.put(Segmented(frame))
             elif self._picker.still(frame):
-                self._segmented.put(Segmented(frame, still=True))
+                self._segmented.put(Segmented(frame, like=self._picker.like))
             else:
                 self._segmented.put(Segmented(frame, self._answer(frame)))
         self._segmented.end()
@@ -231,7 +231,7 @@ class Stream:
             with self.telemetry.time("compose"):
                 frame, answer = item.frame, item.answer
                 self._compositor.follow(frame)
-                if item.still and not self._compositor.confirm(frame):
+                if item.like is not None and not self._compositor.confirm(frame, item.like):
                     self._picker.forget()
                 if answer is not None:
                     self._take(frame, answer)
@@ -252,8 +252,8 @@ class Stream:
                 if self._picker.due(frame):
                     if not self._picker.still(frame):
                         asked.append((frame, self._seat.ask(frame.pixels)))
-                    elif not self._compositor.confirm(frame):
-                        self._picker.forget()
+                    else:  # until that one's answer is here, the newest mask keeps its age
+                        self._compositor.confirm(frame, self._picker.like)
                 shown = self._compositor.compose(frame, self._seat.engine, self._reason)
             self._put(shown, None)
 

@@ -60,6 +60,7 @@ class Picker:
     """Decides, frame by frame, whether the model is asked.
 
     Attributes:
+        like: index of the last frame asked about.
         reused: frames that were like the last one asked about, and kept its mask.
     """
 
@@ -68,11 +69,13 @@ class Picker:
         self._countdown = 0
         self._due_s = -np.inf
         self._last: UInt8Array | None = None
+        self.like = -1
         self.reused = 0
 
     def due(self, frame: Frame) -> bool:
         """Whether to ask about this frame, by stride and rate."""
         if not frame.signal:
+            self.forget()
             return False
         self._countdown -= 1
         if self._countdown > 0 or frame.pts_s < self._due_s:
@@ -95,7 +98,7 @@ class Picker:
             if apart.mean() < _STILL_MEAN and apart.max() < _STILL_MOST:
                 self.reused += 1
                 return True
-        self._last = small
+        self._last, self.like = small, frame.index
         return False
 
     def forget(self) -> None:

@@ -29,6 +29,7 @@ SLOW = 10.0
 FIRST_S = 60.0  # the very first frame: some engines finish their preparations on it
 BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the first restart, the second …; the last from then on
 TRIES = 2  # failures of one runtime in a row, before the next in line is taken
+CLOSE_S = 3.0  # that closing waits for the frame in hand
 RECOVERED = 100  # frames answered in a row after which earlier failures are forgotten
 _log = logging.getLogger("mcdrl_rt")
 
@@ -135,12 +136,13 @@ class Supervisor:
         return seat
 
     def close(self) -> None:
-        """Stop working; whoever waits is told."""
+        """Stop working, once the frame in hand is done; whoever waits is told."""
         self._closed.set()
         with self._changed:
             self._generation += 1
             self._dismiss("the stream is ending")
             self._changed.notify_all()
+        self._worker.join(CLOSE_S)  # a runtime that is at work when the process ends brings it down
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +169,8 @@ class Supervisor:
             self._outage = ""
             generation = self._generation
         self._ready.set()
-        threading.Thread(target=self._work, args=(generation, segmenter), name="engine", daemon=True).start()
+        self._worker = threading.Thread(target=self._work, args=(generation, segmenter), name="engine", daemon=True)
+        self._worker.start()
 
     def _work(self, generation: int, segmenter: AnySegmenter) -> None:
         streams: dict[Seat, AnySegmenter] = {}

@@ -20,8 +20,8 @@ _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 class ToRgb:
     """Converts frame after frame; keeps swscale's context from one to the next.
 
-    How pictures are turned is looked up when their size changes, and on a small copy: to ask a frame of PyAV for its side
-    data makes a cycle, and what is in a cycle keeps its memory until Python's collector finds it, minutes later.
+    How pictures are turned is looked up when their size changes, and on a small copy: to ask a frame of PyAV for its
+    side data makes a cycle, and what is in a cycle keeps its memory until Python's collector finds it, minutes later.
     """
 
     def __init__(self) -> None:
