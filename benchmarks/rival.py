@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import segmentation_models_pytorch as smp
 import torch
 from machine import describe
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
-from mcdrl_rt.engine.openvino import PRECISIONS, OpenVinoEngine, resolve_precision
+from mcdrl_rt.engine.openvino import PRECISIONS, OpenVinoEngine, core, resolve_precision
 from mcdrl_rt.model.checkpoint import read_spec
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,7 +81,7 @@ def compile_unet(size: tuple[int, int], precision: str) -> Any:
         frames = torch.zeros((1, *size, 3), dtype=torch.uint8)
         torch.onnx.export(UNet().eval(), (frames,), path, dynamo=True, verbose=False)
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
-        return ov.Core().compile_model(path, "CPU", options).create_infer_request()
+        return core().compile_model(path, "CPU", options).create_infer_request()
 
 
 if __name__ == "__main__":

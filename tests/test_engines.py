@@ -142,3 +142,19 @@ print(sorted(heavy & sys.modules.keys()))
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("[]\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_are_heard_after_another_thread_freed_the_engine(small_engine: Path) -> None:
+    """Ctrl-C during a restart of the engine; see ``openvino.core``."""
+    script = """
+import signal, sys, threading
+from mcdrl_rt import Segmenter
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+held = [Segmenter.load(sys.argv[1])]
+freed = threading.Thread(target=held.clear)
+freed.start()
+freed.join()
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(small_engine)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "heard\n")

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
-import openvino as ov
 import pytest
 import torch
 from onnx.checker import check_model
@@ -30,7 +29,7 @@ from mcdrl_rt.engine.onnx import (
     local_functions,
     operator_nodes,
 )
-from mcdrl_rt.engine.openvino import OpenVinoEngine
+from mcdrl_rt.engine.openvino import OpenVinoEngine, core
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.half import to_half
@@ -80,7 +79,7 @@ def run_onnxruntime(proto: onnx.ModelProto, frames: UInt8Array) -> dict[str, np.
 
 def run_openvino(proto: onnx.ModelProto, frames: UInt8Array, folder: Path) -> dict[str, np.ndarray]:
     onnx.save(proto, folder / "model.onnx")
-    compiled = ov.Core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(folder / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled(frames)
     return {name: np.array(results[name]) for name in OUTPUTS}
 

@@ -5,6 +5,7 @@ Neither torch nor open_clip is imported here: a built engine starts in well unde
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from mcdrl_rt.types import ModelSpec, UInt8Array
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": None}  # int8: what is not quantised, as is fastest
 _RESULTS = ("score", "label", "confounders", "selected")
+
+
+@functools.cache
+def core() -> ov.Core:
+    """OpenVINO's entry, the only one there is, and never released.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and frees that when it is unloaded, on whichever
+    thread: the next Ctrl-C would end the process with a segmentation fault (seen: 2026.4).
+    """
+    return ov.Core()
 
 
 class OpenVinoEngine:
@@ -45,10 +56,10 @@ class OpenVinoEngine:
         if threads and device == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = ov.Core().read_model(path)
+            model = core().read_model(path)
             results = [model.output(name) for name in _RESULTS]  # logits are for referees, not for running
             model = _ties_to_lower_index(ov.Model(results, model.get_parameters(), spec.name))
-            self._request = ov.Core().compile_model(model, device, options).create_infer_request()
+            self._request = core().compile_model(model, device, options).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run {path.name} on {device}: {_first_line(error)}") from error
         self.name = f"openvino {precision} {device}"
@@ -71,9 +82,9 @@ def resolve_precision(precision: str, device: str = "CPU") -> str:
     if precision not in ("auto", *PRECISIONS):
         raise EngineError(f"OpenVINO engines come in {', '.join(PRECISIONS)}, not {precision!r}")
     try:
-        capable = ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+        capable = core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as error:
-        have = ", ".join(ov.Core().available_devices)
+        have = ", ".join(core().available_devices)
         raise EngineError(f"OpenVINO has no device {device!r} here; it has {have}") from error
     if precision == "auto":
         return next((name for name in ("bf16", "fp16") if name.upper() in capable), "fp32")
@@ -91,7 +102,7 @@ def convert(onnx: bytes, path: Path) -> ov.Model:
     """
     path.write_bytes(onnx)
     try:
-        return ov.Core().read_model(path)  # not convert_model, which reports every use to its makers
+        return core().read_model(path)  # not convert_model, which reports every use to its makers
     except RuntimeError as error:
         raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {_first_line(error)}") from error
 
