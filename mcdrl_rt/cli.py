@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mcdrl_rt.console import LogLines, Stop, on_signals, print_json, progress_bar, quit_now, report, say, steps
-from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
+from mcdrl_rt.errors import EngineError, McdrlError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
@@ -140,39 +140,42 @@ def stream(
     from mcdrl_rt.stream.pipeline import Stream, run_together
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
-    from mcdrl_rt.video.source import open_source
+    from mcdrl_rt.video.routing import distinct, route
 
+    settings = Policy(
+        mode=policy,
+        max_mask_age_ms=max_mask_age,
+        fps=fps,
+        stride=stride,
+        skip_static=skip_static,
+        steady=steady,
+        opacity=opacity,
+        hud=not no_hud,
+    )
     stop, streams = Stop(), list[Stream]()
-    names = _output_names(input, output)
+    routes = dict(enumerate(route(input, output)))
     with contextlib.ExitStack() as opened:
         if log is not None:
             opened.enter_context(_logging_to(log))
-        paced = live or policy in ("pass", "latest")
-        sources = [opened.enter_context(open_source(uri, live=paced, **_options_of(capture))) for uri in input]
-        rules = functools.partial(
-            Policy,
-            max_mask_age_ms=max_mask_age,
-            fps=fps,
-            stride=stride,
-            skip_static=skip_static,
-            steady=steady,
-            opacity=opacity,
-            hud=not no_hud,
-        )
-        policies = [rules(mode=policy if policy != "auto" else "pass" if s.live else "every") for s in sources]
-        _check_not_inputs(input, [name for some in names for name in some])
-        sinks = [
-            {name: opened.enter_context(_open_output(name, uri, source, codec)) for name in some if name != "window"}
-            for uri, source, some in zip(input, sources, names, strict=True)
-        ]
+        sources = _open_inputs(opened, input, live or policy in ("pass", "latest"), _options_of(capture))
+        names = dict(zip(sources, distinct([source.name for source in sources.values()]), strict=True))
+        sinks = {
+            place: {
+                name: opened.enter_context(_open_output(name, input[place], source, codec, names[place]))
+                for name in routes[place]
+                if name != "window"
+            }
+            for place, source in sources.items()
+        }
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
-        for source, some, wanted, own in zip(sources, sinks, names, policies, strict=True):
-            if "window" in wanted:
-                some["window"] = opened.enter_context(_window(source, supervisor, own, stop))
-            total = source.frame_count if len(sources) == 1 else None
-            bar = opened.enter_context(progress_bar(source.name, total, not as_json and len(sources) == 1))
-            streams.append(Stream(source, supervisor.seat(), some, own, on_frame=bar, stop=stop))
+        for place, source in sources.items():
+            if "window" in routes[place]:
+                sinks[place]["window"] = opened.enter_context(_window(source, supervisor, settings, stop))
+            alone = len(input) == 1
+            bar = opened.enter_context(progress_bar(source.name, source.frame_count, alone and not as_json))
+            seat = supervisor.seat()
+            streams.append(Stream(source, seat, sinks[place], settings, name=names[place], on_frame=bar, stop=stop))
         if metrics is not None:
             from mcdrl_rt.stream.metrics import serve
 
@@ -180,7 +183,7 @@ def stream(
             say(f"metrics at {endpoint.url}")
         on_signals(stop)
         results = run_together(streams)
-    _conclude(streams, results, stop, as_json)
+    _conclude(streams, results, len(input) - len(streams), stop, as_json)
 
 
 @app.command()
@@ -299,43 +302,51 @@ def _segmenter(model: Path | None, engine: str, precision: str, device: str, ski
     return Segmenter.load(model, engine=engine, precision=precision, device=device, skip=skip)
 
 
-def _conclude(streams: list[Stream], results: list[Summary | BaseException], stop: Stop, as_json: bool) -> None:
+def _conclude(
+    streams: list[Stream], results: list[Summary | BaseException], missing: int, stop: Stop, as_json: bool
+) -> None:
     """Say how each stream ended, and leave with the status of the worst."""
-    failures = [result for result in results if isinstance(result, BaseException)]
-    for failure in failures:
-        if len(streams) == 1 or not isinstance(failure, McdrlError):
-            raise failure
-    flawed = False
+    failed, flawed = missing, False
     for stream, result in zip(streams, results, strict=True):
-        if isinstance(result, BaseException):
-            say(f"{stream.name}: {result}", "error:", "bold red")
+        if isinstance(result, BaseException) and not isinstance(result, McdrlError):
+            raise result
+        if not isinstance(result, BaseException) and not result.frames_out and not result.stopped:
+            result = SourceError(f"{stream.name} has no frames; nothing was written")
+        if not isinstance(result, McdrlError):
+            report(result, as_json)
+            flawed |= bool(result.problem)
             continue
-        if not result.frames_out and not result.stopped:
-            raise SourceError(f"{stream.name} has no frames; nothing was written")
-        report(result, as_json)
-        flawed |= bool(result.problem)
-    if failures:
+        failed += 1
+        about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
+        say(f"{about}{result}", "error:", "bold red")
+        if as_json:
+            print_json({"source": stream.name, "error": str(result)})
+    if failed:
         raise typer.Exit(1)
-    if stop.is_set():
-        raise typer.Exit(128 + stop.number if stop.number else 0)
+    if stop.number:
+        raise typer.Exit(128 + stop.number)
     if flawed:
         raise typer.Exit(FLAWED)
 
 
-def _output_names(inputs: list[str], outputs: list[str]) -> list[list[str]]:
-    """Where each input goes: with several of them, {n} in a name is the input's number and {name} its own name."""
-    filled = [[_filled(output, i, uri) for output in outputs] for i, uri in enumerate(inputs, 1)]
-    written = [name for some in filled for name in some if name not in ("null", "-")]
-    twice = sorted({name for name in written if written.count(name) > 1})  # there is but one window, too
-    if twice:
-        several = "inputs" if len(inputs) > 1 else "outputs"
-        raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
-    return filled
+def _open_inputs(
+    opened: contextlib.ExitStack, uris: list[str], live: bool, options: dict[str, str]
+) -> dict[int, Source]:
+    """The inputs by their place; of several, those on a network or a device may be missing."""
+    from mcdrl_rt.video.container import is_remote
+    from mcdrl_rt.video.source import open_source
 
-
-def _filled(output: str, number: int, uri: str) -> str:
-    stem = Path(uri.partition("?")[0]).stem or f"input{number}"
-    return output.replace("{n}", str(number)).replace("{name}", stem)
+    sources = {}
+    for place, uri in enumerate(uris):
+        try:
+            sources[place] = opened.enter_context(open_source(uri, live=live, **options))
+        except SourceError as error:
+            if len(uris) == 1 or not is_remote(uri):
+                raise
+            say(f"{error}", "error:", "bold red")
+    if not sources:
+        raise SourceError("none of the inputs can be opened")
+    return sources
 
 
 def _options_of(pairs: list[str]) -> dict[str, str]:
@@ -345,11 +356,11 @@ def _options_of(pairs: list[str]) -> dict[str, str]:
     return options
 
 
-def _open_output(name: str, uri: str, source: Source, codec: str | None) -> Sink:
+def _open_output(output: str, uri: str, source: Source, codec: str | None, stream: str) -> Sink:
     from mcdrl_rt.video.sink import open_sink
 
-    recorded = Path(uri) if not source.live and Path(uri).is_file() else None
-    return open_sink(name, source.format, codec=codec, audio=recorded)
+    sound = Path(uri) if Path(uri).is_file() else None
+    return open_sink(output, source.format, codec=codec, audio=sound, stream=stream)
 
 
 def _window(source: Source, supervisor: Supervisor, policy: Policy, stop: Stop) -> Sink:
@@ -357,8 +368,8 @@ def _window(source: Source, supervisor: Supervisor, policy: Policy, stop: Stop) 
     from mcdrl_rt.video.window import Window
 
     spec = supervisor.spec
-    view = View(colors=spec.colors, model=f"{spec.name} · {supervisor.engine}", opacity=policy.opacity)
-    return Window(source.format, source.name, view, on_quit=stop.set)
+    title = (lambda: f"{spec.name} · {supervisor.engine}") if policy.hud else None
+    return Window(source.format, source.name, View(colors=spec.colors, title=title, opacity=policy.opacity), stop.set)
 
 
 @contextlib.contextmanager
@@ -372,19 +383,6 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def _check_not_inputs(inputs: list[str], outputs: list[str]) -> None:
-    """Refuse to replace any of the videos being read, by whatever names it goes."""
-    from mcdrl_rt.video.playlist import matching_files
-
-    named = [Path(uri.removeprefix("file://")) for uri in inputs]
-    read = [path for path in named if path.is_file()]
-    read += [file for uri in inputs for file in matching_files(uri) or []]
-    for output in outputs:
-        written = Path(output)
-        if output != "null" and written.exists() and any(written.samefile(path) for path in read):
-            raise SinkError(f"the output {output} is the input; choose another name")
 
 
 if __name__ == "__main__":

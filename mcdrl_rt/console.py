@@ -38,11 +38,12 @@ def say(text: str, label: str = "", style: str = "") -> None:
 
 
 class LogLines(logging.Handler):
-    """Log records as plain lines, above a progress bar if there is one."""
+    """Log records as plain lines, above a progress bar if there is one; not what a summary says better."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say one record."""
-        say(self.format(record))
+        if record.name != "mcdrl_rt.journal":
+            say(self.format(record))
 
 
 def on_signals(handle: Callable[[int, Any], None]) -> None:

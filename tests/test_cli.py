@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import pytest
 from clips import read_pixels, read_pts, write_clip
@@ -80,6 +81,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     write_clip(folder / "v.mp4", size=(96, 128))
     (folder / "link.mp4").symlink_to("v.mp4")
+    write_clip(folder / "long.ts", size=(96, 128), pts=range(100), codec_options={"g": "5", "bf": "0"})
     (folder / "text.mp4").write_text("This is not a video.\n")
     (folder / "empty.mp4").touch()
     (folder / "folder").mkdir()
@@ -88,6 +90,22 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corrupt.safetensors").write_bytes(bytes(range(256)) * 40)
     (folder / "lone.xml").write_text("<net/>")
     return folder
+
+
+def add_sound(video: Path, output: Path) -> None:
+    """Half a second of silence to the pictures of ``video``."""
+    with av.open(video) as pictures, av.open(output, "w") as container:
+        stream = container.add_stream_from_template(pictures.streams.video[0])
+        sound = container.add_stream("aac", rate=48_000)
+        for packet in pictures.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+        for start in range(0, 24_000, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.pts, frame.sample_rate = start, 48_000
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
 
 
 def safetensors(header: dict[str, object]) -> bytes:
@@ -457,6 +475,86 @@ def test_a_recording_can_be_played_as_if_it_were_live(shelf: Path, engine: Path,
     assert summary["policy"] == "pass"
     assert summary["realtime"] < 1.3
     assert summary["frames_in"] == summary["frames_out"] + summary["frames_dropped"]
+
+
+def test_live_from_a_recording_its_sound_comes_along(
+    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    video = tmp_path / "sound.mkv"
+    add_sound(shelf / "v.mp4", video)
+    ended = here("stream", "--input", video, "--live", "--model", engine, "--output", tmp_path / "o.mp4")
+    assert ended.code == 0, ended.err
+    with av.open(tmp_path / "o.mp4") as container:
+        (sound,) = container.streams.audio
+        packets = [packet for packet in container.demux(sound) if packet.size]
+    with av.open(video) as container:
+        expected = sum(packet.size > 0 for packet in container.demux(audio=0))
+    assert abs(len(packets) - expected) <= 2
+    assert packets[0].pts is not None and 0 <= packets[0].pts * packets[0].time_base < 0.1
+
+
+def test_a_live_pipe_is_read_as_it_comes(engine: Path, shelf: Path) -> None:
+    """Half of it comes at once, the rest two seconds later: no longer than that, and nothing counted twice."""
+    command = [*CLI, "stream", "--input", "-", "--policy", "pass", "--model", str(engine), "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    data = (shelf / "long.ts").read_bytes()
+    process.stdin.write(data[: len(data) // 2])
+    process.stdin.flush()
+    time.sleep(2)
+    out, err = process.communicate(data[len(data) // 2 :], timeout=60)
+    assert process.returncode == 3, err  # the signal was lost meanwhile
+    summary = json.loads(out)
+    assert summary["source"] == "standard input" and summary["policy"] == "pass"
+    assert summary["frames_lost_signal"] > 0 and summary["reconnections"] == 0
+    assert "standard input: the signal is lost" in err.decode()
+
+
+def test_ctrl_c_is_heard_while_the_input_gives_nothing(spawn: Start, engine: Path, shelf: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    output = tmp_path / "o.mkv"
+    process = spawn("stream", "--input", pipe, "--policy", "every", "--output", output, "--model", engine)
+    with pipe.open("wb") as writer:
+        writer.write((shelf / "long.ts").read_bytes())
+        writer.flush()
+        partial = tmp_path / f".o.partial-{process.pid}.mkv"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGINT, err
+    assert read_pts(output)
+
+
+def test_a_camera_that_is_away_leaves_the_others(
+    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    camera, video = "rtsp://surgeon:secret@127.0.0.1:9/live", shelf / "v.mp4"
+    output = tmp_path / "{name}.mp4"
+    ended = here("stream", "--input", camera, "--input", video, "--output", output, "--model", engine, "--json")
+    assert ended.code == 1
+    assert ended.err.startswith("error: cannot open rtsp://…@127.0.0.1:9/live: connection refused")
+    assert len(ended.err.splitlines()) == 1
+    assert json.loads(ended.out)["frames_out"] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_a_log_tells_how_it_began_and_ended(
+    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    videos = ("--input", shelf / "v.mp4", "--input", shelf / "link.mp4", "--input", shelf / "v.mp4")
+    ended = here("stream", *videos, "--output", tmp_path / "{n}.jsonl", "--log", log, "--model", engine)
+    assert ended.code == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    names = ["v.mp4 (1)", "link.mp4", "v.mp4 (3)"]
+    assert sorted(line["message"] for line in lines) == sorted(f"{n}: {w}" for n in names for w in ("started", "ended"))
+    assert [line["summary"]["frames_out"] for line in lines if "summary" in line] == [12, 12, 12]
+    for number, name in enumerate(names, 1):
+        records = [json.loads(line) for line in (tmp_path / f"{number}.jsonl").read_text().splitlines()]
+        assert {record["stream"] for record in records} == {name}
 
 
 def test_a_second_request_discards_the_recording() -> None:

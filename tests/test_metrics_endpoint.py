@@ -52,6 +52,7 @@ def served() -> Iterator[tuple[Endpoint, list[StreamStatus]]]:
             reconnections=2,
             engine_restarts=1,
             signal=False,
+            outputs={"out.mp4": True, "window": False},
             age=histogram(40, 80, 20_000),
             stages={"decode": histogram(2, 3), "segment": histogram(35, 36, 900)},
         ),
@@ -79,6 +80,7 @@ def test_counters_and_signal(served: tuple[Endpoint, list[StreamStatus]]) -> Non
         "mcdrl_signal": 0,
     }
     assert {name: value(samples[name], stream="theatre 1") for name in expected} == expected
+    assert [value(samples["mcdrl_output_up"], output=name) for name in ("out.mp4", "window")] == [1, 0]
     other = served[1][1].name
     assert value(samples["mcdrl_signal"], stream=other) == 1
     assert value(samples["mcdrl_frames_in_total"], stream=other) == 0

@@ -65,12 +65,13 @@ def test_a_line_says_all_that_is_known(tmp_path: Path) -> None:
     labels = np.zeros((48, 64), np.uint8)
     labels[10:20, 30:35] = 2
     path = tmp_path / "a.jsonl"
-    with open_sink(str(path), FORMAT) as sink:
+    with open_sink(str(path), FORMAT, stream="theatre 1") as sink:
         sink.write(shown(4, labels, age_ms=31.25, stages_ms={"segment": 14.123}))
         assert len(path.read_text().splitlines()) == 1  # before it is closed
         sink.write(shown(5, note="too old"))
     first, second = map(json.loads, path.read_text().splitlines())
     assert first == {
+        "stream": "theatre 1",
         "index": 4,
         "pts": 12,
         "pts_s": 0.48,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import json
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ from mcdrl_rt.stream.pipeline import QUEUE, Stream, run_together
 from mcdrl_rt.stream.policy import MODES, Policy
 from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
-from mcdrl_rt.types import Shown
+from mcdrl_rt.types import Frame, Shown
 from mcdrl_rt.video.sink import open_sink
 from mcdrl_rt.video.source import Source, open_source
 
@@ -183,6 +187,45 @@ def test_stopping_writes_what_was_delivered(frames: int) -> None:
     assert summary.frames_out == summary.frames_in == source.delivered == sink.frames
     assert frames <= summary.frames_out <= frames + 2 * QUEUE + 4
     assert stages_alive() == set()
+
+
+def test_stopping_does_not_wait_for_a_source_that_gives_nothing() -> None:
+    stop, more, sink = threading.Event(), threading.Event(), Kept()
+
+    class Held(ListSource):
+        def __iter__(self) -> Iterator[Frame]:
+            yield from itertools.islice(super().__iter__(), 3)
+            more.wait(30)
+            yield from super().__iter__()
+
+    summary = run(Held([picture(0)] * 9), {"kept": sink}, stop=stop, on_frame=lambda n: stop.set() if n == 3 else None)
+    assert summary.stopped
+    assert summary.frames_in == summary.frames_out == sink.frames == 3
+    assert (sink.ended, summary.seconds < 10) == ("kept", True)
+    more.set()  # a frame that comes now is nobody's
+    assert stages_alive() == set()
+    assert sink.frames == 3
+
+
+def test_what_happens_on_the_way_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Flickering(ListSource):
+        def __iter__(self) -> Iterator[Frame]:
+            for frame in super().__iter__():
+                yield dataclasses.replace(frame, signal=not 3 <= frame.index < 6)
+
+    url = "rtsp://surgeon:secret@theatre/live"
+    sinks = {"good": Kept(), url: Kept(failing(SinkError("the disk is full"), at=8))}
+    with caplog.at_level(logging.INFO, "mcdrl_rt"):
+        summary = run(Flickering([picture(0)] * 20), sinks, name="theatre 1")
+    assert summary.frames_lost_signal == 3
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "theatre 1: started" and said[-1] == "theatre 1: ended"
+    assert said[1] == "theatre 1: the signal is lost"
+    assert said[2].startswith("theatre 1: the signal is back after 0.")
+    assert said[3] == "theatre 1: rtsp://…@theatre/live failed, the others go on: the disk is full"
+    assert {record.stream for record in caplog.records} == {"theatre 1"}  # type: ignore[attr-defined]
+    assert "secret" not in json.dumps(dataclasses.asdict(summary))
+    assert caplog.records[-1].summary == dataclasses.asdict(summary)  # type: ignore[attr-defined]
 
 
 def test_a_sink_that_fails_is_reported_as_it_is(tmp_path: Path) -> None:

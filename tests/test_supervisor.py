@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from clips import picture
-from streams import BrightEngine, Kept, ListSource
+from streams import BrightEngine, Kept, ListSource, run
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError
@@ -18,7 +18,7 @@ from mcdrl_rt.stream import supervisor as module
 from mcdrl_rt.stream.pipeline import Stream
 from mcdrl_rt.stream.policy import Policy
 from mcdrl_rt.stream.supervisor import Answer, Supervisor
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import Shown, UInt8Array
 
 GIVE_UP_S = 20  # of waiting for what must come
 
@@ -210,8 +210,31 @@ def test_an_engine_that_never_comes_back_costs_a_file_its_overlay_not_its_frames
     sink = Kept()
     with Supervisor(Segmenter(Faulty(FAULTS["raises"][0], 5, 5)), gone) as supervisor:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mcdrl_rt.stream.pipeline.PATIENCE_S", 0.3)
+            patch.setattr("mcdrl_rt.stream.asker.PATIENCE_S", 0.3)
             stream = Stream(ListSource([picture(0)] * 200), supervisor.seat(), {"kept": sink})
             summary = stream.run()
     assert (summary.frames_out, summary.frames_without_overlay) == (200, 195)
     assert summary.problem == "the model did not answer for 195 frames: the device is gone"
+
+
+def test_latest_does_not_wait_for_an_engine_that_is_late() -> None:
+    """It hangs for half a second, which is no failure yet: frames go on at their rate, and so does the model after."""
+    delays_s = []
+
+    class Late(BrightEngine):
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            if next(self._frames) == 20:
+                time.sleep(0.5)
+            return BrightEngine().infer(frames)
+
+    def measure(shown: Shown) -> None:
+        delays_s.append(time.monotonic() - shown.frame.capture_time_s)
+
+    sink = Kept(measure)
+    source = ListSource([picture(i) for i in range(60)], live=True, every_s=0.03)
+    summary = run(source, {"kept": sink}, Late(), policy=Policy(mode="latest"))
+    late = [shown for shown in sink.shown if shown.note == "no overlay: the model is late"]
+    assert 5 <= len(late) == summary.frames_without_overlay
+    assert sink.shown[-1].segmentation is not None
+    assert summary.engine_restarts == 0
+    assert np.median(delays_s) < 0.1 and np.percentile(delays_s, 95) < 0.3

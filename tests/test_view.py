@@ -37,7 +37,7 @@ def redrawn(frame: Shown, opacity: float) -> UInt8Array:
 
 @pytest.fixture
 def view(tmp_path: Path) -> View:
-    return View(colors=CLASS_COLORS, model="small", opacity=0.35, snapshots=tmp_path / "snapshots")
+    return View(colors=CLASS_COLORS, title=lambda: "small", opacity=0.35, snapshots=tmp_path / "snapshots")
 
 
 @pytest.fixture
@@ -183,3 +183,19 @@ def test_a_snapshot_that_cannot_be_written_is_said(view: View, tmp_path: Path) -
     view.take(shown())
     view.press("s")
     assert view.notes().message == f"cannot write {tmp_path / 'snapshots'}: file exists"
+
+
+def test_what_segments_now_is_said_and_nothing_where_the_stream_says_nothing(tmp_path: Path) -> None:
+    """A picture of its own: at another opacity than the stream's."""
+    names, pictures = ["small · openvino"], []
+    for title in (lambda: names[0], None):
+        view = View(colors=CLASS_COLORS, title=title, snapshots=tmp_path)
+        view.take(shown())
+        view.press("+")
+        pictures.append(view.picture())
+        names[0] = "small · torch"
+        pictures.append(view.picture())
+    with_first, with_second, *without = pictures
+    assert not np.array_equal(with_first, with_second)
+    assert np.array_equal(*without)
+    assert not np.array_equal(without[0], with_first)

@@ -237,7 +237,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Window]:
         pytest.skip("needs pygame-ce")
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    view = View(colors=CLASS_COLORS, model="small")
+    view = View(colors=CLASS_COLORS, title=lambda: "small")
     return lambda: Window(FORMAT, "unseen", view, on_quit=lambda: None)
 
 
@@ -316,7 +316,7 @@ def test_a_frame_of_another_size_is_shown(unseen: Callable[[], Window]) -> None:
 
 def refusal() -> str:
     with pytest.raises(SinkError) as caught:
-        Window(FORMAT, "x", View(colors=CLASS_COLORS, model="small"), on_quit=lambda: None)
+        Window(FORMAT, "x", View(colors=CLASS_COLORS, title=lambda: "small"), on_quit=lambda: None)
     return str(caught.value)
 
 

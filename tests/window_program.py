@@ -43,7 +43,7 @@ def main(live: bool, aspect: Fraction) -> None:
         print("quit", flush=True)
         stop.set()
 
-    with Window(video, "théâtre 1", View(colors=CLASS_COLORS, model="small"), on_quit=quit) as window:
+    with Window(video, "théâtre 1", View(colors=CLASS_COLORS, title=lambda: "small"), on_quit=quit) as window:
         print("open", flush=True)
         index = 0
         while not stop.wait(0.02):

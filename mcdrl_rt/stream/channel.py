@@ -33,14 +33,14 @@ class Channel(Generic[T]):
         """Add an item, waiting for room unless old ones may be dropped.
 
         Raises:
-            Stopped: the pipeline is ending.
+            Stopped: the pipeline is ending, or this channel has ended.
         """
         with self._changed:
             if self._drop_oldest and len(self._items) >= self._capacity:
                 self._items.popleft()
                 self.dropped += 1
-            self._changed.wait_for(lambda: self._stopped or len(self._items) < self._capacity)
-            if self._stopped:
+            self._changed.wait_for(lambda: self._stopped or self._ended or len(self._items) < self._capacity)
+            if self._stopped or self._ended:
                 raise Stopped
             self._items.append(item)
             self._changed.notify_all()

@@ -50,6 +50,7 @@ class StreamStatus:
         reconnections: of the source, after it was lost.
         engine_restarts: after the engine failed or hung.
         signal: False while the source is lost.
+        outputs: by name, without passwords; False where nothing more is written.
         age: of the shown masks.
         stages: time that frames spend in each stage, by the stage's name.
     """
@@ -65,6 +66,7 @@ class StreamStatus:
     reconnections: int = 0
     engine_restarts: int = 0
     signal: bool = True
+    outputs: Mapping[str, bool] = field(default_factory=dict)
     age: Histogram = field(default_factory=Histogram)
     stages: Mapping[str, Histogram] = field(default_factory=dict)
 
@@ -152,16 +154,19 @@ class _Streams(Collector):
                 counter.add_metric([stream.name], getattr(stream, name))
             yield counter
         signal = GaugeMetricFamily("mcdrl_signal", "1 while the source delivers, else 0.", labels=["stream"])
+        outputs = GaugeMetricFamily("mcdrl_output_up", "1 until the output fails, then 0.", labels=["stream", "output"])
         ages = HistogramMetricFamily("mcdrl_mask_age_seconds", "Age of the shown masks.", labels=["stream"])
         stages = HistogramMetricFamily(
             "mcdrl_stage_seconds", "Time that frames spend in each stage.", labels=["stream", "stage"]
         )
         for stream in streams:
             signal.add_metric([stream.name], int(stream.signal))
+            for output, up in stream.outputs.items():
+                outputs.add_metric([stream.name, output], int(up))
             ages.add_metric([stream.name], **_buckets(stream.age))
             for stage, times in list(stream.stages.items()):  # a stage may begin to count meanwhile
                 stages.add_metric([stream.name, stage], **_buckets(times))
-        yield from (signal, ages, stages)
+        yield from (signal, outputs, ages, stages)
 
 
 def _info(streams: list[StreamStatus]) -> Metric:

@@ -9,6 +9,7 @@ from mcdrl_rt.errors import SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.telemetry import Telemetry
 from mcdrl_rt.types import Shown
+from mcdrl_rt.video.names import redacted
 from mcdrl_rt.video.sink import Sink
 
 QUEUE = 4  # frames that wait for a sink: enough to ride out a slow one
@@ -20,17 +21,18 @@ class Output:
     """One sink and the thread that writes to it.
 
     Args:
-        name: as the user gave it, for messages.
+        name: as the user gave it.
         sink: opened; ``finish`` closes it.
         telemetry: takes the time that writing takes.
         live: nobody waits: where the sink is too slow, its oldest waiting frame is dropped.
 
     Attributes:
+        name: for messages, without passwords.
         failure: why nothing more is written.
     """
 
     def __init__(self, name: str, sink: Sink, telemetry: Telemetry, live: bool) -> None:
-        self.name, self.sink = name, sink
+        self.name, self.sink = redacted(name), sink
         self.failure: BaseException | None = None
         self._telemetry, self._live = telemetry, live
         self._channel: Channel[Shown] = Channel(LIVE_QUEUE if live else QUEUE, drop_oldest=live)

@@ -6,19 +6,22 @@
 
 How a stream keeps up is its policy's (``policy.py``). A source or a sink that fails ends its stream, unless other sinks
 are left; an engine that fails does not: the video goes on without overlay. Setting ``stop`` ends the source; what it
-has delivered by then is still segmented and written.
+has delivered by then is still segmented and written. What happens on the way goes to the log ``mcdrl_rt.stream``, how a
+run began and ended to ``mcdrl_rt.journal``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from mcdrl_rt.errors import EngineError, SinkError
+from mcdrl_rt.stream.asker import Asker
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.compose import Compositor
 from mcdrl_rt.stream.metrics import StreamStatus
@@ -31,7 +34,8 @@ from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
 
 QUEUE = 4  # frames between two stages: enough to ride out a slow one, few enough to stay current
-PATIENCE_S = 5.0  # that a file waits for a failed engine, once
+STOP_S = 1.0  # that a source which delivers nothing is waited for, once the end was asked for
+_log, _journal = logging.getLogger("mcdrl_rt.stream"), logging.getLogger("mcdrl_rt.journal")
 
 
 class Segmented(NamedTuple):
@@ -68,21 +72,23 @@ class Stream:
         stop: threading.Event | None = None,
         strict: bool = False,
     ) -> None:
-        self.source, self.policy, self.name = source, policy or Policy(), name or source.name
+        self.source, self.name = source, name or source.name
+        self.policy = (policy or Policy()).of_source(source.live)
         self.telemetry, self.stop, self.stopped = Telemetry(), stop or threading.Event(), False
         self.frames_in = self.frames_out = self.frames_with_lesion = 0
         self.frames_without_overlay = self.frames_lost_signal = 0
         self._seat, self._on_frame, self._strict = seat, on_frame, strict
-        self._sinks, self._outputs = dict(sinks), list[Output]()
+        self._sinks, self._outputs, self._failed_outputs = dict(sinks), list[Output](), list[Output]()
         self._compositor = Compositor(self.policy, seat.spec)
-        self._picker = Picker(self.policy)
+        self._picker, self._asker = Picker(self.policy), Asker(seat, self.policy)
         waits = self.policy.mode == "every"
         self._captured: Channel[Frame] = Channel(1 if self.policy.mode == "latest" else QUEUE, drop_oldest=not waits)
         self._segmented: Channel[Segmented] = Channel(QUEUE)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._signal, self._reason, self._failures, self._discarded = True, "", Counter[str](), False
-        self._patient = waits
+        self._asked_source_s: float | None = None  # since when the source owes a frame
+        self._lost_s = 0.0  # since when there is no signal
         self._first_pts_s = self._last_pts_s = self._started_s = self._seconds = 0.0
 
     def run(self) -> Summary:
@@ -97,14 +103,18 @@ class Stream:
         ends = {stage: threading.Event() for stage in stages}
         self._started_s = time.monotonic()
         self._outputs = [Output(name, sink, self.telemetry, self.source.live) for name, sink in self._sinks.items()]
+        self._tell(logging.INFO, "started", _journal, engine=self._seat.engine, policy=dataclasses.asdict(self.policy))
         for stage, end in ends.items():
             name = stage.__name__.strip("_")
             threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
         keep = False
         try:
-            for end in ends.values():
+            for stage, end in ends.items():
                 while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
-                    pass
+                    if stage == self._capture and self._source_hangs():
+                        self.stopped = True
+                        self._captured.end()  # the thread is left behind: nothing can interrupt it
+                        break
             # a recording of what will not come again is worth keeping, whatever ended it
             keep = self._failure is None or (self.source.live and not self._discarded)
         except BaseException as error:
@@ -116,8 +126,11 @@ class Stream:
         self._seconds = time.monotonic() - self._started_s
         self._check_outputs()
         if self._failure is not None:
+            self._tell(logging.ERROR, f"failed: {self._failure}", _journal)
             raise self._failure
-        return self.summary()
+        summary = self.summary()
+        self._tell(logging.INFO, "ended", _journal, summary=dataclasses.asdict(summary))
+        return summary
 
     def discard(self) -> None:
         """End at once, from any thread, and throw away what was written."""
@@ -159,6 +172,7 @@ class Stream:
             reconnections=self.source.reconnections,
             engine_restarts=self._seat.restarts,
             signal=self._signal,
+            outputs={output.name: output.failure is None for output in self._outputs},
             age=self.telemetry.stages["mask_age"],
             stages={name: times for name, times in list(self.telemetry.stages.items()) if name != "mask_age"},
         )
@@ -169,7 +183,7 @@ class Stream:
         age, first = stages.pop("mask_age", {}), self.telemetry.first_frame_s
         return Summary(
             source=self.name,
-            output=", ".join(self._sinks),
+            output=", ".join(output.name for output in self._outputs),
             model=self._seat.spec.name,
             engine=self._seat.engine,
             policy=self.policy.mode,
@@ -196,11 +210,13 @@ class Stream:
         frames = iter(self.source)
         while not self.stop.is_set():
             with self.telemetry.time("capture"):
+                self._asked_source_s = time.monotonic()
                 frame = next(frames, None)
+                self._asked_source_s = None
             if frame is None:
                 break
-            self.frames_in += 1
             self._captured.put(frame)
+            self.frames_in += 1
         else:
             self.stopped = True
         self._captured.end()
@@ -216,12 +232,13 @@ class Stream:
                 self._segmented.put(Segmented(frame, self._answer(frame)))
         self._segmented.end()
 
+    def _source_hangs(self) -> bool:
+        """Whether the end was asked for, and the source keeps everyone waiting for it."""
+        asked_s = self._asked_source_s
+        return self.stop.is_set() and asked_s is not None and time.monotonic() - asked_s > STOP_S
+
     def _answer(self, frame: Frame) -> Answer:
-        """The model's answer; where a file can wait for a failed engine to come back, it does, once."""
-        answer = self._seat.ask(frame.pixels, self.policy.opacity).wait() or Answer(reason="no answer")
-        if answer.segmentation is None and self._patient and self._seat.wait_until_ready(PATIENCE_S):
-            answer = self._seat.ask(frame.pixels, self.policy.opacity).wait() or answer
-        self._patient = answer.segmentation is not None and self.policy.mode == "every"
+        answer = self._asker.ask(frame)
         if answer.segmentation is None and self._strict:
             raise EngineError(f"frame {frame.index} could not be segmented: {answer.reason}")
         return answer
@@ -284,7 +301,9 @@ class Stream:
         self.telemetry.add("video_delay", stages_ms["since_capture"])
         if self.frames_out == 0:
             self._first_pts_s = frame.pts_s
-        self._last_pts_s, self._signal = frame.pts_s, frame.signal
+        self._last_pts_s = frame.pts_s
+        if frame.signal != self._signal:
+            self._tell_of_signal(frame.signal)
         self.frames_out += 1
         self.frames_lost_signal += not frame.signal
         self.frames_without_overlay += frame.signal and found is None
@@ -294,14 +313,28 @@ class Stream:
         if self._on_frame is not None:
             self._on_frame(self.frames_out)
 
+    def _tell_of_signal(self, signal: bool) -> None:
+        self._signal, now = signal, time.monotonic()
+        if signal:
+            self._tell(logging.INFO, f"the signal is back after {now - self._lost_s:.1f} s")
+        else:
+            self._lost_s = now
+            self._tell(logging.WARNING, "the signal is lost")
+
+    def _tell(self, level: int, text: str, log: logging.Logger = _log, **facts: Any) -> None:
+        log.log(level, "%s: %s", self.name, text, extra={"stream": self.name, **facts})
+
     def _check_outputs(self) -> None:
         """A stream that nobody takes any more ends."""
-        failures = [output.failure for output in self._outputs if output.failure is not None]
-        if failures and len(failures) == len(self._outputs):
-            self._fail(failures[0])
-        for failure in failures:
-            if not isinstance(failure, Exception):
-                self._fail(failure)
+        failed = [output for output in self._outputs if output.failure is not None]
+        if len(failed) == len(self._failed_outputs):
+            return
+        for output in failed:
+            if len(failed) == len(self._outputs) or not isinstance(output.failure, Exception):
+                self._fail(cast(BaseException, output.failure))
+            elif output not in self._failed_outputs:
+                self._tell(logging.WARNING, f"{output.name} failed, the others go on: {output.failure}")
+        self._failed_outputs = failed
 
     def _guard(self, stage: Callable[[], None], end: threading.Event) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import cv2
@@ -11,6 +12,7 @@ from mcdrl_rt.errors import SpecError
 from mcdrl_rt.types import Frame, UInt8Array
 
 MODES = ("every", "latest", "pass")
+AUTO = "auto"
 _THUMBNAIL = (64, 48)  # (width, height)
 _STILL_MEAN, _STILL_MOST = 1.0, 12  # grey levels: sensor noise is below, a lesion that comes into view is above
 
@@ -22,7 +24,7 @@ class Policy:
     Args:
         mode: ``every`` segments each frame and makes the source wait (files); ``latest`` segments and shows the newest
             frame and drops those it has no time for; ``pass`` shows each frame at once, with the newest mask there is,
-            moved to where its tissue is now.
+            moved to where its tissue is now; ``auto`` is ``pass`` for a live source, else ``every``.
         max_mask_age_ms: no mask found on a frame older than this is drawn.
         fps: at most so many frames of each second are segmented; None: no limit.
         stride: one frame in so many is segmented; between them the mask is moved along.
@@ -45,10 +47,14 @@ class Policy:
     hud: bool = True
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if self.mode not in (*MODES, AUTO):
             raise SpecError(f"no policy {self.mode!r}; choose {', '.join(MODES)}")
         if self.max_mask_age_ms <= 0 or self.stride < 1 or (self.fps is not None and self.fps <= 0):
             raise SpecError("the age of a mask, a stride and a frame rate are greater than zero")
+
+    def of_source(self, live: bool) -> Policy:
+        """This policy, decided."""
+        return self if self.mode != AUTO else dataclasses.replace(self, mode="pass" if live else "every")
 
     @property
     def moves_masks(self) -> bool:

@@ -94,6 +94,11 @@ class Seat:
         """How often the engine had to be loaded anew."""
         return self._supervisor.restarts
 
+    @property
+    def typical_s(self) -> float | None:
+        """What a frame usually takes the engine at work now; None before its first."""
+        return self._supervisor._typical_s.get(self.engine)
+
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Wait for a failed engine to come back; whether it is there."""
         return self._supervisor._ready.wait(timeout_s)

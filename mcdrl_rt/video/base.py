@@ -49,7 +49,7 @@ class Source(ABC):
         return VideoFormat(self.size, self.time_base, self.rate, self.color, self.pixel_aspect, self.live)
 
     def close(self) -> None:  # noqa: B027 (the phantom has nothing to release)
-        """Release the file or device; safe to call twice, from the thread that iterates."""
+        """Release the file or device, unless a thread is held up reading it; safe to call twice."""
 
     def _take_facts(self, other: Source) -> None:
         """Be what another source is, as far as sinks and people ask."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -29,6 +30,7 @@ from mcdrl_rt.video.rgb import ToRgb, color, pixel_aspect, upright_size
 from mcdrl_rt.video.timestamps import Timestamps
 
 _MAX_READ_ERRORS = 20  # in a row: after that the file is taken to end here
+_CLOSE_S = 1.0  # that closing waits for a reader in FFmpeg
 
 
 class Video(Source):
@@ -37,10 +39,13 @@ class Video(Source):
     Args:
         uri: as ``open_source`` takes it, but for folders, patterns and ``phantom``.
         options: for FFmpeg.
+        live: it is live, though nothing shows that: a pipe.
     """
 
-    def __init__(self, uri: str, options: dict[str, str]) -> None:
+    def __init__(self, uri: str, options: dict[str, str], live: bool = False) -> None:
+        self.live = live
         self.name = short_name(uri)
+        self._in_ffmpeg = threading.Lock()
         self._container = open_container(uri, options)
         try:
             self._start(uri)
@@ -50,7 +55,8 @@ class Video(Source):
 
     def _start(self, uri: str) -> None:
         self._stream = video_stream(self._container, self.name)
-        self.live = is_live(uri, self._container)
+        self._limit_s = LIVE_TIMEOUT_S if is_live(uri, self._container) else None
+        self.live |= self._limit_s is not None
         if self.live:
             self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
         else:
@@ -87,13 +93,16 @@ class Video(Source):
         self.problem = self._verdict()
 
     def close(self) -> None:
-        """Close the container; from the thread that iterates."""
-        self._frames, self._first = iter(()), None  # a closed container must not be read again
-        self._container.close()
+        """Close the container; one that another thread is reading, and gets nothing from, is left to that thread."""
+        if self._in_ffmpeg.acquire(timeout=_CLOSE_S):
+            self._frames, self._first = iter(()), None  # a closed container must not be read again
+            self._container.close()
+            self._in_ffmpeg.release()
 
     def _next(self) -> VideoFrame | None:
-        first, self._first = self._first, None
-        return first or next(self._frames, None)
+        with self._in_ffmpeg:
+            first, self._first = self._first, None
+            return first or next(self._frames, None)
 
     def _decode(self) -> Iterator[VideoFrame]:
         """Every frame that can be decoded, its time set; a corrupt packet costs that packet, not the rest."""
@@ -119,7 +128,7 @@ class Video(Source):
                         errors_in_row = 0
                 break
             except av.FFmpegError as error:
-                self._stopped = reason(error, LIVE_TIMEOUT_S if self.live else READ_TIMEOUT_S)
+                self._stopped = reason(error, self._limit_s or READ_TIMEOUT_S)
                 if self.live:
                     return  # what the decoder still holds is out of date
                 errors_in_row += 1
@@ -132,7 +141,7 @@ class Video(Source):
         """
         asked_s = time.monotonic()
         for packet in packets:
-            if self.live and time.monotonic() - asked_s > 0.9 * LIVE_TIMEOUT_S:
+            if self._limit_s is not None and time.monotonic() - asked_s > 0.9 * self._limit_s:
                 raise av.error.ExitError(0, "timed out")
             yield packet
             asked_s = time.monotonic()

@@ -71,10 +71,10 @@ class Live(Source):
 
     Args:
         video: opened; this source closes it.
-        reopen: opens it again, or raises SourceError.
+        reopen: opens it again, or raises SourceError; None where its end is the end.
     """
 
-    def __init__(self, video: Source, reopen: Callable[[], Source]) -> None:
+    def __init__(self, video: Source, reopen: Callable[[], Source] | None = None) -> None:
         self._take_facts(video)
         self.live = True
         self._reopen = reopen
@@ -87,7 +87,7 @@ class Live(Source):
         self._shown_s = time.monotonic()  # when the last frame was handed out
         self._changed = threading.Condition()
         self._arrivals: deque[_Arrival] = deque(maxlen=_BUFFER)
-        self._connected, self._consumed = True, False
+        self._connected, self._consumed, self._ended = True, False, False
         self._failure: BaseException | None = None
         self._closing = threading.Event()
         self._delay_s = _BACK_OFF_S[0]
@@ -110,13 +110,15 @@ class Live(Source):
     # ---- the consumer's side ----
 
     def _next(self) -> Frame | None:
-        """The next picture, or the last one greyed when it is time for one; None once closed."""
+        """The next picture, or the last one greyed when it is time for one; None once closed or ended."""
         with self._changed:
             while not self._closing.is_set():
                 if self._arrivals:
                     return self._seen(self._arrivals.popleft())
                 if self._failure is not None:
                     raise self._failure
+                if self._ended:
+                    return None
                 # while it may come any moment, patience; once it is known to be lost, the nominal rate
                 patient = self._signal and self._connected
                 due_s = self._shown_s + (self._patience_s if patient else self._interval_s)
@@ -152,7 +154,10 @@ class Live(Source):
             while video is not None:
                 with video:  # closed by the thread that reads it
                     self._hand_over(video)
-                video = self._connect()
+                video = self._connect(self._reopen) if self._reopen is not None else None
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
         except BaseException as error:  # a bug, for the consumer to raise
             with self._changed:
                 self._failure = error
@@ -168,7 +173,7 @@ class Live(Source):
                 self._arrivals.append(_Arrival(frame, self.reconnections))
                 self._changed.notify_all()
 
-    def _connect(self) -> Source | None:
+    def _connect(self, reopen: Callable[[], Source]) -> Source | None:
         """Open it again, however long that takes; None once closed."""
         with self._changed:
             self._connected = False
@@ -176,7 +181,7 @@ class Live(Source):
         while not self._closing.wait(self._delay_s):
             self._delay_s = min(2 * self._delay_s, _BACK_OFF_S[1])
             try:
-                video = self._reopen()
+                video = reopen()
             except SourceError:
                 continue
             self.reconnections += 1

@@ -2,7 +2,8 @@
 
 A line, wrapped here::
 
-    {"index": 12, "pts": 153600, "pts_s": 12.0, "signal": true, "note": "", "age_ms": 31.2,
+    {"stream": "theatre 1", "index": 12, "pts": 153600, "pts_s": 12.0, "signal": true, "note": "",
+     "age_ms": 31.2,
      "lesions": [{"label": "polyp", "pixels": 5120, "box": {"x": 310, "y": 96, "width": 84, "height": 77}}],
      "confounders": {"blood": 0.31, …}, "selected": 0.5, "stages_ms": {"segment": 14.1}}
 
@@ -31,11 +32,16 @@ class Records(Sink):
 
     A file that was there is replaced when the first line is written. Lines written stay, whatever happens.
 
+    Args:
+        uri: a file's name, or ``-``.
+        stream: what each line says it belongs to.
+
     Raises:
         SinkError: the file cannot be written.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, stream: str = "") -> None:
+        self._stream = stream
         self._name = "the standard output" if uri == "-" else uri
         self._replaces = uri != "-" and (Path(uri).is_file() or not Path(uri).exists())  # no pipe or device
         self._file: BinaryIO
@@ -49,7 +55,7 @@ class Records(Sink):
 
     def write(self, shown: Shown) -> None:
         """Write the line of one frame."""
-        line = json.dumps(record(shown), ensure_ascii=False) + "\n"
+        line = json.dumps({"stream": self._stream} | record(shown), ensure_ascii=False) + "\n"
         try:
             if not self.frames and self._replaces:
                 self._file.truncate(0)

@@ -31,6 +31,7 @@ def open_sink(
     *,
     codec: str | None = None,
     audio: Path | None = None,
+    stream: str = "",
 ) -> Sink:
     """Open an output, so that whatever can be wrong with it shows before any processing.
 
@@ -48,6 +49,7 @@ def open_sink(
         codec: of a file or an address: ``libx264``, ``libvpx-vp9``, ``mpeg4``, lossless ``ffv1`` …; ``auto`` for a
             hardware encoder where one works; by default what suits the place.
         audio: a video or sound file whose sound goes into a file with the pictures; other outputs have no sound.
+        stream: name of the stream, for the lines of JSON.
 
     Raises:
         SinkError: the place, the extension or the codec does not allow writing.
@@ -57,7 +59,7 @@ def open_sink(
     if uri == "null":
         return _NullSink()
     if uri == "-" or uri.endswith(".jsonl"):
-        return Records(uri)
+        return Records(uri, stream)
     if uri.startswith(_MASKS):
         return Masks(uri.removeprefix(_MASKS), format)
     if uri.startswith("/dev/video"):

@@ -41,7 +41,8 @@ def open_source(uri: str, *, live: bool = False, **options: str) -> Source:
             - a capture device ``/dev/video0``; or ``screen``, or ``screen::1`` for another X display;
             - ``phantom``, with options as in ``phantom:site=blur,size=1920x1080,frames=300,seed=3,fps=30``, where size
               is WIDTHxHEIGHT as in ffmpeg, and which never ends without ``frames``.
-        live: play what is not live by itself at its own pace, as if it came from a capture card.
+        live: play what is not live by itself at its own pace, as if it came from a capture card; what comes by the
+            standard input is live then.
         options: passed to FFmpeg, such as ``video_size="1920x1080", framerate="60"`` for a device; ``framerate`` is
             also that of pictures, 25 by default.
 
@@ -50,15 +51,17 @@ def open_source(uri: str, *, live: bool = False, **options: str) -> Source:
     """
     if not uri:
         raise SourceError("the name of the input is empty")
-    source = _open(uri, options)
+    source = _open(uri, live, options)
     return Paced(source) if live and not source.live else source
 
 
-def _open(uri: str, options: dict[str, str]) -> Source:
+def _open(uri: str, live: bool, options: dict[str, str]) -> Source:
     if uri == "phantom" or uri.startswith("phantom:"):
         return _open_phantom(uri)
     if (files := matching_files(uri)) is not None:
         return Playlist(uri, files, options)
+    if uri == "-" and live:
+        return Live(Video(uri, {"fflags": "nobuffer"} | options, live=True))
     video = Video(uri, options)
     # the rate is known by then, and need not be found out again
     return Live(video, partial(Video, uri, {"fpsprobesize": "2"} | options)) if video.live else video

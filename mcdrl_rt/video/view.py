@@ -1,6 +1,6 @@
 """What the user of a window has chosen to see, key by key. It knows no screen: a window shows what it says.
 
-    >>> view = View(colors=spec.colors, model=spec.name)
+    >>> view = View(colors=spec.colors, title=lambda: spec.name)
     >>> view.take(shown)
     >>> view.press("o")
     >>> canvas = compose(view.picture(), (720, 1280), view.notes())
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class View:
 
     Args:
         colors: RGB of each class, to draw the overlay anew when its opacity is changed.
-        model: name of the model, for the HUD of an overlay drawn anew.
+        title: what segments now, for the HUD of an overlay drawn anew; None where the stream draws no HUD.
         opacity: that the stream draws the overlay with.
         snapshots: folder for snapshots, made with the first.
 
@@ -48,9 +48,14 @@ class View:
     """
 
     def __init__(
-        self, *, colors: Sequence[Color], model: str, opacity: float = 0.35, snapshots: Path = Path("snapshots")
+        self,
+        *,
+        colors: Sequence[Color],
+        title: Callable[[], str] | None = None,
+        opacity: float = 0.35,
+        snapshots: Path = Path("snapshots"),
     ) -> None:
-        self._colors, self._model, self._snapshots = colors, model, snapshots
+        self._colors, self._title, self._snapshots = colors, title, snapshots
         self._newest: Shown | None = None
         self._shown: Shown | None = None
         self.closed = self.full_screen = False
@@ -100,7 +105,7 @@ class View:
             return shown.clean
         if not self._redraws or shown.segmentation is None:
             return shown.frame.pixels
-        hud = Hud(self._model, shown.age_ms, shown.note)
+        hud = None if self._title is None else Hud(self._title(), shown.age_ms, shown.note)
         return draw(shown.clean, shown.segmentation, colors=self._colors, hud=hud, opacity=self._opacity)
 
     def notes(self) -> Notes:

@@ -5,7 +5,7 @@ SDL wants one thread to open the window, read its events and draw, always the sa
 the newest frame only. macOS wants that thread to be the program's first, which belongs to the command line: there is
 no window there.
 
-    >>> view = View(colors=spec.colors, model=spec.name)
+    >>> view = View(colors=spec.colors, title=lambda: spec.name)
     >>> with Window(source.format, "theatre 1", view, on_quit=stop.set) as window:
     ...     window.write(shown)
 """

@@ -1,0 +1,69 @@
+"""Which input goes to which output, what each is called, and that no video is written over.
+
+    >>> route(["a.mp4", "b.mp4"], ["{name}-seen.mp4", "null"])
+    [['a-seen.mp4', 'null'], ['b-seen.mp4', 'null']]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.video.names import scheme
+from mcdrl_rt.video.playlist import matching_files
+
+_SHARED = ("null", "-")  # any number of streams may go there
+_FOLDER = "masks:"
+
+
+def route(inputs: list[str], outputs: list[str]) -> list[list[str]]:
+    """Outputs of each input, as ``open_sink`` takes them.
+
+    Args:
+        inputs: as ``open_source`` takes them.
+        outputs: the same for all; ``{n}`` in one is the input's number, from 1, ``{name}`` the input's own name.
+
+    Raises:
+        SinkError: two would go to one place, or an input would be replaced.
+    """
+    routes = [[_filled(output, number, uri) for output in outputs] for number, uri in enumerate(inputs, 1)]
+    written = [name for some in routes for name in some if name not in _SHARED]
+    counts = Counter(_place(name) for name in written)
+    if twice := [name for name in written if counts[_place(name)] > 1]:  # there is but one window, too
+        several = "inputs" if len(inputs) > 1 else "outputs"
+        raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
+    read = [file for uri in inputs for file in _files(uri)]
+    for name in written:
+        if Path(name).exists() and any(Path(name).samefile(file) for file in read):
+            raise SinkError(f"the output {name} is the input; choose another name")
+    return routes
+
+
+def distinct(names: list[str]) -> list[str]:
+    """The names, with the place in the list where two are the same.
+
+    >>> distinct(["left", "right", "left"])
+    ['left (1)', 'right', 'left (3)']
+    """
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+
+
+def _filled(output: str, number: int, uri: str) -> str:
+    kind = uri.partition(":")[0]
+    name = kind if kind in ("phantom", "screen") else Path(uri.partition("?")[0]).stem.strip("-*")
+    return output.replace("{n}", str(number)).replace("{name}", name or f"input{number}")
+
+
+def _place(output: str) -> str:
+    """The same for two spellings of one file or folder."""
+    if scheme(output) or output == "window":
+        return output
+    folder = output.startswith(_FOLDER)
+    return (_FOLDER if folder else "") + str(Path(output.removeprefix(_FOLDER)).resolve())
+
+
+def _files(uri: str) -> list[Path]:
+    file = Path(uri.removeprefix("file://"))
+    return [file] if file.is_file() else matching_files(uri) or []
