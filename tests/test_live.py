@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import socket
@@ -219,6 +220,67 @@ def test_time_goes_on_by_what_passed_here() -> None:
     before = [frame for frame in taken[:-1] if frame.signal][-1]
     passed_s = taken[-1].capture_time_s - before.capture_time_s
     assert abs(taken[-1].pts_s - before.pts_s - passed_s) < 0.05
+
+
+class Delayed(Camera):
+    """Gives its pictures at the given times, in seconds."""
+
+    def __init__(self, times_s: list[float]) -> None:
+        super().__init__(len(times_s), stuck=True)
+        self.times_s = times_s
+
+    def __iter__(self) -> Iterator[Frame]:
+        began_s = time.monotonic()
+        for frame, due_s in zip(super().__iter__(), self.times_s, strict=False):
+            time.sleep(max(0.0, began_s + due_s - time.monotonic()))
+            yield dataclasses.replace(frame, capture_time_s=time.monotonic())
+        self.let_go.wait(30)
+
+
+def test_what_was_held_up_is_not_shown_after_its_time() -> None:
+    """A second of pictures comes all at once: that second was shown grey, and the stream must not lag from there on."""
+    times_s = [0.02 * i if i < 10 or i > 60 else 1.2 for i in range(100)]
+    with Live(camera := Delayed(times_s)) as source:
+        began_s = time.monotonic()
+        taken = until(iter(source), lambda frame: frame.signal and frame.capture_time_s - began_s > 1.8)
+        camera.let_go.set()
+    assert rising(taken)
+    assert source.dropped > 20 and source.problem == "the signal was lost once"
+    pictures = [frame for frame in taken if frame.signal]
+    passed_s = pictures[-1].capture_time_s - pictures[0].capture_time_s
+    assert abs(pictures[-1].pts_s - pictures[0].pts_s - passed_s) < 0.15
+
+
+def test_what_comes_later_from_now_on_is_shown() -> None:
+    """As after a pause of the sender: the pictures' own times say that they are late, and will be for good."""
+    times_s = [0.02 * i if i < 10 else 0.02 * i + 0.9 for i in range(100)]
+    with Live(camera := Delayed(times_s)) as source:
+        frames = iter(source)
+        taken = until(frames, lambda frame: not frame.signal)
+        taken += until(frames, lambda frame: frame.signal)
+        taken += itertools.islice(frames, 20)
+        camera.let_go.set()
+    assert rising(taken)
+    assert all(frame.signal for frame in taken[-20:])
+    assert 0 < source.dropped < 30  # until it was clear
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg command, to make a stream")
+def test_hls_comes_in_bursts_and_plays_smoothly(spawn: Spawn, tmp_path: Path) -> None:
+    port = free_port()
+    spawn("python3", "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path))
+    make = "ffmpeg -v error -re -f lavfi -i testsrc=size=64x48:rate=25 -g 25 -hls_time 1 -hls_list_size 5"
+    spawn(*make.split(), str(tmp_path / "live.m3u8"))
+    deadline_s = time.monotonic() + 30
+    while len(list(tmp_path.glob("*.ts"))) < 5 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    with open_source(f"http://127.0.0.1:{port}/live.m3u8") as source:
+        began_s = time.monotonic()
+        taken = list(itertools.islice(source, 100))
+    passed_s = time.monotonic() - began_s
+    assert source.live and rising(taken)
+    assert all(frame.signal for frame in taken)
+    assert abs(taken[-1].pts_s - taken[0].pts_s - passed_s) < 1.0
 
 
 def test_the_last_picture_is_greyed() -> None:

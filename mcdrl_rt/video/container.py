@@ -84,6 +84,11 @@ def is_live(uri: str, container: InputContainer) -> bool:
     return _is_device(uri) or _is_screen(uri) or kind in _LIVE_SCHEMES or (bool(kind) and not container.duration)
 
 
+def in_pieces(container: InputContainer) -> bool:
+    """Whether it comes in files of some seconds each, HLS or DASH."""
+    return not {"hls", "dash"}.isdisjoint(container.format.name.split(","))
+
+
 def is_remote(uri: str) -> bool:
     """Whether it may be away for a while: what is on a network, or a device."""
     return _is_device(uri) or scheme(uri) not in ("", "file")

@@ -19,6 +19,7 @@ from mcdrl_rt.video.container import (
     LIVE_TIMEOUT_S,
     READ_TIMEOUT_S,
     frame_count,
+    in_pieces,
     is_live,
     open_container,
     reason,
@@ -40,6 +41,9 @@ class Video(Source):
         uri: as ``open_source`` takes it, but for folders, patterns and ``phantom``.
         options: for FFmpeg.
         live: it is live, though nothing shows that: a pipe.
+
+    Attributes:
+        in_pieces: it comes in files of some seconds each, at whatever speed (HLS, DASH).
     """
 
     def __init__(self, uri: str, options: dict[str, str], live: bool = False) -> None:
@@ -55,6 +59,7 @@ class Video(Source):
 
     def _start(self, uri: str) -> None:
         self._stream = video_stream(self._container, self.name)
+        self.in_pieces = in_pieces(self._container)
         self._limit_s = LIVE_TIMEOUT_S if is_live(uri, self._container) else None
         self.live |= self._limit_s is not None
         if self.live:

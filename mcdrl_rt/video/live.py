@@ -25,6 +25,8 @@ from mcdrl_rt.video.base import Source
 _BUFFER = 4  # frames that wait for a consumer: enough to ride out a slow one, few enough to stay current
 _PATIENCE_S, _PATIENCE_FRAMES = 0.5, 3  # without a picture for the longer of the two, the signal counts as lost
 _MOST_PER_S = 120  # greyed frames: where FFmpeg cannot tell a stream's rate it may say 90000
+_JAM_S = 0.2  # of late pictures, before it is known whether they catch up
+_CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for each second of theirs
 _BACK_OFF_S = (0.2, 3.0)  # between attempts to connect again: at first, and at most
 _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 
@@ -114,7 +116,10 @@ class Live(Source):
         with self._changed:
             while not self._closing.is_set():
                 if self._arrivals:
-                    return self._seen(self._arrivals.popleft())
+                    if (frame := self._seen(self._arrivals.popleft())) is not None:
+                        return frame
+                    self.dropped += 1
+                    continue
                 if self._failure is not None:
                     raise self._failure
                 if self._ended:
@@ -130,9 +135,12 @@ class Live(Source):
                 self._changed.wait(left_s)
         return None
 
-    def _seen(self, arrival: _Arrival) -> Frame:
+    def _seen(self, arrival: _Arrival) -> Frame | None:
+        """A picture on this source's clock; None if its time was shown grey, and now is near."""
         frame = arrival.frame
         pts = self._clock.of_picture(frame, arrival.connection, self._signal)
+        if pts is None:
+            return None
         self._picture, self._signal, self._shown_s = frame.pixels, True, time.monotonic()
         return self._numbered(dataclasses.replace(frame, pts=pts, time_base=self.time_base))
 
@@ -196,12 +204,23 @@ class _Clock:
         self._time_base = time_base
         self._shift = self._connection = 0
         self._last: int | None = None
+        self._first_late: Frame | None = None  # of those that came after their time was shown grey
         self._anchor_s, self._anchor = time.monotonic(), 0  # a moment here, and what this clock showed then
 
-    def of_picture(self, frame: Frame, connection: int, signal: bool) -> int:
-        """The time of a picture; ``signal``: there was no loss between it and the one before."""
+    def of_picture(self, frame: Frame, connection: int, signal: bool) -> int | None:
+        """The time of a picture; None for one that was held up on the way, when those behind it will be in time.
+
+        Args:
+            frame: the picture.
+            connection: the number of the connection it came by.
+            signal: there was no loss between it and the one before.
+        """
         own = round(frame.pts * frame.time_base / self._time_base)
-        if not signal or connection != self._connection:
+        new = connection != self._connection
+        if not new and not signal and self._is_catching_up(frame, own):
+            return None
+        self._first_late = None
+        if new or not signal:
             self._connection, self._shift = connection, self._passed(frame.capture_time_s) - own
         pts = self._onwards(own + self._shift)
         self._anchor_s, self._anchor = frame.capture_time_s, pts
@@ -210,6 +229,14 @@ class _Clock:
     def at(self, moment_s: float) -> int:
         """The time at a moment of ``time.monotonic()`` without a picture."""
         return self._onwards(self._passed(moment_s))
+
+    def _is_catching_up(self, frame: Frame, own: int) -> bool:
+        """Whether a late picture is one of many that come faster than their time goes by, as after a jam."""
+        if self._last is None or own + self._shift > self._last:
+            return False
+        first = self._first_late = self._first_late or frame
+        video_s, passed_s = frame.pts_s - first.pts_s, frame.capture_time_s - first.capture_time_s
+        return passed_s < _JAM_S or passed_s < _CATCHING_UP * video_s
 
     def _passed(self, moment_s: float) -> int:
         return self._anchor + round(Fraction(moment_s - self._anchor_s) / self._time_base)

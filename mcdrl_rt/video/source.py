@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
@@ -63,8 +62,15 @@ def _open(uri: str, live: bool, options: dict[str, str]) -> Source:
     if uri == "-" and live:
         return Live(Video(uri, {"fflags": "nobuffer"} | options, live=True))
     video = Video(uri, options)
-    # the rate is known by then, and need not be found out again
-    return Live(video, partial(Video, uri, {"fpsprobesize": "2"} | options)) if video.live else video
+    if not video.live:
+        return video
+    again = {"fpsprobesize": "2"} | options  # the rate is known by then, and need not be found out again
+    return Live(_as_it_happens(video), lambda: _as_it_happens(Video(uri, again)))
+
+
+def _as_it_happens(video: Video) -> Source:
+    """What comes in pieces comes in bursts: it is released at its own pace."""
+    return Paced(video) if video.in_pieces else video
 
 
 class _PhantomSource(Source):
