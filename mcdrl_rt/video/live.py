@@ -27,7 +27,7 @@ _PATIENCE_S, _PATIENCE_FRAMES = 0.5, 3  # without a picture for the longer of th
 _MOST_PER_S = 120  # greyed frames: where FFmpeg cannot tell a stream's rate it may say 90000
 _JAM_S = 0.2  # of late pictures, before it is known whether they catch up
 _CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for each second of theirs
-_BACK_OFF_S = (0.2, 3.0)  # between attempts to connect again: at first, and at most
+_BACK_OFF_S = (0.2, 2.0)  # between attempts to connect again: at first, and at most
 _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 
 
