@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -259,13 +259,17 @@ class Stream:
 
     def _pass(self) -> None:
         """``pass``: each frame is shown at once, and the model is asked about the newest one it has time for."""
-        asked: deque[tuple[Frame, Ticket]] = deque()
+        asked: list[tuple[Frame, Ticket]] = []
         while (frame := self._captured.get()) is not None:
             with self.telemetry.time("compose"):
                 self._compositor.follow(frame)
-                while asked and asked[0][1].answer is not None:
-                    earlier, ticket = asked.popleft()
-                    self._take(earlier, ticket.answer)
+                waiting = []
+                for earlier, ticket in asked:
+                    if (answer := ticket.answer) is None:
+                        waiting.append((earlier, ticket))
+                    else:
+                        self._take(earlier, answer)
+                asked = waiting  # those overtaken are gone: behind one that hangs they would fill the memory
                 if self._picker.due(frame):
                     if not self._picker.still(frame):
                         asked.append((frame, self._seat.ask(frame.pixels)))

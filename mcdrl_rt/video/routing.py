@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.video.names import scheme
+from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.playlist import matching_files
 
 _SHARED = ("null", "-")  # any number of streams may go there
@@ -52,7 +52,7 @@ def distinct(names: list[str]) -> list[str]:
 
 def _filled(output: str, number: int, uri: str) -> str:
     kind = uri.partition(":")[0]
-    name = kind if kind in ("phantom", "screen") else Path(uri.partition("?")[0]).stem.strip("-*")
+    name = kind if kind in ("phantom", "screen") else Path(redacted(uri).partition("?")[0]).stem.strip("-*…@")
     return output.replace("{n}", str(number)).replace("{name}", name or f"input{number}")
 
 
