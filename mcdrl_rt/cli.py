@@ -153,7 +153,7 @@ def stream(
         hud=not no_hud,
     )
     stop, streams = Stop(), list[Stream]()
-    routes = dict(enumerate(route(input, output)))
+    routes = route(input, output)
     with contextlib.ExitStack() as opened:
         if log is not None:
             opened.enter_context(_logging_to(log))

@@ -278,9 +278,9 @@ class Stream:
                 shown = self._compositor.compose(frame, self._seat.engine, self._reason)
             self._put(shown, None)
 
-    def _take(self, frame: Frame, answer: Answer | None) -> None:
-        """Remember an answer, or why there is none."""
-        if answer is None or answer.overtaken:
+    def _take(self, frame: Frame, answer: Answer) -> None:
+        """Remember a segmentation, or why there is none."""
+        if answer.overtaken:
             return
         self._reason = answer.reason
         if (found := answer.segmentation) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MASKS = "masks:"  # begins the name of an output that is a folder of masks
+
 
 def scheme(uri: str) -> str:
     """``rtsp`` of ``rtsp://…``, in lower case; empty for what is no address."""

@@ -10,11 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.video.names import redacted, scheme
+from mcdrl_rt.video.names import MASKS, redacted, scheme
 from mcdrl_rt.video.playlist import matching_files
 
 _SHARED = ("null", "-")  # any number of streams may go there
-_FOLDER = "masks:"
 
 
 def route(inputs: list[str], outputs: list[str]) -> list[list[str]]:
@@ -60,8 +59,8 @@ def _place(output: str) -> str:
     """The same for two spellings of one file or folder."""
     if scheme(output) or output == "window":
         return output
-    folder = output.startswith(_FOLDER)
-    return (_FOLDER if folder else "") + str(Path(output.removeprefix(_FOLDER)).resolve())
+    folder = output.startswith(MASKS)
+    return (MASKS if folder else "") + str(Path(output.removeprefix(MASKS)).resolve())
 
 
 def _files(uri: str) -> list[Path]:

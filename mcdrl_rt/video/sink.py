@@ -15,14 +15,12 @@ from mcdrl_rt.video.encoder import codec_name
 from mcdrl_rt.video.file import FORMATS, VideoFile
 from mcdrl_rt.video.loopback import Loopback
 from mcdrl_rt.video.masks import Masks
-from mcdrl_rt.video.names import redacted, scheme
+from mcdrl_rt.video.names import MASKS, redacted, scheme
 from mcdrl_rt.video.output import Sink
 from mcdrl_rt.video.push import MUXERS, Push
 from mcdrl_rt.video.records import Records
 
 __all__ = ["Sink", "open_sink"]
-
-_MASKS = "masks:"
 
 
 def open_sink(
@@ -60,8 +58,8 @@ def open_sink(
         return _NullSink()
     if uri == "-" or uri.endswith(".jsonl"):
         return Records(uri, stream)
-    if uri.startswith(_MASKS):
-        return Masks(uri.removeprefix(_MASKS), format)
+    if uri.startswith(MASKS):
+        return Masks(uri.removeprefix(MASKS), format)
     if uri.startswith("/dev/video"):
         return Loopback(uri, format)
     if kind := scheme(uri):
