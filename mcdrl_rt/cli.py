@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt.console import LogLines, Stop, on_signals, print_json, progress_bar, quit_now, report, say, steps
-from mcdrl_rt.errors import EngineError, McdrlError, SourceError
+from mcdrl_rt.console import LogLines, Stop, leave, on_signals, print_json, progress_bar, quit_now, report, say, steps
+from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def main() -> None:
         app(prog_name="mcdrl-rt")
     except McdrlError as error:
         say(str(error), "error:", "bold red")
-        sys.exit(1)
+        leave(1)
+    except SystemExit as end:
+        leave(end.code)
 
 
 def _version(wanted: bool) -> None:
@@ -137,10 +139,11 @@ def stream(
 
     Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error.
     """
+    from mcdrl_rt.stream.lane import WINDOW, open_lanes
     from mcdrl_rt.stream.pipeline import Stream, run_together
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
-    from mcdrl_rt.video.routing import distinct, route
+    from mcdrl_rt.video.routing import route
 
     settings = Policy(
         mode=policy,
@@ -152,36 +155,29 @@ def stream(
         opacity=opacity,
         hud=not no_hud,
     )
+    if as_json and "-" in output:
+        raise SinkError("--json and --output - would both write to the standard output; name a file for one of them")
     stop, streams = Stop(), list[Stream]()
-    routes = route(input, output)
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
             opened.enter_context(_logging_to(log))
-        sources = _open_inputs(opened, input, live or policy in ("pass", "latest"), _options_of(capture))
-        names = dict(zip(sources, distinct([source.name for source in sources.values()]), strict=True))
-        sinks = {
-            place: {
-                name: opened.enter_context(_open_output(name, input[place], source, codec, names[place]))
-                for name in routes[place]
-                if name != "window"
-            }
-            for place, source in sources.items()
-        }
+        held_back, options = live or policy in ("pass", "latest"), _options_of(capture)
+        lanes = open_lanes(input, route(input, output), opened, sinks, live=held_back, options=options, codec=codec)
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
-        for place, source in sources.items():
-            if "window" in routes[place]:
-                sinks[place]["window"] = opened.enter_context(_window(source, supervisor, settings, stop))
-            alone = len(input) == 1
-            bar = opened.enter_context(progress_bar(source.name, source.frame_count, alone and not as_json))
-            seat = supervisor.seat()
-            streams.append(Stream(source, seat, sinks[place], settings, name=names[place], on_frame=bar, stop=stop))
+        for lane in lanes:
+            if WINDOW in lane.outputs:
+                lane.sinks[WINDOW] = sinks.enter_context(_window(lane.source, supervisor, settings, stop))
+            bar = progress_bar(lane.name, lane.source.frame_count, len(input) == 1 and not as_json)
+            on_frame, seat = opened.enter_context(bar), supervisor.seat()
+            streams.append(Stream(lane.source, seat, lane.sinks, settings, lane.name, on_frame=on_frame, stop=stop))
         if metrics is not None:
             from mcdrl_rt.stream.metrics import serve
 
             endpoint = opened.enter_context(serve(metrics, lambda: [stream.status() for stream in streams]))
             say(f"metrics at {endpoint.url}")
         on_signals(stop)
+        sinks.pop_all()  # the streams close them
         results = run_together(streams)
     _conclude(streams, results, len(input) - len(streams), stop, as_json)
 
@@ -308,14 +304,14 @@ def _conclude(
     """Say how each stream ended, and leave with the status of the worst."""
     failed, flawed = missing, False
     for stream, result in zip(streams, results, strict=True):
-        if isinstance(result, BaseException) and not isinstance(result, McdrlError):
-            raise result
         if not isinstance(result, BaseException) and not result.frames_out and not result.stopped:
             result = SourceError(f"{stream.name} has no frames; nothing was written")
-        if not isinstance(result, McdrlError):
+        if not isinstance(result, BaseException):
             report(result, as_json)
             flawed |= bool(result.problem)
             continue
+        if not isinstance(result, McdrlError):  # --log has all of it
+            result = McdrlError(f"a fault of mcdrl-rt itself, please report it: {type(result).__name__}: {result}")
         failed += 1
         about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
         say(f"{about}{result}", "error:", "bold red")
@@ -329,26 +325,6 @@ def _conclude(
         raise typer.Exit(FLAWED)
 
 
-def _open_inputs(
-    opened: contextlib.ExitStack, uris: list[str], live: bool, options: dict[str, str]
-) -> dict[int, Source]:
-    """The inputs by their place; of several, those on a network or a device may be missing."""
-    from mcdrl_rt.video.container import is_remote
-    from mcdrl_rt.video.source import open_source
-
-    sources = {}
-    for place, uri in enumerate(uris):
-        try:
-            sources[place] = opened.enter_context(open_source(uri, live=live, **options))
-        except SourceError as error:
-            if len(uris) == 1 or not is_remote(uri):
-                raise
-            say(f"{error}", "error:", "bold red")
-    if not sources:
-        raise SourceError("none of the inputs can be opened")
-    return sources
-
-
 def _options_of(pairs: list[str]) -> dict[str, str]:
     options = dict(pair.partition("=")[::2] for pair in pairs)
     if wrong := [pair for pair in pairs if "=" not in pair or pair.startswith("=")]:
@@ -356,20 +332,13 @@ def _options_of(pairs: list[str]) -> dict[str, str]:
     return options
 
 
-def _open_output(output: str, uri: str, source: Source, codec: str | None, stream: str) -> Sink:
-    from mcdrl_rt.video.sink import open_sink
-
-    sound = Path(uri) if Path(uri).is_file() else None
-    return open_sink(output, source.format, codec=codec, audio=sound, stream=stream)
-
-
 def _window(source: Source, supervisor: Supervisor, policy: Policy, stop: Stop) -> Sink:
     from mcdrl_rt.video.view import View
     from mcdrl_rt.video.window import Window
 
-    spec = supervisor.spec
-    title = (lambda: f"{spec.name} · {supervisor.engine}") if policy.hud else None
-    return Window(source.format, source.name, View(colors=spec.colors, title=title, opacity=policy.opacity), stop.set)
+    title = (lambda: supervisor.title) if policy.hud else None
+    view = View(colors=supervisor.spec.colors, title=title, opacity=policy.opacity)
+    return Window(source.format, source.name, view, stop.set)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say one record."""
+        label = "error:" if record.levelno >= logging.ERROR else ""
         if record.name != "mcdrl_rt.journal":
-            say(self.format(record))
+            say(self.format(record), label, "bold red")
 
 
 def on_signals(handle: Callable[[int, Any], None]) -> None:
@@ -58,6 +59,18 @@ def quit_now(number: int, _: object) -> NoReturn:
     """Leave, discarding what was begun."""
     say("stopped")
     raise SystemExit(128 + number)
+
+
+def leave(status: object) -> NoReturn:
+    """End the process, as ``sys.exit`` does, whatever hangs: Python would wait for it, or be brought down by it."""
+    left_behind = [thread for thread in threading.enumerate() if thread.daemon]
+    if not left_behind or isinstance(status, str):
+        sys.exit(status)  # type: ignore[arg-type]
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else 0)
 
 
 class Stop(threading.Event):

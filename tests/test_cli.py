@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,10 @@ import pytest
 from clips import read_pixels, read_pts, write_clip
 
 from mcdrl_rt import __version__, cli, console
+from mcdrl_rt.stream.presenter import Presenter, Segmented
+from mcdrl_rt.types import Frame
 
+PHANTOM = "phantom:size=160x128"
 CLI = [sys.executable, "-m", "mcdrl_rt.cli"]
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -49,6 +54,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     """The command in this process: all of it but the start of Python, which would be most of the time."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.setattr(cli, "leave", sys.exit)  # threads of other tests are no reason to end this process
 
     def run_here(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["mcdrl-rt", *map(str, arguments)])
@@ -398,22 +404,19 @@ def test_usage_errors(arguments: tuple[str, ...], message: str, here: Callable[.
 @pytest.fixture
 def spawn() -> Iterator[Start]:
     """Start the command in a process of its own that heeds signals, and is gone when the test is."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # a test run in the background ignores SIGINT, and under nohup SIGHUP; a child would inherit that
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(
+        *arguments: object, stderr: int = subprocess.PIPE, stdout: int | None = None
+    ) -> subprocess.Popen[str]:
         command = [*CLI, *map(str, arguments)]
-        started.append(subprocess.Popen(command, stderr=stderr, text=True, start_new_session=True))
+        started.append(subprocess.Popen(command, stderr=stderr, stdout=stdout, text=True, start_new_session=True))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -421,8 +424,7 @@ def endless(spawn: Start, engine: Path) -> Start:
     """Record a phantom without end; returns once its first frames are in the file."""
 
     def start(output: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        source = "phantom:size=160x128"
-        process = spawn("stream", "--input", source, "--output", output, "--model", engine, stderr=stderr)
+        process = spawn("stream", "--input", PHANTOM, "--output", output, "--model", engine, stderr=stderr)
         deadline = time.monotonic() + 60
         partial = output.parent / f".{output.stem}.partial-{process.pid}{output.suffix}"
         # AVI is written as it goes: frames are there once the file is larger than its header
@@ -513,14 +515,14 @@ def test_a_live_pipe_is_read_as_it_comes(engine: Path, shelf: Path) -> None:
 def test_ctrl_c_is_heard_while_the_input_gives_nothing(spawn: Start, engine: Path, shelf: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    output = tmp_path / "o.mkv"
+    output = tmp_path / "o.avi"
     process = spawn("stream", "--input", pipe, "--policy", "every", "--output", output, "--model", engine)
     with pipe.open("wb") as writer:
         writer.write((shelf / "long.ts").read_bytes())
         writer.flush()
-        partial = tmp_path / f".o.partial-{process.pid}.mkv"
+        partial = tmp_path / f".o.partial-{process.pid}.avi"  # written as it goes
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 2000):
+        while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size > 8000):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
@@ -528,15 +530,65 @@ def test_ctrl_c_is_heard_while_the_input_gives_nothing(spawn: Start, engine: Pat
     assert read_pts(output)
 
 
+def test_a_second_ctrl_c_ends_it_even_while_nobody_reads_its_output(spawn: Start, engine: Path) -> None:
+    process = spawn("stream", "--input", PHANTOM, "--output", "-", "--model", engine, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    before, held, deadline = b"", bytearray(4), time.monotonic() + 60
+    while before != held or not any(held):  # until the pipe is full
+        assert time.monotonic() < deadline and process.poll() is None
+        before = bytes(held)
+        time.sleep(0.5)
+        fcntl.ioctl(process.stdout.fileno(), termios.FIONREAD, held)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None  # the last frames are waited for
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines() == ["stopping; a second Ctrl-C discards the output", "stopped"]
+
+
+def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    program = """
+import ctypes, threading
+from mcdrl_rt.console import leave
+threading.Thread(target=ctypes.CDLL(None).pause, daemon=True).start()
+print("said", end="")
+leave(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "said", "")
+
+
+def test_a_fault_of_ours_is_one_line_and_the_other_streams_are_told_of(
+    engine: Path, here: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Presenter.segment
+
+    def fails(presenter: Presenter, frame: Frame) -> Segmented:
+        if presenter._name == "phantom (1)" and frame.index == 3:
+            raise ZeroDivisionError("on purpose")
+        return counted(presenter, frame)
+
+    monkeypatch.setattr(Presenter, "segment", fails)
+    source, log = f"{PHANTOM},frames=9", tmp_path / "log.jsonl"
+    ended = here("stream", "--input", source, "--input", source, "--model", engine, "--log", log)
+    assert ended.code == 1
+    assert ended.err.splitlines()[0] == (
+        "error: phantom (1): a fault of mcdrl-rt itself, please report it: ZeroDivisionError: on purpose"
+    )
+    assert ended.err.splitlines()[1].startswith("phantom (2) → null: 9 frames")
+    assert "Traceback" in log.read_text() and "Traceback" not in ended.err
+
+
 def test_a_camera_that_is_away_leaves_the_others(
-    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+    shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     camera, video = "rtsp://surgeon:secret@127.0.0.1:9/live", shelf / "v.mp4"
     output = tmp_path / "{name}.mp4"
     ended = here("stream", "--input", camera, "--input", video, "--output", output, "--model", engine, "--json")
     assert ended.code == 1
-    assert ended.err.startswith("error: cannot open rtsp://…@127.0.0.1:9/live: connection refused")
-    assert len(ended.err.splitlines()) == 1
+    assert caplog.messages[0].startswith("cannot open rtsp://…@127.0.0.1:9/live: connection refused")
     assert json.loads(ended.out)["frames_out"] == 12
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 

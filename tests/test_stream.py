@@ -145,7 +145,7 @@ def test_where_every_frame_must_be_segmented_an_engine_that_fails_is_an_error() 
 def test_one_sink_of_two_fails_and_the_other_goes_on(tmp_path: Path) -> None:
     good, bad = Kept(), Kept(failing(SinkError("the disk is full")))
     summary = run(ListSource([picture(0)] * 30), {"good": good, "bad": bad})
-    assert (good.frames, good.ended, bad.ended) == (30, "kept", "kept")
+    assert (good.frames, good.ended, bad.ended) == (30, "kept", "discarded")
     assert summary.problem == "bad failed: the disk is full"
 
 

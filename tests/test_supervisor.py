@@ -125,6 +125,71 @@ def test_the_next_runtime_in_line_is_taken_after_two_failures_in_a_row() -> None
     assert asked == [0, 1, 1, 2, 2, 3]
 
 
+def test_an_engine_that_needs_long_for_its_first_frame_after_each_load_comes_back() -> None:
+    class SlowToBegin(BrightEngine):
+        begun = False
+
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            time.sleep(0 if self.begun else 0.5)
+            self.begun = True
+            return super().infer(frames)
+
+    broken = Segmenter(Faulty(hangs, 3, 3))  # of the same name: what a frame takes is known
+    with Supervisor(broken, lambda skip: Segmenter(SlowToBegin()), stall_s=0.1) as supervisor:
+        seat = supervisor.seat()
+        for i in range(3):
+            seat.ask(picture(i)).wait(GIVE_UP_S)
+        deadline = time.monotonic() + GIVE_UP_S
+        while not ((answer := seat.ask(picture(0)).wait(GIVE_UP_S)) and answer.segmentation):
+            assert time.monotonic() < deadline
+            seat.wait_until_ready(GIVE_UP_S)
+        assert supervisor.restarts > 1  # it was given up before, too early
+
+
+def test_an_engine_that_hangs_while_it_is_loaded_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RELOAD_S", 0.2)
+    let_go, asked, late = threading.Event(), list[int](), threading.Event()
+
+    def reload(skip: int) -> AnySegmenter:
+        asked.append(skip)
+        if len(asked) == 1:
+            let_go.wait(GIVE_UP_S)
+            late.set()
+            return Segmenter(Faulty(FAULTS["raises"][0], 0, 10_000))
+        return Segmenter(BrightEngine())
+
+    with Supervisor(Segmenter(Faulty(FAULTS["raises"][0], 0, 0)), reload, stall_s=0.2) as supervisor:
+        seat = supervisor.seat()
+        assert seat.ask(picture(0)).wait(GIVE_UP_S) == Answer(reason="the device is gone")
+        assert seat.wait_until_ready(GIVE_UP_S)
+        assert asked == [0, 1]  # the next runtime
+        let_go.set()
+        assert late.wait(GIVE_UP_S)
+        for _ in range(20):  # what comes too late is not taken up
+            answer = seat.ask(picture(0)).wait(GIVE_UP_S)
+            assert answer is not None and answer.segmentation is not None
+            time.sleep(0.01)
+        assert supervisor.restarts == 1
+
+
+def test_closing_waits_for_an_engine_that_is_being_loaded() -> None:
+    loading, loaded = threading.Event(), threading.Event()
+
+    def reload(skip: int) -> AnySegmenter:
+        loading.set()
+        time.sleep(0.5)
+        loaded.set()
+        return Segmenter(BrightEngine())
+
+    with Supervisor(Segmenter(Faulty(FAULTS["raises"][0], 0, 0)), reload) as supervisor:
+        seat = supervisor.seat()
+        seat.ask(picture(0)).wait(GIVE_UP_S)
+        assert loading.wait(GIVE_UP_S)
+    assert loaded.is_set()
+    assert supervisor.restarts == 0
+    assert seat.ask(picture(0)).answer is not None  # and nobody waits
+
+
 def test_a_newer_frame_overtakes_the_one_that_waits_and_seats_take_turns() -> None:
     busy = threading.Event()
     order: list[int] = []
@@ -198,7 +263,7 @@ def test_the_video_goes_on_without_overlay_and_says_why(fault: str, mode: str) -
     assert mode != "latest" or any(says in note for note in notes)
     for shown in sink.shown:
         assert (shown.segmentation is None) == bool(shown.note)
-    assert sink.shown[-1].segmentation is not None  # it came back
+    assert any(shown.segmentation is not None for shown in sink.shown[-30:])  # it came back
     if mode == "pass":
         assert np.median(lateness_s) < 0.1 and max(lateness_s) < 2.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from fractions import Fraction
 
 from mcdrl_rt.stream.policy import Policy
 from mcdrl_rt.types import Frame, ModelSpec, Segmentation, Shown, UInt8Array
@@ -23,7 +24,7 @@ class Found:
     index: int
     origin: int
     capture_time_s: float
-    pts_s: float
+    time_s: Fraction
 
 
 class Compositor:
@@ -53,7 +54,7 @@ class Compositor:
             return
         if self._steady is not None:
             segmentation = dataclasses.replace(segmentation, labels=self._steady(segmentation.labels, frame.index))
-        self._newest = Found(segmentation, frame.index, frame.index, frame.capture_time_s, frame.pts_s)
+        self._newest = Found(segmentation, frame.index, frame.index, frame.capture_time_s, frame.pts * frame.time_base)
 
     def confirm(self, frame: Frame, like: int) -> bool:
         """``frame`` looks like frame ``like``: that one's mask, if it is known and can be brought here, is its own."""
@@ -63,15 +64,15 @@ class Compositor:
         if labels is None or labels.shape != frame.size:
             return False
         segmentation = dataclasses.replace(self._newest.segmentation, labels=labels)
-        self._newest = Found(segmentation, frame.index, like, frame.capture_time_s, frame.pts_s)
+        self._newest = Found(segmentation, frame.index, like, frame.capture_time_s, frame.pts * frame.time_base)
         return True
 
-    def compose(self, frame: Frame, engine: str, reason: str = "", drawn: UInt8Array | None = None) -> Shown:
+    def compose(self, frame: Frame, title: str, reason: str = "", drawn: UInt8Array | None = None) -> Shown:
         """The frame as it is to be shown.
 
         Args:
             frame: followed.
-            engine: what segments now, for the HUD.
+            title: what segments now, for the HUD.
             reason: why the model did not answer, if it did not.
             drawn: (H, W, 3) uint8, the frame with the lesions drawn on it by the engine's device; taken over.
         """
@@ -83,7 +84,7 @@ class Compositor:
             pixels = draw(frame.pixels, segmentation, colors=self._spec.colors, opacity=self._policy.opacity)
         if self._policy.hud:
             pixels = pixels.copy() if pixels is frame.pixels else pixels
-            hud = Hud(f"{self._spec.name} · {engine}", age_ms, note)
+            hud = Hud(title, age_ms, note)
             draw_hud(pixels, segmentation, hud, self._spec.colors)
         return Shown(frame.with_pixels(pixels), frame.pixels, segmentation, age_ms, note)
 
@@ -105,7 +106,7 @@ class Compositor:
         """How old a mask is: live by the clock on the wall, else by the video's own."""
         if self._policy.mode == "pass":
             return (time.monotonic() - found.capture_time_s) * 1e3
-        return (frame.pts_s - found.pts_s) * 1e3
+        return float((frame.pts * frame.time_base - found.time_s) * 1000)  # exactly: the limit is often on a frame
 
     def _labels_on(self, frame: Frame, found: Found) -> UInt8Array | None:
         labels = found.segmentation.labels

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
 from mcdrl_rt.stream.telemetry import Telemetry
 from mcdrl_rt.types import Shown
-from mcdrl_rt.video.names import redacted
 from mcdrl_rt.video.sink import Sink
 
 QUEUE = 4  # frames that wait for a sink: enough to ride out a slow one
 LIVE_QUEUE = 12  # where nobody can be made to wait: 0.4 s of video at 30 frames a second
-FINISH_S = 20.0  # that a live stream waits for a sink's last frames
+FINISH_S = 20.0  # that a sink which takes nothing is waited for by a live stream, or one asked to end
 
 
 class Output:
-    """One sink and the thread that writes to it.
+    """One sink and the thread that writes to it, and in the end closes it: nobody else may.
 
     Args:
-        name: as the user gave it.
-        sink: opened; ``finish`` closes it.
+        name: for messages, without passwords.
+        sink: opened.
         telemetry: takes the time that writing takes.
         live: nobody waits: where the sink is too slow, its oldest waiting frame is dropped.
 
     Attributes:
-        name: for messages, without passwords.
         failure: why nothing more is written.
     """
 
     def __init__(self, name: str, sink: Sink, telemetry: Telemetry, live: bool) -> None:
-        self.name, self.sink = redacted(name), sink
+        self.name, self.sink = name, sink
         self.failure: BaseException | None = None
-        self._telemetry, self._live = telemetry, live
+        self._telemetry = telemetry
         self._channel: Channel[Shown] = Channel(LIVE_QUEUE if live else QUEUE, drop_oldest=live)
+        self._hurried_s: float | None = None  # since when it is to hurry
+        self._busy_s: float | None = None  # since when the sink is at work on one thing
         self._ended = threading.Event()
-        threading.Thread(target=self._write, name=f"write {name}", daemon=True).start()
+        threading.Thread(target=self._run, name=f"write {name}", daemon=True).start()
 
     @property
     def dropped(self) -> int:
@@ -51,35 +53,57 @@ class Output:
         except Stopped:
             pass
 
-    def finish(self, keep: bool) -> None:
-        """Wait for what was handed over and close the sink; or throw away what was written."""
+    def hurry(self) -> None:
+        """Say, again and again, that nobody has the patience: a sink that hangs is left behind after ``FINISH_S``."""
+        now, busy_s = time.monotonic(), self._busy_s
+        self._hurried_s = self._hurried_s or now
+        if busy_s is not None and now - max(self._hurried_s, busy_s) > FINISH_S:
+            self.failure = SinkError(f"{self.name} has taken nothing for {FINISH_S:.0f} s; its last frames are lost")
+            self._channel.stop()
+
+    def finish(self, keep: bool, hurried: Callable[[], bool]) -> None:
+        """Wait until what was handed over is written and the sink closed; or what was written thrown away.
+
+        Args:
+            keep: what was written.
+            hurried: whether the sink is to hurry.
+        """
         if keep:
             self._channel.end()
         else:
             self._channel.stop()
-        deadline_s = time.monotonic() + FINISH_S
-        while not self._ended.wait(0.2):  # in slices, so that Ctrl-C is seen at once
-            if self._live and time.monotonic() > deadline_s:
-                self.failure = SinkError(f"{self.name} did not take its last frames within {FINISH_S:.0f} s")
-                return
-        try:
-            if keep:
-                self.sink.close()
-            else:
-                self.sink.abort()
-        except Exception as error:
-            self.failure = self.failure or error
+        while not self._ended.wait(0.2) and self.failure is None:  # in slices, so that Ctrl-C is seen at once
+            if hurried():
+                self.hurry()
 
-    def _write(self) -> None:
+    def _run(self) -> None:
         try:
-            while (shown := self._channel.get()) is not None:
-                with self._telemetry.time("encode"):
-                    self.sink.write(shown)
-                self._telemetry.frame_out(shown.frame.capture_time_s)
-        except Stopped:
-            pass
+            self._write()
         except BaseException as error:
             self.failure = error
             self._channel.stop()
         finally:
             self._ended.set()
+
+    def _write(self) -> None:
+        try:
+            while (shown := self._channel.get()) is not None:
+                with self._busy(), self._telemetry.time("encode"):
+                    self.sink.write(shown)
+                self._telemetry.frame_out(shown.frame.capture_time_s)
+        except Stopped:
+            self.sink.abort()
+        except BaseException as error:
+            self.sink.__exit__(type(error), error)
+            raise
+        else:
+            with self._busy():
+                self.sink.close()
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._busy_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._busy_s = None

@@ -16,20 +16,20 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from mcdrl_rt.errors import EngineError, SinkError
-from mcdrl_rt.stream.asker import Asker
+from mcdrl_rt.errors import McdrlError, SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
-from mcdrl_rt.stream.compose import Compositor
 from mcdrl_rt.stream.metrics import StreamStatus
 from mcdrl_rt.stream.output import Output
-from mcdrl_rt.stream.policy import Picker, Policy
-from mcdrl_rt.stream.supervisor import Answer, Seat, Ticket
+from mcdrl_rt.stream.policy import Policy
+from mcdrl_rt.stream.presenter import Presenter, Segmented
+from mcdrl_rt.stream.supervisor import Seat
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
 from mcdrl_rt.types import Frame, Shown
+from mcdrl_rt.video.names import redacted
+from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
 
@@ -38,21 +38,14 @@ STOP_S = 1.0  # that a source which delivers nothing is waited for, once the end
 _log, _journal = logging.getLogger("mcdrl_rt.stream"), logging.getLogger("mcdrl_rt.journal")
 
 
-class Segmented(NamedTuple):
-    """A frame and what became of it: an answer, or None where the model was not asked."""
-
-    frame: Frame
-    answer: Answer | None = None
-    like: int | None = None  # index of the frame that it looks like, and whose mask it keeps
-
-
 class Stream:
     """One run over one source.
 
     Args:
         source: opened; the caller closes it.
         seat: at the engine, this stream's own.
-        sinks: opened, by the name the user gave; they are closed here, or aborted if the run fails.
+        sinks: opened, by the name the user gave; ``run`` closes them, or aborts them if it fails. Nobody else may from
+            then on: one that hangs is left to its thread.
         policy: how to keep up.
         name: of the stream, for people; the source's by default.
         on_frame: called with the number of frames shown so far, on one thread.
@@ -66,8 +59,8 @@ class Stream:
         seat: Seat,
         sinks: Mapping[str, Sink],
         policy: Policy | None = None,
-        *,
         name: str = "",
+        *,
         on_frame: Callable[[int], None] | None = None,
         stop: threading.Event | None = None,
         strict: bool = False,
@@ -77,16 +70,15 @@ class Stream:
         self.telemetry, self.stop, self.stopped = Telemetry(), stop or threading.Event(), False
         self.frames_in = self.frames_out = self.frames_with_lesion = 0
         self.frames_without_overlay = self.frames_lost_signal = 0
-        self._seat, self._on_frame, self._strict = seat, on_frame, strict
+        self._seat, self._on_frame = seat, on_frame
         self._sinks, self._outputs, self._failed_outputs = dict(sinks), list[Output](), list[Output]()
-        self._compositor = Compositor(self.policy, seat.spec)
-        self._picker, self._asker = Picker(self.policy), Asker(seat, self.policy)
+        self._presenter = Presenter(self.policy, seat, self.telemetry, self.name, strict)
         waits = self.policy.mode == "every"
         self._captured: Channel[Frame] = Channel(1 if self.policy.mode == "latest" else QUEUE, drop_oldest=not waits)
         self._segmented: Channel[Segmented] = Channel(QUEUE)
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        self._signal, self._reason, self._failures, self._discarded = True, "", Counter[str](), False
+        self._signal, self._discarded = True, False
         self._asked_source_s: float | None = None  # since when the source owes a frame
         self._lost_s = 0.0  # since when there is no signal
         self._first_pts_s = self._last_pts_s = self._started_s = self._seconds = 0.0
@@ -97,36 +89,22 @@ class Stream:
         Raises:
             McdrlError: what source or sinks raised, after all have stopped.
         """
-        rest = [self._pass] if self.policy.mode == "pass" else [self._segment, self._show]
-        stages = [self._capture, *rest]
-        # events, because Thread.join takes a thread for dead when a signal's exception interrupts it (CPython 3.11)
-        ends = {stage: threading.Event() for stage in stages}
         self._started_s = time.monotonic()
-        self._outputs = [Output(name, sink, self.telemetry, self.source.live) for name, sink in self._sinks.items()]
+        names = distinct([redacted(name) for name in self._sinks])
+        self._outputs = [
+            Output(name, sink, self.telemetry, self.source.live)
+            for name, sink in zip(names, self._sinks.values(), strict=True)
+        ]
         self._tell(logging.INFO, "started", _journal, engine=self._seat.engine, policy=dataclasses.asdict(self.policy))
-        for stage, end in ends.items():
-            name = stage.__name__.strip("_")
-            threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
-        keep = False
-        try:
-            for stage, end in ends.items():
-                while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
-                    if stage == self._capture and self._source_hangs():
-                        self.stopped = True
-                        self._captured.end()  # the thread is left behind: nothing can interrupt it
-                        break
-            # a recording of what will not come again is worth keeping, whatever ended it
-            keep = self._failure is None or (self.source.live and not self._discarded)
-        except BaseException as error:
-            self._fail(error)
-            for end in ends.values():
-                end.wait(5)
+        self._warn_of_flicker()
+        keep = self._run_stages()
         for output in self._outputs:
-            output.finish(keep)
+            output.finish(keep, lambda: not keep or self.source.live or self.stop.is_set())
         self._seconds = time.monotonic() - self._started_s
         self._check_outputs()
         if self._failure is not None:
-            self._tell(logging.ERROR, f"failed: {self._failure}", _journal)
+            bug = None if isinstance(self._failure, McdrlError) else self._failure
+            self._tell(logging.ERROR, f"failed: {self._failure}", _journal, exc_info=bug)
             raise self._failure
         summary = self.summary()
         self._tell(logging.INFO, "ended", _journal, summary=dataclasses.asdict(summary))
@@ -155,7 +133,7 @@ class Stream:
         """What the user should know though the run went on; None if nothing."""
         texts = [self.source.problem, *(output.sink.problem for output in self._outputs)]
         texts += [f"{output.name} failed: {output.failure}" for output in self._outputs if output.failure]
-        texts += [f"the model did not answer for {count} frames: {why}" for why, count in self._failures.most_common(1)]
+        texts += self._presenter.problems
         return "; ".join(text for text in texts if text) or None
 
     def status(self) -> StreamStatus:
@@ -168,7 +146,7 @@ class Stream:
             frames_out=self.frames_out,
             frames_dropped=self.dropped,
             frames_without_overlay=self.frames_without_overlay,
-            frames_reused=self._picker.reused,
+            frames_reused=self._presenter.reused,
             reconnections=self.source.reconnections,
             engine_restarts=self._seat.restarts,
             signal=self._signal,
@@ -192,7 +170,7 @@ class Stream:
             frames_dropped=self.dropped,
             frames_with_lesion=self.frames_with_lesion,
             frames_without_overlay=self.frames_without_overlay,
-            frames_reused=self._picker.reused,
+            frames_reused=self._presenter.reused,
             frames_lost_signal=self.frames_lost_signal,
             reconnections=self.source.reconnections,
             engine_restarts=self._seat.restarts,
@@ -205,6 +183,33 @@ class Stream:
             stopped=self.stopped,
             problem=self.problem,
         )
+
+    def _run_stages(self) -> bool:
+        """Run to the end; whether what was written is to be kept."""
+        rest = [self._pass] if self.policy.mode == "pass" else [self._segment, self._show]
+        stages = [self._capture, *rest]
+        # events, because Thread.join takes a thread for dead when a signal's exception interrupts it (CPython 3.11)
+        ends = {stage: threading.Event() for stage in stages}
+        for stage, end in ends.items():
+            name = stage.__name__.strip("_")
+            threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
+        try:
+            for stage, end in ends.items():
+                while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
+                    if stage == self._capture and self._source_hangs():
+                        self.stopped = True
+                        self._captured.end()  # the thread is left behind: nothing can interrupt it
+                        break
+                    if self.stop.is_set() or self._failure is not None:
+                        for output in self._outputs:
+                            output.hurry()
+        except BaseException as error:
+            self._fail(error)
+            for end in ends.values():
+                end.wait(5)
+            return False
+        # a recording of what will not come again is worth keeping, whatever ended it
+        return self._failure is None or (self.source.live and not self._discarded)
 
     def _capture(self) -> None:
         frames = iter(self.source)
@@ -224,76 +229,28 @@ class Stream:
     def _segment(self) -> None:
         """``every`` and ``latest``: frame and mask go on together."""
         while (frame := self._captured.get()) is not None:
-            if not self._picker.due(frame):
-                self._segmented.put(Segmented(frame))
-            elif self._picker.still(frame):
-                self._segmented.put(Segmented(frame, like=self._picker.like))
-            else:
-                self._segmented.put(Segmented(frame, self._answer(frame)))
+            self._segmented.put(self._presenter.segment(frame))
         self._segmented.end()
+
+    def _show(self) -> None:
+        while (item := self._segmented.get()) is not None:
+            with self.telemetry.time("compose"):
+                shown = self._presenter.with_answer(item)
+            self._put(shown)
+
+    def _pass(self) -> None:
+        """``pass``: each frame is shown at once, and the model is asked about the newest one it has time for."""
+        while (frame := self._captured.get()) is not None:
+            with self.telemetry.time("compose"):
+                shown = self._presenter.at_once(frame)
+            self._put(shown)
 
     def _source_hangs(self) -> bool:
         """Whether the end was asked for, and the source keeps everyone waiting for it."""
         asked_s = self._asked_source_s
         return self.stop.is_set() and asked_s is not None and time.monotonic() - asked_s > STOP_S
 
-    def _answer(self, frame: Frame) -> Answer:
-        answer = self._asker.ask(frame)
-        if answer.segmentation is None and self._strict:
-            raise EngineError(f"frame {frame.index} could not be segmented: {answer.reason}")
-        return answer
-
-    def _show(self) -> None:
-        while (item := self._segmented.get()) is not None:
-            with self.telemetry.time("compose"):
-                frame, answer = item.frame, item.answer
-                self._compositor.follow(frame)
-                if item.like is not None and not self._compositor.confirm(frame, item.like):
-                    self._picker.forget()
-                if answer is not None:
-                    self._take(frame, answer)
-                shown = self._compositor.compose(
-                    frame, self._seat.engine, self._reason, None if answer is None else answer.shown
-                )
-            self._put(shown, answer)
-
-    def _pass(self) -> None:
-        """``pass``: each frame is shown at once, and the model is asked about the newest one it has time for."""
-        asked: list[tuple[Frame, Ticket]] = []
-        while (frame := self._captured.get()) is not None:
-            with self.telemetry.time("compose"):
-                self._compositor.follow(frame)
-                waiting = []
-                for earlier, ticket in asked:
-                    if (answer := ticket.answer) is None:
-                        waiting.append((earlier, ticket))
-                    else:
-                        self._take(earlier, answer)
-                asked = waiting  # those overtaken are gone: behind one that hangs they would fill the memory
-                if self._picker.due(frame):
-                    if not self._picker.still(frame):
-                        asked.append((frame, self._seat.ask(frame.pixels)))
-                    else:  # until that one's answer is here, the newest mask keeps its age
-                        self._compositor.confirm(frame, self._picker.like)
-                shown = self._compositor.compose(frame, self._seat.engine, self._reason)
-            self._put(shown, None)
-
-    def _take(self, frame: Frame, answer: Answer) -> None:
-        """Remember a segmentation, or why there is none."""
-        if answer.overtaken:
-            return
-        self._reason = answer.reason
-        if (found := answer.segmentation) is None:
-            self._picker.forget()
-            self._failures[answer.reason] += 1
-            return
-        self._compositor.found(frame, found)
-        self.telemetry.add("queue", answer.waited_ms)
-        self.telemetry.add("segment", found.latency_ms)
-        for stage, milliseconds in found.stages_ms.items():
-            self.telemetry.add(stage, milliseconds)
-
-    def _put(self, shown: Shown, answer: Answer | None) -> None:
+    def _put(self, shown: Shown) -> None:
         """Hand a composed frame to the sinks, and count it."""
         frame, found = shown.frame, shown.segmentation
         stages_ms = {"since_capture": (time.monotonic() - frame.capture_time_s) * 1e3}
@@ -317,6 +274,12 @@ class Stream:
         if self._on_frame is not None:
             self._on_frame(self.frames_out)
 
+    def _warn_of_flicker(self) -> None:
+        oldest_ms, limit_ms = self.policy.oldest_mask_ms(self.source.rate), self.policy.max_mask_age_ms
+        if oldest_ms > limit_ms:
+            text = f"a mask is found every {oldest_ms:.0f} ms and shown for {limit_ms:.0f}: the overlay flickers"
+            self._tell(logging.WARNING, f"{text}; see --stride, --fps and --max-mask-age")
+
     def _tell_of_signal(self, signal: bool) -> None:
         self._signal, now = signal, time.monotonic()
         if signal:
@@ -325,8 +288,15 @@ class Stream:
             self._lost_s = now
             self._tell(logging.WARNING, "the signal is lost")
 
-    def _tell(self, level: int, text: str, log: logging.Logger = _log, **facts: Any) -> None:
-        log.log(level, "%s: %s", self.name, text, extra={"stream": self.name, **facts})
+    def _tell(
+        self,
+        level: int,
+        text: str,
+        log: logging.Logger = _log,
+        exc_info: BaseException | None = None,
+        **facts: Any,
+    ) -> None:
+        log.log(level, "%s: %s", self.name, text, exc_info=exc_info, extra={"stream": self.name, **facts})
 
     def _check_outputs(self) -> None:
         """A stream that nobody takes any more ends."""

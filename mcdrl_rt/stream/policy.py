@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -60,6 +62,11 @@ class Policy:
     def moves_masks(self) -> bool:
         """Whether a mask may be shown on another frame than its own."""
         return self.mode == "pass" or self.stride > 1 or self.fps is not None or self.steady
+
+    def oldest_mask_ms(self, rate: Fraction) -> float:
+        """How old a mask gets before the model is asked for the next, in a video of so many frames a second."""
+        frames = max(self.stride, 1 if self.fps is None else math.ceil(rate / Fraction(self.fps)))
+        return float((frames - 1) / rate * 1000)
 
 
 class Picker:

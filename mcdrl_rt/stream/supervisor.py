@@ -27,9 +27,10 @@ from mcdrl_rt.types import ModelSpec, Segmentation, UInt8Array
 STALL_S = 1.0  # at work on a frame for longer, or for SLOW times what a frame takes, an engine hangs
 SLOW = 10.0
 FIRST_S = 60.0  # the very first frame: some engines finish their preparations on it
+RELOAD_S = 300.0  # loading anew for longer, an engine hangs, too
 BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the first restart, the second …; the last from then on
 TRIES = 2  # failures of one runtime in a row, before the next in line is taken
-CLOSE_S = 3.0  # that closing waits for the frame in hand
+CLOSE_S = 3.0  # that closing waits for the frame in hand, or for an engine that is being loaded
 RECOVERED = 100  # frames answered in a row after which earlier failures are forgotten
 _log = logging.getLogger("mcdrl_rt")
 
@@ -90,6 +91,11 @@ class Seat:
         return self._supervisor.engine
 
     @property
+    def title(self) -> str:
+        """Model and runtime, for people."""
+        return self._supervisor.title
+
+    @property
     def restarts(self) -> int:
         """How often the engine had to be loaded anew."""
         return self._supervisor.restarts
@@ -127,11 +133,17 @@ class Supervisor:
         self._seats: list[Seat] = []
         self._generation = self._failures = self._answered = self._skip = 0
         self._in_hand: list[Ticket] = []
-        self._since_s = 0.0  # when the engine took up what it has in hand
+        self._since_s = 0.0  # when the engine took up what it has in hand, or began to load
+        self._loading = self._fresh = False  # until it is there; until its first answer
         self._typical_s: dict[str, float] = {}  # what a frame takes, by engine
         self._outage = ""
         self._start(segmenter)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @property
+    def title(self) -> str:
+        """Model and runtime, for people."""
+        return f"{self.spec.name} · {self.engine}"
 
     def seat(self) -> Seat:
         """A place for one more stream."""
@@ -147,7 +159,7 @@ class Supervisor:
             self._generation += 1
             self._dismiss("the stream is ending")
             self._changed.notify_all()
-        self._worker.join(CLOSE_S)  # a runtime that is at work when the process ends brings it down
+        self._thread.join(CLOSE_S)  # a runtime that is at work when the process ends brings it down
 
     def __enter__(self) -> Self:
         return self
@@ -167,22 +179,25 @@ class Supervisor:
         return ticket
 
     def _start(self, segmenter: AnySegmenter) -> None:
-        """Take up work with this engine; the caller's thread is free to go."""
-        self.engine = segmenter.engine.name
+        """Take up work with this engine, on a thread of its own."""
         with self._changed:
             self._generation += 1
-            self._outage = ""
-            generation = self._generation
+            self.engine, self._outage = segmenter.engine.name, ""
+            self._loading, self._fresh = False, True
+            self._run("engine", self._work, self._generation, segmenter)
         self._ready.set()
-        self._worker = threading.Thread(target=self._work, args=(generation, segmenter), name="engine", daemon=True)
-        self._worker.start()
+
+    def _run(self, name: str, work: Callable[..., None], *arguments: object) -> None:
+        self._thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+        self._thread.start()
 
     def _work(self, generation: int, segmenter: AnySegmenter) -> None:
         streams: dict[Seat, AnySegmenter] = {}
         try:
             while tickets := self._take(generation, segmenter.engine.max_batch):
                 for ticket in tickets:
-                    streams.setdefault(ticket.seat, segmenter.for_stream())
+                    if ticket.seat not in streams:
+                        streams[ticket.seat] = segmenter.for_stream()
                 self._deliver(generation, _segment([streams[ticket.seat] for ticket in tickets], tickets))
         except BaseException as error:  # whatever it is, the video goes on
             self._lost(generation, _reason(error))
@@ -209,7 +224,7 @@ class Supervisor:
             self._typical_s[self.engine] = min(taken_s, 1.1 * self._typical_s.get(self.engine, taken_s))
             for ticket, answer in zip(self._in_hand, answers, strict=True):
                 ticket._settle(answer._replace(waited_ms=(self._since_s - ticket.asked_s) * 1e3))
-            self._in_hand = []
+            self._in_hand, self._fresh = [], False
             self._answered += len(answers)
             if self._answered >= RECOVERED:
                 self._failures = 0
@@ -218,11 +233,21 @@ class Supervisor:
         """Give the engine up when it hangs."""
         while not self._closed.wait(self._stall_s / 20):
             with self._changed:
-                generation, typical_s = self._generation, self._typical_s.get(self.engine)
-                limit_s = FIRST_S if typical_s is None else max(self._stall_s, SLOW * typical_s)
-                hangs = bool(self._in_hand) and time.monotonic() - self._since_s > limit_s
+                generation, reason = self._generation, f"the engine {'does not load' if self._loading else 'hangs'}"
+                owes = self._loading or bool(self._in_hand)
+                hangs = owes and time.monotonic() - self._since_s > self._limit_s()
             if hangs:
-                self._lost(generation, "the engine hangs")
+                self._lost(generation, reason)
+
+    def _limit_s(self) -> float:
+        """What the engine is given for what it is doing now."""
+        if self._loading:
+            return RELOAD_S
+        if (typical_s := self._typical_s.get(self.engine)) is None:
+            return FIRST_S
+        limit_s = max(self._stall_s, SLOW * typical_s)
+        # an engine just loaded anew may be slow once more: it is given longer each time, or it would never come back
+        return min(limit_s * 2**self._failures, FIRST_S) if self._fresh else limit_s
 
     def _lost(self, generation: int, reason: str) -> None:
         """The engine is no more: tell everyone, and see about another."""
@@ -235,8 +260,9 @@ class Supervisor:
             self._answered = 0
             self._ready.clear()
             self._dismiss(reason)
+            self._loading = False
+            self._run("engine restart", self._restart, self._generation)
         _log.warning("no overlay: %s; the engine is started again", reason)
-        threading.Thread(target=self._restart, name="engine restart", daemon=True).start()
 
     def _dismiss(self, reason: str) -> None:
         waiting = [seat.waiting for seat in self._seats if seat.waiting is not None]
@@ -246,23 +272,31 @@ class Supervisor:
         for seat in self._seats:
             seat.waiting = None
 
-    def _restart(self) -> None:
+    def _restart(self, generation: int) -> None:
         while not self._closed.wait(BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]):
-            if self._failures % TRIES == 0:
-                self._skip += 1
+            with self._changed:
+                if generation != self._generation:
+                    return
+                self._skip += self._failures % TRIES == 0
+                self._loading, self._since_s = True, time.monotonic()
             try:
                 segmenter = self._reload(self._skip)
                 if segmenter.spec.classes != self.spec.classes:
                     raise ValueError("another model came")
             except BaseException as error:
-                self._failures += 1
+                with self._changed:
+                    if generation != self._generation:
+                        return
+                    self._loading = False
+                    self._failures += 1
                 _log.warning("the engine does not start again: %s", _reason(error))
                 continue
-            if self._closed.is_set():
-                return
-            self.restarts += 1
+            with self._changed:
+                if generation != self._generation:  # too late: another is being loaded, or the stream is ending
+                    return
+                self.restarts += 1
+                self._start(segmenter)
             _log.info("the engine is back: %s", segmenter.engine.name)
-            self._start(segmenter)
             return
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import cv2
 
@@ -44,23 +44,22 @@ class Records(Sink):
         self._stream = stream
         self._name = "the standard output" if uri == "-" else uri
         self._replaces = uri != "-" and (Path(uri).is_file() or not Path(uri).exists())  # no pipe or device
-        self._file: BinaryIO
-        try:
+        try:  # unbuffered: a buffer's lock would keep everyone waiting for a reader that takes nothing
             if uri == "-":
-                self._file = open(_STANDARD_OUTPUT, "wb", closefd=False)
+                self._file = open(_STANDARD_OUTPUT, "wb", buffering=0, closefd=False)
             else:
-                self._file = Path(uri).open("ab")
+                self._file = open(uri, "ab", buffering=0)
         except OSError as error:
             raise SinkError(f"cannot write {self._name}: {reason(error)}") from None
 
     def write(self, shown: Shown) -> None:
         """Write the line of one frame."""
-        line = json.dumps({"stream": self._stream} | record(shown), ensure_ascii=False) + "\n"
+        line = (json.dumps({"stream": self._stream} | record(shown), ensure_ascii=False) + "\n").encode()
         try:
             if not self.frames and self._replaces:
                 self._file.truncate(0)
-            self._file.write(line.encode())
-            self._file.flush()
+            while line:  # a pipe may take a part of it
+                line = line[self._file.write(line) :]
         except OSError as error:
             self.close()
             closed = isinstance(error, BrokenPipeError)
@@ -70,7 +69,7 @@ class Records(Sink):
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # every line was flushed; what a broken pipe did not take is known
+        with contextlib.suppress(OSError):  # what was written is written
             self._file.close()
 
     def abort(self) -> None:

@@ -1,0 +1,83 @@
+"""The streams of one command: each input, its name, and the outputs it goes to.
+
+What can be wrong with an input or an output shows here, before an engine is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.video.container import is_remote
+from mcdrl_rt.video.routing import distinct
+from mcdrl_rt.video.sink import Sink, open_sink
+from mcdrl_rt.video.source import Source, open_source
+
+WINDOW = "window"
+_log = logging.getLogger("mcdrl_rt")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One input and where it goes.
+
+    Args:
+        name: for people, unlike that of any other lane.
+        source: opened.
+        outputs: as the user named them.
+        sinks: opened, by those names; a window is not among them: it needs the model's colours.
+    """
+
+    name: str
+    source: Source
+    outputs: list[str]
+    sinks: dict[str, Sink]
+
+
+def open_lanes(
+    inputs: list[str],
+    routes: list[list[str]],
+    sources: contextlib.ExitStack,
+    sinks: contextlib.ExitStack,
+    *,
+    live: bool = False,
+    options: dict[str, str] | None = None,
+    codec: str | None = None,
+) -> list[Lane]:
+    """Open all inputs, then all outputs; of several inputs, those on a network or a device may be missing.
+
+    Args:
+        inputs: as ``open_source`` takes them.
+        routes: the outputs of each, from ``route``.
+        sources, sinks: what was opened is closed with them.
+        live: play files at their own pace.
+        options: FFmpeg's, for every input.
+        codec: as ``open_sink`` takes it.
+
+    Raises:
+        SourceError: an input cannot be opened, or not one of them all.
+        SinkError: an output cannot be opened.
+    """
+    there = {}
+    for place, uri in enumerate(inputs):
+        try:
+            there[place] = sources.enter_context(open_source(uri, live=live, **(options or {})))
+        except SourceError as error:
+            if len(inputs) == 1 or not is_remote(uri):
+                raise
+            _log.error("%s", error)
+    if not there:
+        raise SourceError("none of the inputs can be opened")
+    lanes = []
+    for name, (place, source) in zip(distinct([s.name for s in there.values()]), there.items(), strict=True):
+        sound = Path(inputs[place]) if Path(inputs[place]).is_file() else None
+        opened = {
+            output: sinks.enter_context(open_sink(output, source.format, codec=codec, audio=sound, stream=name))
+            for output in routes[place]
+            if output != WINDOW
+        }
+        lanes.append(Lane(name, source, routes[place], opened))
+    return lanes

@@ -1,0 +1,77 @@
+"""A sink on its own thread: nobody but that thread touches it, and one that hangs keeps nobody for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from clips import picture
+from streams import Kept, ListSource, run
+
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.stream import output as module
+from mcdrl_rt.types import Shown
+
+
+class Stuck(Kept):
+    """Takes two frames and no third until it is let go; remembers who closed it."""
+
+    def __init__(self) -> None:
+        super().__init__(self._wait)
+        self.let_go, self.stuck, self.closed_by = threading.Event(), threading.Event(), ""
+
+    def _wait(self, shown: Shown) -> None:
+        if shown.frame.index >= 2:
+            self.stuck.set()
+            self.let_go.wait(20)
+
+    def close(self) -> None:
+        super().close()
+        self.closed_by = threading.current_thread().name
+
+    def abort(self) -> None:
+        super().abort()
+        self.closed_by = threading.current_thread().name
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FINISH_S", 0.3)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_sink_that_takes_nothing_is_left_behind_once_the_end_is_asked_for(live: bool) -> None:
+    sink, stop = Stuck(), threading.Event()
+    threading.Thread(target=lambda: (sink.stuck.wait(20), stop.set()), daemon=True).start()
+    source = ListSource([picture(0)] * 1000, live=live, every_s=0.005 if live else 0)
+    with pytest.raises(SinkError, match="stuck has taken nothing for 0 s; its last frames are lost"):
+        run(source, {"stuck": sink}, stop=stop)
+    assert sink.closed_by == ""  # its thread is in it
+    sink.let_go.set()
+    deadline = time.monotonic() + 20
+    while not sink.closed_by:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (sink.closed_by, sink.ended) == ("write stuck", "discarded")
+
+
+def test_a_sink_that_hangs_does_not_cost_the_others_their_end() -> None:
+    stuck, good, stop = Stuck(), Kept(), threading.Event()
+    threading.Thread(target=lambda: (stuck.stuck.wait(20), stop.set()), daemon=True).start()
+    summary = run(ListSource([picture(0)] * 1000), {"stuck": stuck, "good": good}, stop=stop)
+    assert good.ended == "kept" and good.frames == summary.frames_out
+    assert summary.problem is not None and summary.problem.startswith("stuck failed: stuck has taken nothing")
+    stuck.let_go.set()
+
+
+def test_a_file_waits_for_its_reader_however_slow_while_nobody_asks_for_the_end() -> None:
+    slow = Kept(lambda shown: time.sleep(0.5 if shown.frame.index in (2, 29) else 0))
+    summary = run(ListSource([picture(0)] * 30), {"slow": slow})
+    assert (slow.frames, slow.ended, summary.problem) == (30, "kept", None)
+
+
+def test_outputs_of_one_name_are_told_apart() -> None:
+    names = ["rtmp://a.example/live/key-one", "rtmp://a.example/live/key-two"]
+    summary = run(ListSource([picture(0)] * 3), {name: Kept() for name in names})
+    assert summary.output == "rtmp://a.example/live/… (1), rtmp://a.example/live/… (2)"

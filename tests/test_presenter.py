@@ -1,0 +1,110 @@
+"""What is shown of a frame when the model is late, hangs, or the overlay cannot be drawn: the frame, always."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+from clips import picture
+from streams import BrightEngine, Kept, ListSource, run
+
+from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.stream import compose
+from mcdrl_rt.stream.pipeline import Stream
+from mcdrl_rt.stream.policy import Policy
+from mcdrl_rt.stream.presenter import Presenter
+from mcdrl_rt.stream.supervisor import Supervisor
+from mcdrl_rt.stream.telemetry import Telemetry
+from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.motion import Motion
+
+
+def failing_twice(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The named part of the overlay fails the fourth and the fifth time it is used."""
+    owner, name = {"the HUD": (compose, "draw_hud"), "the motion": (Motion, "follow")}[part]
+    works, calls = getattr(owner, name), iter(range(1_000))
+
+    def fails(*arguments: object) -> object:
+        if next(calls) in (3, 4):
+            raise ZeroDivisionError("on purpose")
+        return works(*arguments)
+
+    monkeypatch.setattr(owner, name, fails)
+
+
+@pytest.mark.parametrize("mode", ["every", "pass"])
+@pytest.mark.parametrize("part", ["the HUD", "the motion"])
+def test_an_overlay_that_cannot_be_drawn_costs_no_frame(
+    part: str, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing_twice(monkeypatch, part)
+    caplog.set_level(logging.INFO)
+    sink, pictures = Kept(), [picture(i % 4) for i in range(40)]
+    source = ListSource(pictures, live=mode == "pass", every_s=0.01 if mode == "pass" else 0)
+    summary = run(source, {"kept": sink}, policy=Policy(mode=mode, stride=2, max_mask_age_ms=5000))
+    assert summary.frames_out == summary.frames_in == 40
+    undrawn = [shown for shown in sink.shown if shown.note == "no overlay: a fault in drawing it"]
+    assert [shown.frame.index for shown in undrawn] == [3, 4]
+    assert all(np.array_equal(shown.frame.pixels, pictures[shown.frame.index]) for shown in undrawn)
+    assert sink.shown[-1].segmentation is not None  # it goes on
+    assert summary.problem == "no drawing on 2 frames: ZeroDivisionError: on purpose"
+    told = [record.getMessage() for record in caplog.records if record.name == "mcdrl_rt.stream"]
+    assert told == ["list: no overlay: a fault in drawing it: ZeroDivisionError: on purpose"]
+    assert [record for record in caplog.records if record.exc_info and record.name == "mcdrl_rt.journal"]
+
+
+def test_where_every_frame_must_be_segmented_a_fault_in_drawing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_twice(monkeypatch, "the HUD")
+    with pytest.raises(ZeroDivisionError):
+        run(ListSource([picture(0)] * 9), {"kept": Kept()}, strict=True)
+
+
+def test_frames_do_not_pile_up_behind_an_engine_that_hangs() -> None:
+    released = threading.Event()
+
+    class Hanging(BrightEngine):
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            released.wait(20)
+            return super().infer(frames)
+
+    source = ListSource([picture(0)], live=True)
+    with Supervisor(Segmenter(Hanging()), stall_s=20) as supervisor:
+        presenter = Presenter(Policy(mode="pass"), supervisor.seat(), Telemetry())
+        for index in range(100):
+            frame = next(iter(source))
+            presenter.at_once(frame)
+            assert len(presenter._asked) <= 3, index  # in hand, waiting, and the one just overtaken
+        released.set()
+
+
+def test_a_mask_as_old_as_it_may_be_is_shown() -> None:
+    """One frame in four at 25 a second: the last of them is 120 ms from its mask, to the microsecond."""
+    sink = Kept()
+    run(ListSource([picture(i % 4) for i in range(90)]), {"kept": sink}, policy=Policy(mode="every", stride=4))
+    assert [shown.note for shown in sink.shown if shown.note] == []
+    assert max(shown.age_ms or 0 for shown in sink.shown) == 120
+
+
+@pytest.mark.parametrize(
+    ("policy", "flickers"),
+    [
+        (Policy(mode="every", stride=4), False),
+        (Policy(mode="every", stride=5), True),
+        (Policy(mode="every", stride=5, max_mask_age_ms=160), False),
+        (Policy(mode="every", fps=8), False),
+        (Policy(mode="every", fps=6), True),
+        (Policy(mode="pass", fps=1), True),
+    ],
+)
+def test_that_masks_will_be_too_old_is_said_before(
+    policy: Policy, flickers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ListSource([picture(i % 4) for i in range(30)])
+    with Supervisor(Segmenter(BrightEngine())) as supervisor:
+        Stream(source, supervisor.seat(), {"kept": (sink := Kept())}, policy).run()
+    assert ("the overlay flickers; see --stride" in caplog.text) == flickers
+    if policy.mode == "every":
+        assert any("ms old" in shown.note for shown in sink.shown) == flickers
