@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
-from clips import write_clip
+from clips import read_pts, write_clip
 from fuzz import damaged
 from streams import Kept, run
 
@@ -72,3 +76,32 @@ def test_damage_never_crashes(tmp_path: Path, clips: list[bytes], count: int) ->
     process.kill()
     process.join()
     assert process.exitcode == 0, f"copy {(tmp_path / 'number').read_text()} of seed 0 is {tmp_path / 'damaged.mp4'}"
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_damaged_procedure_gets_a_video_or_one_clear_line(count: int, data_root: Path, tmp_path: Path) -> None:
+    """The command, on two seconds of a real one: what comes out can be opened, and nobody sees a traceback."""
+    whole = tmp_path / "whole.mp4"
+    copy_start(data_root / "video/colonoscopy_560x480_25fps.mp4", whole, seconds=2)
+    for number, data in enumerate(damaged([whole.read_bytes()], count, seed=7)):
+        path, output = tmp_path / "damaged.mp4", tmp_path / f"{number}.mkv"
+        path.write_bytes(data)
+        command = [sys.executable, "-m", "mcdrl_rt.cli", "stream", "--input", path, "--output", output, "--json"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert ended.returncode in (0, 1, 3), (number, ended)
+        assert "Traceback" not in ended.stderr and len(ended.stderr.splitlines()) <= 1, (number, ended.stderr)
+        if ended.returncode == 1:
+            assert ended.stderr.startswith("error: ") and not output.exists()
+        else:
+            assert len(read_pts(output)) == json.loads(ended.stdout)["frames_out"] > 0
+
+
+def copy_start(video: Path, target: Path, seconds: float) -> None:
+    """The first seconds of a video, its packets as they are."""
+    with av.open(video) as source, av.open(target, "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is None or packet.dts * packet.time_base > seconds:
+                break
+            packet.stream = stream
+            copy.mux(packet)

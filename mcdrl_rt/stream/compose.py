@@ -99,7 +99,7 @@ class Compositor:
             return None, None, f"no overlay: {reason or f'the newest mask is {age_ms:.0f} ms old'}"
         labels = self._labels_on(frame, self._newest)
         if labels is None:
-            return None, None, f"no overlay: {reason or 'the picture has moved too far since the newest mask'}"
+            return None, None, f"no overlay: {reason or 'the motion since the newest mask is not known'}"
         return dataclasses.replace(self._newest.segmentation, labels=labels), age_ms, ""
 
     def _age_ms(self, frame: Frame, found: Found) -> float:
