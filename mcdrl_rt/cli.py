@@ -158,11 +158,12 @@ def stream(
     if as_json and "-" in output:
         raise SinkError("--json and --output - would both write to the standard output; name a file for one of them")
     stop, streams = Stop(), list[Stream]()
+    routes, as_live = route(input, output, log), live or policy in ("pass", "latest")
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
             opened.enter_context(_logging_to(log))
-        held_back, options = live or policy in ("pass", "latest"), _options_of(capture)
-        lanes = open_lanes(input, route(input, output), opened, sinks, live=held_back, options=options, codec=codec)
+        options = _options_of(capture)
+        lanes = open_lanes(input, routes, opened, sinks, live=as_live, options=options, codec=codec)
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
         for lane in lanes:

@@ -25,18 +25,19 @@ from mcdrl_rt.errors import SinkError
 # up to the last @ of a word: a password may hold anything, and a log may rather lose a host than keep a secret
 # (one slash: what a pathlib.Path leaves of two)
 _CREDENTIALS = re.compile(r"(:/+)\S*@")
-_QUERY = re.compile(r"(:/[^\s?]*\?)\S+?(?=[\"'):;,.\]}>]*(?:\s|$))")
+_QUERY = re.compile(r"(:/[^\s?;#]*[?;#])\S+?(?=[\"'):;,.\]}>]*(?:\s|$))")
+_STREAM_KEY = re.compile(r"(rtmps?:/+[^\s/]+(?:/[^\s/]+)+/)[^\s/?;#…\"'):,]+", re.IGNORECASE)
 # what every record has; anything else came with ``extra``
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 def redact(text: str) -> str:
-    """The text with ``…`` for user, password and query of every URL in it.
+    """The text with ``…`` for user, password, stream key and query of every URL in it.
 
     >>> redact("cannot open 'rtsp://surgeon:secret@camera/live?token=abc': timed out")
     "cannot open 'rtsp://…@camera/live?…': timed out"
     """
-    return _QUERY.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text))
+    return _STREAM_KEY.sub(r"\1…", _QUERY.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text)))
 
 
 def log_file(path: Path) -> logging.Handler:

@@ -308,6 +308,10 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--output", "o.mp4"), "several outputs would go to o.mp4"),
         ((*STREAM, "--metrics", "nowhere:http"), "nowhere:http"),
         ((*STREAM, "--log", "no/such.jsonl"), "no/such.jsonl"),
+        ((*STREAM, "--log", "o.mp4"), "the log o.mp4 is an output; choose another name"),
+        ((*STREAM, "--log", "./v.mp4"), "the log v.mp4 is the input; choose another name"),
+        ((*STREAM, "--output", "-", "--json"), "--json and --output - would both write to the standard output"),
+        (("stream", "--input", "-", "--input", "-"), "the standard input can be read by one input only"),
         ((*STREAM, "--output", "masks:text.mp4"), "text.mp4"),
         ((*STREAM, "--codec", "h266"), "unknown codec 'h266'"),
         ((*STREAM, "--engine", "tensorflow"), "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
@@ -361,11 +365,16 @@ def test_a_mistake_gets_one_clear_line(
     assert content(shelf) == before
 
 
-def test_a_file_url_is_the_file(shelf: Path, engine: Path, here: Callable[..., Ended]) -> None:
+def test_a_file_url_is_the_file(shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path) -> None:
     before = content(shelf)
     url = f"file://{(shelf / 'v.mp4').absolute()}"
     ended = here("stream", "--input", url, "--output", shelf / "v.mp4", "--model", engine)
     assert (ended.code, ended.err) == (1, f"error: the output {shelf / 'v.mp4'} is the input; choose another name\n")
+    add_sound(shelf / "v.mp4", tmp_path / "sound.mp4")
+    output = tmp_path / "o.mkv"
+    assert here("stream", "--input", f"file://{tmp_path}/sound.mp4", "--output", output, "--model", engine).code == 0
+    with av.open(output) as container:
+        assert len(container.streams.audio) == 1
     assert content(shelf) == before
 
 
@@ -495,15 +504,20 @@ def test_live_from_a_recording_its_sound_comes_along(
     assert packets[0].pts is not None and 0 <= packets[0].pts * packets[0].time_base < 0.1
 
 
-def test_a_live_pipe_is_read_as_it_comes(engine: Path, shelf: Path) -> None:
-    """Half of it comes at once, the rest two seconds later: no longer than that, and nothing counted twice."""
+def test_a_live_pipe_is_read_as_it_comes(engine: Path, shelf: Path, tmp_path: Path) -> None:
+    """Half of it comes at once, the rest when the signal is given up: no frame is late, and none counted twice."""
+    records = tmp_path / "o.jsonl"
     command = [*CLI, "stream", "--input", "-", "--policy", "pass", "--model", str(engine), "--json"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, "--output", str(records)], stdin=pipe, stdout=pipe, stderr=pipe)
     assert process.stdin is not None
     data = (shelf / "long.ts").read_bytes()
     process.stdin.write(data[: len(data) // 2])
     process.stdin.flush()
-    time.sleep(2)
+    deadline = time.monotonic() + 60
+    while not (records.exists() and '"signal": false' in records.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
     out, err = process.communicate(data[len(data) // 2 :], timeout=60)
     assert process.returncode == 3, err  # the signal was lost meanwhile
     summary = json.loads(out)

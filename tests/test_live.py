@@ -38,9 +38,11 @@ class Camera(Source):
         self.name, self.size, self.time_base, self.rate, self.live = "camera", size, TICK, Fraction(50), True
         self.pictures, self.first_pts, self.step, self.stuck = pictures, first_pts, step, stuck
         self.let_go, self.closed = threading.Event(), threading.Event()
+        self.delivered = 0
 
     def __iter__(self) -> Iterator[Frame]:
         for index in range(self.pictures):
+            self.delivered += 1
             yield Frame(np.full((*self.size, 3), (250, 100, 0), np.uint8), self.first_pts + index * self.step, TICK)
         if self.stuck:
             self.let_go.wait(30)
@@ -342,6 +344,19 @@ def test_a_slow_consumer_loses_the_oldest() -> None:
     assert [frame.signal for frame in taken] == [True] * 4
     assert [b.pts - a.pts for a, b in itertools.pairwise(taken)] == [20] * 3
     assert source.dropped == 46
+
+
+def test_what_cannot_come_again_waits_for_whoever_wants_it() -> None:
+    """A pipe, while the model loads: its sender waits, and every frame lost later is counted."""
+    pipe = Camera(50)
+    with Live(pipe, None) as source:
+        time.sleep(0.3)
+        assert pipe.delivered == 0
+        frames = [frame for frame in source if frame.signal]
+        assert len(frames) + source.dropped == 50
+    unread = Camera(50)
+    Live(unread, None).close()
+    assert unread.closed.is_set()
 
 
 def test_an_absurd_rate_floods_nobody() -> None:

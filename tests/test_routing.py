@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mcdrl_rt.errors import SinkError
+from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.video.routing import distinct, route
 
 
@@ -59,3 +61,33 @@ def test_an_input_is_not_replaced(given: str, output: str, tmp_path: Path, monke
 
 def test_names_are_told_apart() -> None:
     assert distinct(["a", "b", "a"]) == ["a (1)", "b", "a (3)"]
+
+
+@given(st.lists(st.sampled_from(["a", "b", "a (1)", "a (2)", "a (1) (1)", "b (3)"])))
+def test_names_are_told_apart_whatever_they_are(names: list[str]) -> None:
+    told_apart = distinct(names)
+    assert len(set(told_apart)) == len(names)
+    assert all(new.startswith(old) for old, new in zip(names, told_apart, strict=True))
+    if len(set(names)) == len(names):
+        assert told_apart == names
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [("case/a.mp4", "the log case/a.mp4 is the input"), ("./o.mkv", "the log o.mkv is an output; choose another name")],
+)
+def test_a_log_is_neither_input_nor_output(
+    log: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case/a.mp4").touch()
+    (tmp_path / "run.jsonl").touch()
+    assert route(["case/a.mp4"], ["o.mkv", "null"], Path("run.jsonl"))  # it may be there
+    with pytest.raises(SinkError, match=message):
+        route(["case/a.mp4"], ["o.mkv", "null"], Path(log))
+
+
+def test_the_standard_input_is_read_once() -> None:
+    with pytest.raises(SourceError, match="name - once"):
+        route(["-", "phantom", "-"], ["{n}.mkv"])

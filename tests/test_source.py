@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import itertools
 import socket
@@ -316,6 +317,37 @@ def test_a_finite_file_behind_http_is_not_live(tmp_path: Path) -> None:
                 assert (source.live, source.name.count("…"), len(list(source))) == (live, 2, 12)
             assert source.problem is None
         server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.h264", "a.mkv"])
+def test_an_answer_of_known_length_ends_though_nobody_can_seek_in_it(name: str, tmp_path: Path) -> None:
+    """It has no duration: a recording, all the same."""
+    data = write_clip(tmp_path / name).read_bytes()
+
+    class NoRanges(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoRanges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with open_source(f"http://127.0.0.1:{server.server_address[1]}/{name}") as source:
+            assert (source.live, len(list(source))) == (False, 12)
+        server.shutdown()
+
+
+def test_a_file_address_is_a_recording(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a b.h264")  # which states no duration
+    for uri in (f"file://{path}", f"file://{str(path).replace(' ', '%20')}"):
+        with open_source(uri) as source:
+            assert (source.live, source.name, len(list(source))) == (False, "a b.h264", 12)
+    with pytest.raises(SourceError, match=r"no such file: /gone/a\.mp4"):
+        open_source("file:///gone/a.mp4")
 
 
 def _send(server: socket.socket, data: bytes) -> None:

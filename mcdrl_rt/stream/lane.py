@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.video.container import is_remote
+from mcdrl_rt.video.names import plain
 from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
@@ -73,7 +74,8 @@ def open_lanes(
         raise SourceError("none of the inputs can be opened")
     lanes = []
     for name, (place, source) in zip(distinct([s.name for s in there.values()]), there.items(), strict=True):
-        sound = Path(inputs[place]) if Path(inputs[place]).is_file() else None
+        file = Path(plain(inputs[place]))
+        sound = file if file.is_file() else None
         opened = {
             output: sinks.enter_context(open_sink(output, source.format, codec=codec, audio=sound, stream=name))
             for output in routes[place]

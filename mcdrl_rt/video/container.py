@@ -79,9 +79,13 @@ def frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) 
 
 
 def is_live(uri: str, container: InputContainer) -> bool:
-    """Devices, screens and streams are live; a file behind http has a duration, and waits."""
+    """Devices, screens and streams are live; what has an end, such as a file behind http, waits.
+
+    An answer by http without duration or length may go on for ever: it is live.
+    """
     kind = scheme(uri)
-    return _is_device(uri) or _is_screen(uri) or kind in _LIVE_SCHEMES or (bool(kind) and not container.duration)
+    ends = bool(container.duration) or (container.size > 0 and not in_pieces(container))
+    return _is_device(uri) or _is_screen(uri) or kind in _LIVE_SCHEMES or (bool(kind) and not ends)
 
 
 def in_pieces(container: InputContainer) -> bool:

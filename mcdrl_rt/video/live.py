@@ -73,7 +73,8 @@ class Live(Source):
 
     Args:
         video: opened; this source closes it.
-        reopen: opens it again, or raises SourceError; None where its end is the end.
+        reopen: opens it again, or raises SourceError; None where its end is the end: then it is not read before
+            somebody wants its frames, and whoever sends it waits.
     """
 
     def __init__(self, video: Source, reopen: Callable[[], Source] | None = None) -> None:
@@ -95,10 +96,14 @@ class Live(Source):
         self._delay_s = _BACK_OFF_S[0]
         # a daemon: nothing can interrupt some of FFmpeg's calls, and they must not keep the program alive
         self._reader = threading.Thread(target=self._read, args=(video,), name="reader", daemon=True)
-        self._reader.start()
+        self._unread: Source | None = video
+        if reopen is not None:
+            self._start()
 
     def __iter__(self) -> Iterator[Frame]:
         self._shown_s, self._consumed = time.monotonic(), True
+        if self._unread is not None:
+            self._start()
         while (frame := self._next()) is not None:
             yield frame
 
@@ -107,7 +112,14 @@ class Live(Source):
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
-        self._reader.join(_JOIN_S)
+        if self._unread is not None:
+            self._unread.close()
+        else:
+            self._reader.join(_JOIN_S)
+
+    def _start(self) -> None:
+        self._unread = None
+        self._reader.start()
 
     # ---- the consumer's side ----
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
 MASKS = "masks:"  # begins the name of an output that is a folder of masks
 
 
@@ -10,8 +14,20 @@ def scheme(uri: str) -> str:
     return uri.partition("://")[0].lower() if "://" in uri else ""
 
 
+def plain(uri: str) -> str:
+    """The path of a ``file://`` address, as it is written or percent-encoded; anything else as it is.
+
+    >>> plain("file:///case/a.mp4")
+    '/case/a.mp4'
+    """
+    if scheme(uri) != "file":
+        return uri
+    path = uri[len("file://") :].removeprefix("localhost")
+    return path if Path(path).exists() else unquote(path)
+
+
 def redacted(uri: str) -> str:
-    """An address without user, password, query and stream key; anything else, such as a path, as it is.
+    """An address without user, password, stream key, and all that follows the path; a path as it is.
 
     >>> redacted("rtsp://admin:secret@10.0.0.5/live?token=1")
     'rtsp://…@10.0.0.5/live?…'
@@ -19,10 +35,10 @@ def redacted(uri: str) -> str:
     kind = scheme(uri)
     if not kind:
         return uri
-    place, question, query = uri.partition("://")[2].partition("?")
-    if "@" in query:  # a password may hold a question mark: then nothing is safe to show
+    parts = re.split("([?;#])", uri.partition("://")[2], maxsplit=1)
+    if "@" in parts[-1] and len(parts) > 1:  # a password may hold a question mark: then nothing is safe to show
         return f"{kind}://…"
-    _, user, place = place.rpartition("@")
+    _, user, place = parts[0].rpartition("@")
     if kind in ("rtmp", "rtmps") and place.count("/") > 1:  # the last part is the key to publish with
         place = place.rpartition("/")[0] + "/…"
-    return f"{kind}://{'…@' if user else ''}{place}{'?…' if question else ''}"
+    return f"{kind}://{'…@' if user else ''}{place}{parts[1] + '…' if len(parts) > 1 else ''}"

@@ -9,33 +9,39 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from mcdrl_rt.errors import SinkError
-from mcdrl_rt.video.names import MASKS, redacted, scheme
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.video.names import MASKS, plain, redacted, scheme
 from mcdrl_rt.video.playlist import matching_files
 
 _SHARED = ("null", "-")  # any number of streams may go there
 
 
-def route(inputs: list[str], outputs: list[str]) -> list[list[str]]:
+def route(inputs: list[str], outputs: list[str], log: Path | None = None) -> list[list[str]]:
     """Outputs of each input, as ``open_sink`` takes them.
 
     Args:
         inputs: as ``open_source`` takes them.
         outputs: the same for all; ``{n}`` in one is the input's number, from 1, ``{name}`` the input's own name.
+        log: a file that is written, too.
 
     Raises:
         SinkError: two would go to one place, or an input would be replaced.
+        SourceError: the standard input is named twice.
     """
+    if inputs.count("-") > 1:
+        raise SourceError("the standard input can be read by one input only; name - once")
     routes = [[_filled(output, number, uri) for output in outputs] for number, uri in enumerate(inputs, 1)]
     written = [name for some in routes for name in some if name not in _SHARED]
     counts = Counter(_place(name) for name in written)
     if twice := [name for name in written if counts[_place(name)] > 1]:  # there is but one window, too
         several = "inputs" if len(inputs) > 1 else "outputs"
         raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
+    if log is not None and _place(str(log)) in counts:
+        raise SinkError(f"the log {log} is an output; choose another name")
     read = [file for uri in inputs for file in _files(uri)]
-    for name in written:
+    for what, name in [("output", name) for name in written] + ([("log", str(log))] if log is not None else []):
         if Path(name).exists() and any(Path(name).samefile(file) for file in read):
-            raise SinkError(f"the output {name} is the input; choose another name")
+            raise SinkError(f"the {what} {name} is the input; choose another name")
     return routes
 
 
@@ -46,7 +52,8 @@ def distinct(names: list[str]) -> list[str]:
     ['left (1)', 'right', 'left (3)']
     """
     counts = Counter(names)
-    return [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+    told_apart = [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(names, 1)]
+    return told_apart if len(set(told_apart)) == len(names) else distinct(told_apart)
 
 
 def _filled(output: str, number: int, uri: str) -> str:
@@ -64,5 +71,5 @@ def _place(output: str) -> str:
 
 
 def _files(uri: str) -> list[Path]:
-    file = Path(uri.removeprefix("file://"))
+    file = Path(plain(uri))
     return [file] if file.is_file() else matching_files(uri) or []

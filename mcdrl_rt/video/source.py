@@ -20,6 +20,7 @@ from mcdrl_rt.types import Frame
 from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.live import Live, Paced
+from mcdrl_rt.video.names import plain
 from mcdrl_rt.video.phantom import Phantom
 from mcdrl_rt.video.playlist import Playlist, matching_files
 
@@ -50,7 +51,7 @@ def open_source(uri: str, *, live: bool = False, **options: str) -> Source:
     """
     if not uri:
         raise SourceError("the name of the input is empty")
-    source = _open(uri, live, options)
+    source = _open(plain(uri), live, options)
     return Paced(source) if live and not source.live else source
 
 
