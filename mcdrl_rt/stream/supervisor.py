@@ -24,7 +24,7 @@ import numpy as np
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter, segment_together
 from mcdrl_rt.types import ModelSpec, Segmentation, UInt8Array
 
-STALL_S = 1.0  # at work on a frame for longer, or for SLOW times what a frame takes, an engine hangs
+STALL_S = 3.0  # at work on a frame for longer, or for SLOW times what a frame takes, an engine hangs
 SLOW = 10.0
 FIRST_S = 60.0  # the very first frame: some engines finish their preparations on it
 RELOAD_S = 300.0  # loading anew for longer, an engine hangs, too
