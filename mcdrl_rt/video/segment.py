@@ -1,0 +1,142 @@
+"""One segment of a video file, read by itself: the frames, times and numbers it has when all of the file is read.
+
+Decoding begins at the keyframe before the segment's own, so that what a decoder carries over a keyframe (the pictures
+that an open group refers to, the neighbours of interlaced pictures) is there. A keyframe that does not come out
+first, and whole, is no place to begin at: neither are the first pictures of a stream that is refreshed bit by bit.
+Then it is the one before that, and in the end the beginning of the file.
+
+    >>> with open_segment(index, segment) as source:                       # doctest: +SKIP
+    ...     frames = list(source)                                          # doctest: +SKIP
+    >>> tally = source.tally  # for index.verdict                            doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.video.container import open_container, video_stream
+from mcdrl_rt.video.decoder import Video
+from mcdrl_rt.video.index import Segment, VideoIndex
+from mcdrl_rt.video.packets import Packets
+from mcdrl_rt.video.verdict import Tally
+
+_KEYFRAMES_TRIED = 2
+
+
+def open_segment(index: VideoIndex, segment: Segment) -> Video:
+    """Open a file to read one of its segments, which is one of ``cut``.
+
+    What was wrong with the file is told by all segments together: ``index.verdict``. A single segment, which is the
+    whole file, has its ``problem`` like any source.
+
+    Raises:
+        SourceError: it can no longer be read.
+    """
+    if segment.start is None and segment.end is None:
+        return Video(str(index.path), {})
+    before = [] if segment.start is None else [time for time in index.keyframes if time < segment.start]
+    for keyframe in reversed(before[1:][-_KEYFRAMES_TRIED:]):  # the first one is the beginning
+        with contextlib.suppress(SourceError):
+            part = _Part(index, segment, keyframe)
+            if part.begins_well:
+                return part
+            part.close()
+    return _Part(index, segment, None)
+
+
+class _Part(Video):
+    """One segment.
+
+    Args:
+        index: of the file.
+        segment: of it.
+        keyframe: the one to begin at, which is not in the segment; None for the beginning of the file.
+
+    Attributes:
+        begins_well: the first frame out of the decoder is the keyframe, whole.
+    """
+
+    def __init__(self, index: VideoIndex, segment: Segment, keyframe: int | None) -> None:
+        self._segment, self._keyframe = segment, keyframe
+        self._seeks = keyframe is not None and _is_found(index, segment, keyframe)
+        super().__init__(str(index.path), {})
+        first = self._first
+        self.begins_well = first is not None and first.pts == keyframe and not first.is_corrupt
+        self.size, self.rate = index.format.size, index.format.rate
+        self.color, self.pixel_aspect = index.format.color, index.format.pixel_aspect
+        self.frame_count = len(index.within(segment))
+        self._index = self._before = index.before(segment)
+        self._first_time: int | None = None
+        self._last_time: int | None = None
+
+    @property
+    def tally(self) -> Tally:
+        """What became of the segment so far."""
+        return dataclasses.replace(
+            super().tally, frames=self._index - self._before, first=self._first_time, last=self._last_time
+        )
+
+    def _input(self) -> Iterator[Packet[VideoStream] | None]:
+        if self._keyframe is None:
+            return super()._input()
+        if self._seeks:
+            self._container.seek(self._keyframe, stream=self._stream)
+        return _from_keyframe(self._packets, self._keyframe)
+
+    def _next(self) -> VideoFrame | None:
+        while (decoded := super()._next()) is not None:
+            time = int(decoded.pts or 0)
+            if self._segment.end is not None and time >= self._segment.end:
+                return None
+            if self._segment.holds(time):
+                self._first_time = time if self._first_time is None else self._first_time
+                self._last_time = time
+                return decoded
+        return None
+
+    def _counts(self, packet: Packet[VideoStream] | None) -> bool:
+        if packet is None or packet.pts is None:
+            return self._segment.end is None
+        return self._segment.holds(packet.pts)
+
+    def _verdict(self) -> None:
+        """What is missing of a file shows only in the whole."""
+
+
+def _from_keyframe(packets: Iterable[Packet[VideoStream] | None], time: int) -> Iterator[Packet[VideoStream] | None]:
+    """The packets from a keyframe on."""
+
+    def is_earlier(packet: Packet[VideoStream] | None) -> bool:
+        return packet is not None and not (packet.is_keyframe and packet.pts == time)
+
+    return itertools.dropwhile(is_earlier, packets)
+
+
+def _is_found(index: VideoIndex, segment: Segment, keyframe: int) -> bool:
+    """Whether seeking leads to the packets there are: FFmpeg may land too late, or count another time from there."""
+    times = []
+    with open_container(str(index.path), {}) as container:
+        stream = video_stream(container, index.path.name)
+        try:
+            container.seek(keyframe, stream=stream)
+        except av.FFmpegError:
+            return False
+        for packet in _from_keyframe(Packets(container, stream), keyframe):
+            if packet is None or packet.pts is None:
+                break
+            if packet.is_keyframe and segment.end is not None and packet.pts > segment.end:
+                break
+            if not packet.is_discard:
+                times.append(packet.pts)
+    span = Segment(0, keyframe, segment.end)
+    return np.array_equal(sorted(time for time in times if span.holds(time)), index.within(span))
