@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Literal
 
 import av
 from av.packet import Packet
@@ -44,6 +45,8 @@ class Video(Source):
         in_pieces: it comes in files of some seconds each, at whatever speed (HLS, DASH).
     """
 
+    _threads: Literal["AUTO", "NONE"] = "AUTO"  # of the decoder
+
     def __init__(self, uri: str, options: dict[str, str], live: bool = False) -> None:
         self.live = live
         self.name = short_name(uri)
@@ -64,7 +67,7 @@ class Video(Source):
             self._stream.codec_context.flags |= av.codec.context.Flags.low_delay
         else:
             # frame threading delays output by one frame for each thread: fine for files only
-            self._stream.thread_type = "AUTO"
+            self._stream.thread_type = self._threads
         self.time_base = self._stream.time_base or Fraction(1, 90_000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
@@ -73,7 +76,7 @@ class Video(Source):
         self._index = 0
         self._lost = 0
         self._packets = Packets(self._container, self._stream, self.live, limit_s)
-        self._timestamps = Timestamps(self.time_base, self.rate)
+        self._timestamps = self._clock()
         self._frames: Iterator[VideoFrame] = self._decode()
         # decoding, not opening, is what tells a video from a damaged one; it also gives the upright size
         self._first = next(self._frames, None)
@@ -135,6 +138,10 @@ class Video(Source):
     def _input(self) -> Iterator[Packet[VideoStream] | None]:
         """What the decoder is to see."""
         return iter(self._packets)
+
+    def _clock(self) -> Timestamps:
+        """What gives the frames their times."""
+        return Timestamps(self.time_base, self.rate)
 
     def _counts(self, packet: Packet[VideoStream] | None) -> bool:
         """Whether the loss of a packet is to be told of; None is the end."""

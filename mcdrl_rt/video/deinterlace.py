@@ -11,11 +11,10 @@ from av.video.frame import VideoFrame
 
 
 class Deinterlacer:
-    """FFmpeg's bwdif, set up when the first interlaced frame comes; until then frames pass untouched.
+    """FFmpeg's bwdif, set up anew for each run of interlaced frames; all others pass untouched.
 
-    From then on it holds back one frame, because a picture is put together from its neighbours too: from the one
-    before and the one after, whichever of them were interlaced. So it does not matter where in a video it starts, as
-    long as it sees the frame before the first that counts.
+    Within a run it holds back one frame, because a picture is put together from its neighbours too: from those and
+    from nothing else, so that it is the same wherever reading began.
 
     Args:
         time_base: of the frames' timestamps, which all must have.
@@ -25,25 +24,18 @@ class Deinterlacer:
         self._time_base = time_base
         self._graph: Graph | None = None
         self._format: tuple[int, int, str] | None = None
-        self._before: VideoFrame | None = None  # given out already
 
     def __call__(self, frame: VideoFrame) -> Iterator[VideoFrame]:
         """The frames that are whole now."""
-        if self._graph is None and not frame.interlaced_frame:
-            self._before = frame
+        if not frame.interlaced_frame:
+            yield from self.flush()
             yield frame
             return
-        form = _form(frame)
+        form = (frame.width, frame.height, frame.format.name)
         if form != self._format:
             yield from self.flush()
         if self._graph is None:
             self._graph, self._format = self._set_up(frame), form
-            before, self._before = self._before, None
-            if before is not None and _form(before) == form:
-                self._graph.vpush(before)
-                self._graph.vpush(frame)
-                next(self._pull(self._graph), None)  # the one before, again
-                return
         self._graph.vpush(frame)
         yield from self._pull(self._graph)
 
@@ -72,8 +64,3 @@ class Deinterlacer:
             # bwdif counts in half units, for those who want a frame for each field
             whole.pts = round(Fraction(whole.pts or 0) * Fraction(whole.time_base or 1) / self._time_base)
             yield whole
-
-
-def _form(frame: VideoFrame) -> tuple[int, int, str]:
-    """What a filter is set up for."""
-    return frame.width, frame.height, frame.format.name

@@ -121,7 +121,7 @@ def cut(index: VideoIndex, segment_s: float) -> tuple[Segment, ...]:
     if index.problem is None:
         last = int(index.times[0])
         for keyframe in index.keyframes:
-            if (keyframe - last) * index.format.time_base >= segment_s:
+            if keyframe > last and (keyframe - last) * index.format.time_base >= segment_s:
                 starts.append(keyframe)
                 last = keyframe
     edges = itertools.pairwise([None, *starts, None])

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -28,22 +29,21 @@ from mcdrl_rt.video.container import open_container, video_stream
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.index import Segment, VideoIndex
 from mcdrl_rt.video.packets import Packets
+from mcdrl_rt.video.timestamps import Timestamps
 from mcdrl_rt.video.verdict import Tally
 
 _KEYFRAMES_TRIED = 2
+_MARGIN_S = 1  # some containers are searched by the time of decoding, which is before that of showing
 
 
 def open_segment(index: VideoIndex, segment: Segment) -> Video:
     """Open a file to read one of its segments, which is one of ``cut``.
 
-    What was wrong with the file is told by all segments together: ``index.verdict``. A single segment, which is the
-    whole file, has its ``problem`` like any source.
+    What was wrong with the file is told by all segments together, ``index.verdict``: none has a ``problem`` of its own.
 
     Raises:
         SourceError: it can no longer be read.
     """
-    if segment.start is None and segment.end is None:
-        return Video(str(index.path), {})
     before = [] if segment.start is None else [time for time in index.keyframes if time < segment.start]
     for keyframe in reversed(before[1:][-_KEYFRAMES_TRIED:]):  # the first one is the beginning
         with contextlib.suppress(SourceError):
@@ -55,7 +55,7 @@ def open_segment(index: VideoIndex, segment: Segment) -> Video:
 
 
 class _Part(Video):
-    """One segment.
+    """One segment, decoded in one thread: several fill in what is damaged with whatever they find.
 
     Args:
         index: of the file.
@@ -66,15 +66,20 @@ class _Part(Video):
         begins_well: the first frame out of the decoder is the keyframe, whole.
     """
 
+    _threads = "NONE"
+
     def __init__(self, index: VideoIndex, segment: Segment, keyframe: int | None) -> None:
         self._segment, self._keyframe = segment, keyframe
+        self._sound = index.problem is None
+        self._earliest = int(index.times[0]) if self._sound else 0
         self._seeks = keyframe is not None and _is_found(index, segment, keyframe)
         super().__init__(str(index.path), {})
         first = self._first
         self.begins_well = first is not None and first.pts == keyframe and not first.is_corrupt
         self.size, self.rate = index.format.size, index.format.rate
         self.color, self.pixel_aspect = index.format.color, index.format.pixel_aspect
-        self.frame_count = len(index.within(segment))
+        if self._sound:
+            self.frame_count = len(index.within(segment))
         self._index = self._before = index.before(segment)
         self._first_time: int | None = None
         self._last_time: int | None = None
@@ -90,7 +95,7 @@ class _Part(Video):
         if self._keyframe is None:
             return super()._input()
         if self._seeks:
-            self._container.seek(self._keyframe, stream=self._stream)
+            _seek(self._container, self._stream, self._keyframe, self._earliest)
         return _from_keyframe(self._packets, self._keyframe)
 
     def _next(self) -> VideoFrame | None:
@@ -104,6 +109,9 @@ class _Part(Video):
                 return decoded
         return None
 
+    def _clock(self) -> Timestamps:
+        return Timestamps(self.time_base, self.rate, self._sound)
+
     def _counts(self, packet: Packet[VideoStream] | None) -> bool:
         if packet is None or packet.pts is None:
             return self._segment.end is None
@@ -111,6 +119,11 @@ class _Part(Video):
 
     def _verdict(self) -> None:
         """What is missing of a file shows only in the whole."""
+
+
+def _seek(container: InputContainer, stream: VideoStream, time: int, earliest: int) -> None:
+    """Go to some place before a keyframe, not far away."""
+    container.seek(max(earliest, time - round(_MARGIN_S / (stream.time_base or 1))), stream=stream)
 
 
 def _from_keyframe(packets: Iterable[Packet[VideoStream] | None], time: int) -> Iterator[Packet[VideoStream] | None]:
@@ -128,7 +141,7 @@ def _is_found(index: VideoIndex, segment: Segment, keyframe: int) -> bool:
     with open_container(str(index.path), {}) as container:
         stream = video_stream(container, index.path.name)
         try:
-            container.seek(keyframe, stream=stream)
+            _seek(container, stream, keyframe, int(index.times[0]))
         except av.FFmpegError:
             return False
         for packet in _from_keyframe(Packets(container, stream), keyframe):

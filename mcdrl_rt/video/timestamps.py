@@ -13,12 +13,19 @@ class Timestamps:
     That is its pts, unless pts run out of order where dts do not (AVI with B-frames); failing both, one frame's
     duration after the frame before. Never back: where the container's clock jumps back, time goes on one frame later.
 
+    Args:
+        time_base: of the frames' pts.
+        rate: nominal frames per second.
+        sound: the container's times are known to be right: a frame out of order is a mistake of the decoder, which
+            changes no other frame's time.
+
     Attributes:
         first, last: times given so far; None before.
         jumps: how often the container's clock jumped back.
     """
 
-    def __init__(self, time_base: Fraction, rate: Fraction) -> None:
+    def __init__(self, time_base: Fraction, rate: Fraction, sound: bool = False) -> None:
+        self._sound = sound
         self._duration = max(1, round(1 / (rate * time_base)))
         self._pts, self._dts = _Order(), _Order()
         self._shift = 0  # all that the container's clock has jumped back by
@@ -35,7 +42,7 @@ class Timestamps:
     def _given(self, decoded: VideoFrame) -> int | None:
         self._pts.see(decoded.pts)
         self._dts.see(decoded.dts)
-        if self._pts.faults > self._dts.faults:
+        if self._pts.faults > self._dts.faults and not self._sound:
             return decoded.dts
         return decoded.dts if decoded.pts is None else decoded.pts
 
@@ -47,7 +54,7 @@ class Timestamps:
         time = given + self._shift
         if time > self.last:
             return time
-        if self.last - time < self._duration:  # a coarse or trembling clock: not worth moving all that follows
+        if self._sound or self.last - time < self._duration:  # or a trembling clock: not worth moving all that follows
             return self.last + 1
         self.jumps += 1
         self._shift += self.last + self._duration - time
