@@ -117,7 +117,7 @@ CUT: dict[str, Write] = {
     "open groups, mp4": lambda at: clip(at / "a.mp4", **OPEN),
     "open groups, mkv": lambda at: clip(at / "a.mkv", **OPEN),
     "open groups, ts": lambda at: transport(at / "a.ts", **OPEN),
-    "refreshed bit by bit": lambda at: clip(at / "a.mp4", codec_options=GOP | {"x264-params": "intra-refresh=1"}),
+    "fragments": lambda at: clip(at / "a.mp4", container_options={"movflags": "frag_keyframe+empty_moov"}),
     "hevc": lambda at: clip(at / "a.mp4", **hevc("open-gop=0")),
     "hevc, open groups": lambda at: clip(at / "a.mkv", **hevc("open-gop=1")),
     "counter wraps": lambda at: transport(at / "a.ts", 2**33 - 20 * 3600 - 126_000),
@@ -136,6 +136,8 @@ CUT: dict[str, Write] = {
     "mpeg-4 with b-frames": lambda at: clip(at / "a.avi", codec="mpeg4", codec_options={"g": "10", "bf": "2"}),
     "vp8": lambda at: clip(at / "a.webm", codec="libvpx", codec_options={"g": "10", "deadline": "realtime"}),
     "vp9": lambda at: clip(at / "a.webm", codec="libvpx-vp9", codec_options={"g": "10", "deadline": "realtime"}),
+    "wmv": lambda at: clip(at / "a.wmv", codec="wmv2", codec_options={"g": "10"}),
+    "av1": lambda at: clip(at / "a.mp4", codec="libsvtav1", codec_options={"g": "10", "preset": "12"}),
     "ffv1": lambda at: clip(at / "a.mkv", codec="ffv1", pix_fmt="bgr0", codec_options={"g": "5"}),
     "before zero": lambda at: clip(at / "a.mkv", pts=range(-520, 1080, 40), time_base=MS),
     "far from zero": lambda at: clip(
@@ -245,6 +247,10 @@ def test_any_times_and_groups(
             lambda at: joined(at / "ab.ts", transport(at / "a.ts", 900_000, 20), transport(at / "b.ts", 0, 20)),
             "its clock jumps back",
         ),
+        (
+            lambda at: clip(at / "a.mp4", 60, codec_options={"g": "10", "x264-params": "intra-refresh=1:scenecut=0"}),
+            "its pictures are refreshed bit by bit: decoding cannot begin at a keyframe",
+        ),
         (lambda at: twice(at / "a.mkv"), "two of its pictures are shown at the same time"),
     ],
 )
@@ -315,6 +321,26 @@ def test_damage_changes_nothing_but_the_pictures_it_is_in(name: str, seed: int, 
     groups = {sum(time <= pts for time in index.keyframes) for pts in different}
     assert len(groups) <= 2  # 600 bytes are less than a group of pictures
     assert index.verdict(tallies) == index.verdict([tally])
+
+
+def test_damaged_keyframes_are_no_place_to_begin_at(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 60)
+    index = index_of(path)
+    *_, last = cut(index, 0.3)
+    before = [time for time in index.keyframes if last.start is not None and time < last.start]
+    data = bytearray(path.read_bytes())
+    begun = []
+    for count in range(3):  # of damaged keyframes just before the segment
+        if count:
+            with av.open(str(path)) as container:
+                (hit,) = (packet for packet in container.demux(video=0) if packet.size and packet.pts == before[-count])
+                data[hit.pos : hit.pos + hit.size] = bytes(hit.size)
+            path.write_bytes(data)
+        with open_segment(index, last) as source:
+            begun.append(source._keyframe)  # type: ignore[attr-defined]
+            frames = list(source)
+        assert_same(frames, read(index, WHOLE)[0][-len(frames) :])
+    assert begun == [before[-1], before[-2], None]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.mpg"])

@@ -1,4 +1,4 @@
-"""What a video file consists of, and where it can be cut: found by reading it through once, without decoding it.
+"""What a video file consists of, and where it can be cut: found by reading it through, and decoding next to nothing.
 
 Segments are intervals of time that begin with a keyframe. Each can be read by itself, ``segment.open_segment``, and
 together they give the frames of the whole file, bit for bit.
@@ -10,12 +10,14 @@ together they give the frames of the whole file, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -95,18 +97,19 @@ def index_of(path: Path) -> VideoIndex:
         format, expected = video.format, video.expected
     with open_container(str(path), {}) as container:
         stream = video_stream(container, path.name)
-        scan = _Scan()
+        scan, trial = _Scan(), _Trial(stream)
         for packet in Packets(container, stream):
             if packet is not None and not packet.is_discard:  # what an edit list cuts off is decoded, but not shown
                 scan.see(packet)
+                trial.see(packet)
         # AVI has no room for times: FFmpeg numbers the packets where it cannot tell which is shown when
         numbered = "avi" in container.format.name and stream.codec_context.has_b_frames and scan.in_order
     times = np.sort(np.array(scan.times, np.int64))
-    problem = scan.fault
-    if numbered:
-        problem = "it has B-frames, and does not say when they are shown"
-    elif (np.diff(times) == 0).any():
+    problem = "it has B-frames, and does not say when they are shown" if numbered else scan.fault
+    if (np.diff(times) == 0).any():
         problem = problem or "two of its pictures are shown at the same time"
+    if trial.failed:
+        problem = problem or "its pictures are refreshed bit by bit: decoding cannot begin at a keyframe"
     # what is shown before the first frame that can be decoded needs what was never recorded
     keyframes = tuple(time for time in scan.keyframes if time >= first)
     return VideoIndex(path, format, expected, times[times >= first], keyframes, problem)
@@ -164,6 +167,35 @@ class _Scan:
         self._highest = time if self._highest is None else max(time, self._highest)
         self._dts = self._dts if packet.dts is None else packet.dts
         self.times.append(time)
+
+
+class _Trial:
+    """Begins decoding at a few keyframes of a stream: the second, the fourth, the eighth …"""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        self._keyframe: int | None = None  # that is to come out first
+        self._number = 0
+        self._came_first: list[bool] = []
+
+    @property
+    def failed(self) -> bool:
+        """No keyframe came out first: one may be damaged, but not all."""
+        return bool(self._came_first) and not any(self._came_first)
+
+    def see(self, packet: Packet[VideoStream]) -> None:
+        """Take the next packet."""
+        self._number += packet.is_keyframe
+        if packet.is_keyframe and self._number > 1 and self._number.bit_count() == 1:
+            self._keyframe = packet.pts
+            self._stream.codec_context.flush_buffers()
+        if self._keyframe is None:
+            return
+        with contextlib.suppress(av.FFmpegError):
+            for frame in self._stream.decode(packet):
+                self._came_first.append(frame.pts == self._keyframe)
+                self._keyframe = None
+                return
 
 
 def _is_before(time: int | None, other: int | None) -> bool:

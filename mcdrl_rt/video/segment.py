@@ -1,9 +1,12 @@
 """One segment of a video file, read by itself: the frames, times and numbers it has when all of the file is read.
 
 Decoding begins at the keyframe before the segment's own, so that what a decoder carries over a keyframe (the pictures
-that an open group refers to, the neighbours of interlaced pictures) is there. A keyframe that does not come out
-first, and whole, is no place to begin at: neither are the first pictures of a stream that is refreshed bit by bit.
-Then it is the one before that, and in the end the beginning of the file.
+that an open group refers to, the neighbours of interlaced pictures) is there. A keyframe that does not come out first,
+and whole, is damaged: then it is the one before that, and in the end the beginning of the file.
+
+What a decoder puts in place of damaged pictures also depends on all it saw before. It is the same whenever this segment
+is read, but may not be what ``open_source`` gives. Frames are numbered by the packets before them: numbers of frames
+that are lost are left out.
 
     >>> with open_segment(index, segment) as source:                       # doctest: +SKIP
     ...     frames = list(source)                                          # doctest: +SKIP
@@ -46,7 +49,7 @@ def open_segment(index: VideoIndex, segment: Segment) -> Video:
     """
     before = [] if segment.start is None else [time for time in index.keyframes if time < segment.start]
     for keyframe in reversed(before[1:][-_KEYFRAMES_TRIED:]):  # the first one is the beginning
-        with contextlib.suppress(SourceError):
+        with contextlib.suppress(SourceError, av.FFmpegError):
             part = _Part(index, segment, keyframe)
             if part.begins_well:
                 return part
