@@ -180,6 +180,17 @@ def test_times_that_rise_are_left_alone(first: int, gaps: list[int]) -> None:
     assert timestamps.jumps == 0
 
 
+@given(order=st.permutations(range(10)))
+def test_a_frame_out_of_order_changes_no_other_time_where_times_are_sound(order: list[int]) -> None:
+    timestamps = Timestamps(TICK, Fraction(25), sound=True)
+    given_out = [timestamps(told(3600 * place, 3600 * i)) for i, place in enumerate(order)]
+    assert all(a < b for a, b in itertools.pairwise(given_out))
+    highest = list(itertools.accumulate(order, max))
+    in_order = [i for i, place in enumerate(order) if place == highest[i]]
+    assert [given_out[i] for i in in_order] == [3600 * order[i] for i in in_order]
+    assert timestamps.jumps == 0
+
+
 def test_frames_are_freed_at_once(tmp_path: Path) -> None:
     """Not when Python's collector comes by: at 1080p that is hundreds of megabytes later."""
     path = write_clip(tmp_path / "a.mp4", pts=range(60))

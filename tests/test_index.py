@@ -208,7 +208,7 @@ def test_where_seeking_goes_wrong_the_file_is_read_from_its_start(
             assert_same(list(source), expected)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     gaps=st.lists(st.integers(1, 20_000), min_size=2, max_size=40),
     first=st.integers(0, 2**31),
@@ -276,6 +276,17 @@ def twice(path: Path) -> Path:
                 packet.stream = stream
                 container.mux(packet)
     return path
+
+
+maybe = st.none() | st.integers(0, 100)
+tallies = st.builds(Tally, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), maybe, maybe, st.none() | st.text())
+
+
+@given(parts=st.lists(tallies, max_size=6), split=st.integers(0, 6))
+def test_tallies_may_be_added_in_any_groups(parts: list[Tally], split: int) -> None:
+    total = sum(parts, Tally())
+    assert sum(parts[:split], Tally()) + sum(parts[split:], Tally()) == total
+    assert total.frames == sum(part.frames for part in parts)
 
 
 def test_one_keyframe_or_one_picture_is_one_segment(tmp_path: Path) -> None:
