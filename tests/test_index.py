@@ -334,19 +334,23 @@ def test_damage_changes_nothing_but_the_pictures_it_is_in(name: str, seed: int, 
     assert index.verdict(tallies) == index.verdict([tally])
 
 
-def test_damaged_keyframes_are_no_place_to_begin_at(tmp_path: Path) -> None:
-    path = clip(tmp_path / "a.mp4", 60)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_damaged_keyframes_are_no_place_to_begin_at(name: str, tmp_path: Path) -> None:
+    path = clip(tmp_path / name, 60)
     index = index_of(path)
     *_, last = cut(index, 0.3)
-    before = [time for time in index.keyframes if last.start is not None and time < last.start]
+    before = index.keyframes[:-1]
     data = bytearray(path.read_bytes())
     begun = []
     for count in range(3):  # of damaged keyframes just before the segment
         if count:
             with av.open(str(path)) as container:
-                (hit,) = (packet for packet in container.demux(video=0) if packet.size and packet.pts == before[-count])
-                data[hit.pos : hit.pos + hit.size] = bytes(hit.size)
+                (hit,) = (bytes(packet) for packet in container.demux(video=0) if packet.pts == before[-count])
+            at = data.index(hit)
+            data[at + 40 : at + len(hit)] = np.random.default_rng(0).bytes(len(hit) - 40)
             path.write_bytes(data)
+        index = index_of(path)
+        assert index.keyframes == (*before, last.start)
         with open_segment(index, last) as source:
             begun.append(source._keyframe)  # type: ignore[attr-defined]
             frames = list(source)
