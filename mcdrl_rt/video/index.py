@@ -23,6 +23,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import VideoFormat
 from mcdrl_rt.video.container import open_container, video_stream
 from mcdrl_rt.video.decoder import Video
@@ -93,8 +94,10 @@ def index_of(path: Path) -> VideoIndex:
         SourceError: it is no video, or not one frame of it can be decoded.
     """
     with Video(str(path), {}) as video:
-        first = int(next(iter(video)).pts)
+        first = next((frame.pts for frame in video), None)
         format, expected = video.format, video.expected
+    if first is None:
+        raise SourceError(f"cannot decode {path.name}: no frame of it is a picture; the file is damaged")
     with open_container(str(path), {}) as container:
         stream = video_stream(container, path.name)
         scan, trial = _Scan(), _Trial(stream)
