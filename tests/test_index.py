@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
 from clips import SIZE, picture, write_audio, write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -251,6 +252,7 @@ def test_any_times_and_groups(
             lambda at: clip(at / "a.mp4", 60, codec_options={"g": "10", "x264-params": "intra-refresh=1:scenecut=0"}),
             "its pictures are refreshed bit by bit: decoding cannot begin at a keyframe",
         ),
+        (lambda at: headless(at / "a.mkv"), "it has no keyframe"),
         (lambda at: twice(at / "a.mkv"), "two of its pictures are shown at the same time"),
     ],
 )
@@ -266,16 +268,30 @@ def test_what_cannot_be_cut_is_one_segment(write: Write, problem: str, tmp_path:
     assert index.verdict(tallies) == source.problem
 
 
+def packed_again(path: Path, change: Callable[[list[Packet]], list[Packet]], **given: Any) -> Path:
+    """A clip whose packets were changed before they were written."""
+    with av.open(str(clip(path.with_name("once.mkv"), **given))) as once, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(once.streams.video[0])
+        for packet in change([packet for packet in once.demux(video=0) if packet.size]):
+            packet.stream = stream
+            container.mux(packet)
+    return path
+
+
 def twice(path: Path) -> Path:
     """Its last two pictures have one time."""
-    with av.open(str(clip(path.with_name("once.mkv"), codec="mjpeg", pix_fmt="yuvj420p", codec_options={}))) as given:
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream_from_template(given.streams.video[0])
-            for packet in [packet for packet in given.demux(video=0) if packet.size]:
-                packet.pts = packet.dts = min(packet.pts or 0, 38 * 40)
-                packet.stream = stream
-                container.mux(packet)
-    return path
+
+    def change(packets: list[Packet]) -> list[Packet]:
+        packets[-1].pts = packets[-1].dts = packets[-2].pts
+        return packets
+
+    return packed_again(path, change, codec="mjpeg", pix_fmt="yuvj420p", codec_options={})
+
+
+def headless(path: Path) -> Path:
+    """Its only keyframe is missing; this decoder begins anyway."""
+    options = {"g": "500", "sc_threshold": "1000000000"}
+    return packed_again(path, lambda packets: packets[1:], codec="mpeg4", codec_options=options)
 
 
 maybe = st.none() | st.integers(0, 100)

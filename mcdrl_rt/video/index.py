@@ -107,15 +107,17 @@ def index_of(path: Path) -> VideoIndex:
                 trial.see(packet)
         # AVI has no room for times: FFmpeg numbers the packets where it cannot tell which is shown when
         numbered = "avi" in container.format.name and stream.codec_context.has_b_frames and scan.in_order
-    times = np.sort(np.array(scan.times, np.int64))
+    # what is shown before the first frame that can be decoded needs what was never recorded
+    times = np.array(sorted(time for time in scan.times if time >= first), np.int64)
+    keyframes = tuple(time for time in scan.keyframes if time >= first)
     problem = "it has B-frames, and does not say when they are shown" if numbered else scan.fault
     if (np.diff(times) == 0).any():
         problem = problem or "two of its pictures are shown at the same time"
     if trial.failed:
         problem = problem or "its pictures are refreshed bit by bit: decoding cannot begin at a keyframe"
-    # what is shown before the first frame that can be decoded needs what was never recorded
-    keyframes = tuple(time for time in scan.keyframes if time >= first)
-    return VideoIndex(path, format, expected, times[times >= first], keyframes, problem)
+    if not keyframes:
+        problem = problem or "it has no keyframe"
+    return VideoIndex(path, format, expected, times, keyframes, problem)
 
 
 def cut(index: VideoIndex, segment_s: float) -> tuple[Segment, ...]:
