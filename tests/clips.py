@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
 import av
 import numpy as np
+from av.packet import Packet
 
 from mcdrl_rt.types import UInt8Array
 
@@ -65,6 +66,16 @@ def write_clip(
             frame.pts, frame.time_base = time, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def packed_again(path: Path, clip: Path, change: Callable[[list[Packet]], list[Packet]]) -> Path:
+    """Write the packets of a clip once more, after a change to them."""
+    with av.open(str(clip)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in change([packet for packet in given.demux(video=0) if packet.size]):
+            packet.stream = stream
+            container.mux(packet)
     return path
 
 

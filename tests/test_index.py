@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from av.packet import Packet
-from clips import SIZE, picture, write_audio, write_clip
+from clips import SIZE, packed_again, picture, write_audio, write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -268,16 +268,6 @@ def test_what_cannot_be_cut_is_one_segment(write: Write, problem: str, tmp_path:
     assert index.verdict(tallies) == source.problem
 
 
-def packed_again(path: Path, change: Callable[[list[Packet]], list[Packet]], **given: Any) -> Path:
-    """A clip whose packets were changed before they were written."""
-    with av.open(str(clip(path.with_name("once.mkv"), **given))) as once, av.open(str(path), "w") as container:
-        stream = container.add_stream_from_template(once.streams.video[0])
-        for packet in change([packet for packet in once.demux(video=0) if packet.size]):
-            packet.stream = stream
-            container.mux(packet)
-    return path
-
-
 def twice(path: Path) -> Path:
     """Its last two pictures have one time."""
 
@@ -285,13 +275,15 @@ def twice(path: Path) -> Path:
         packets[-1].pts = packets[-1].dts = packets[-2].pts
         return packets
 
-    return packed_again(path, change, codec="mjpeg", pix_fmt="yuvj420p", codec_options={})
+    once = clip(path.with_name("once.mkv"), codec="mjpeg", pix_fmt="yuvj420p", codec_options={})
+    return packed_again(path, once, change)
 
 
 def headless(path: Path) -> Path:
     """Its only keyframe is missing; this decoder begins anyway."""
     options = {"g": "500", "sc_threshold": "1000000000"}
-    return packed_again(path, lambda packets: packets[1:], codec="mpeg4", codec_options=options)
+    once = clip(path.with_name("once.mkv"), codec="mpeg4", codec_options=options)
+    return packed_again(path, once, lambda packets: packets[1:])
 
 
 maybe = st.none() | st.integers(0, 100)
