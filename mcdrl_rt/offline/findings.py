@@ -7,9 +7,9 @@ from dataclasses import dataclass
 _DIGITS = 6  # of seconds: five frames of 0.04 s are 0.2 s wherever they lie, though floating point differs
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Finding:
-    """One interval.
+    """One interval; it grows while frames are seen.
 
     Args:
         label: the class.
@@ -49,12 +49,15 @@ class Finder:
 
     def see(self, start_s: float, end_s: float, pixels: int, share: float) -> None:
         """The class is seen on the frame that lasts from ``start_s`` to ``end_s``."""
-        frame = Finding(self._label, start_s, end_s, end_s - start_s, start_s, pixels, share)
-        if self._open is not None and round(start_s - self._open.end_s, _DIGITS) < self._bridged_gap_s:
-            self._open = _joined(self._open, frame)
-        else:
+        found = self._open
+        if found is None or round(start_s - found.end_s, _DIGITS) >= self._bridged_gap_s:
             self._finish()
-            self._open = frame
+            self._open = Finding(self._label, start_s, end_s, end_s - start_s, start_s, pixels, share)
+            return
+        found.end_s = end_s
+        found.seen_s += end_s - start_s
+        if share > found.peak_share:
+            found.peak_s, found.peak_pixels, found.peak_share = start_s, pixels, share
 
     def findings(self) -> list[Finding]:
         """All of them, at the end."""
@@ -65,16 +68,3 @@ class Finder:
         if self._open is not None and round(self._open.seen_s, _DIGITS) >= self._shortest_s:
             self._done.append(self._open)
         self._open = None
-
-
-def _joined(first: Finding, second: Finding) -> Finding:
-    larger = second if second.peak_share > first.peak_share else first
-    return Finding(
-        label=first.label,
-        start_s=first.start_s,
-        end_s=second.end_s,
-        seen_s=first.seen_s + second.seen_s,
-        peak_s=larger.peak_s,
-        peak_pixels=larger.peak_pixels,
-        peak_share=larger.peak_share,
-    )
