@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _HANGS_S = 60.0
+_KEY_CODES = {"Enter": 13, " ": 32, "PageUp": 33, "PageDown": 34, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 class Browser:
@@ -85,8 +86,9 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a key, by its name in the DOM."""
         text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") else {}
-        self.do("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
-        self.do("Input.dispatchKeyEvent", type="keyUp", key=key)
+        code = {"key": key, "windowsVirtualKeyCode": _KEY_CODES[key]}  # without it a page does not scroll
+        self.do("Input.dispatchKeyEvent", type="keyDown", **code, **text)
+        self.do("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def close(self) -> None:
         """End it."""

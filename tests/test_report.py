@@ -31,7 +31,7 @@ from mcdrl_rt.video.output import partial_path
 
 TICK = Fraction(1, 25)
 CONDITIONS = ("blood", "blur")
-HOSTILE = """<script>hacked=1</script>"'><img src=x onerror=hacked=1>&amp;{{ 7*7 }}"""
+HOSTILE = """<script>hacked=1</script>"'><img src=x onerror=hacked=1>&amp;{{ 7*7 }}""" + 60 * "x"
 FACTS = {"name": "Case 12", "model": "mcdrl-small", "engine": "3fa2", "date": "4 March 2025"}
 
 
@@ -123,6 +123,14 @@ def test_findings_are_those_of_every_millisecond(
         assert (one.peak_pixels, one.peak_share) == (areas[peak], areas[peak] / 100)
 
 
+def test_times_that_floating_point_cannot_hold_decide_nothing() -> None:
+    for start in range(5000):
+        finder = Finder("polyp", 0.2, 0.04)
+        for frame in (start, start + 6):  # five frames between them
+            finder.see(frame * 0.04, (frame + 1) * 0.04, 9, 0.09)
+        assert len(finder.findings()) == 2
+
+
 @pytest.mark.parametrize("columns", [2000, 13])
 def test_the_timeline_has_the_largest_area_and_the_mean_of_confounders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
@@ -149,8 +157,15 @@ def test_frames_of_uneven_length_fill_the_time_they_last(tmp_path: Path) -> None
     page, data = reported(tmp_path, frames_of(areas, pts))
     assert len(base64.b64decode(data["areas"]["bands"]["polyp"])) == 8
     assert base64.b64decode(data["areas"]["bands"]["polyp"]) == b"\xff" * 7 + b"\0"
+    blood = base64.b64decode(data["confounders"]["bands"]["blood"])
+    assert set(blood[:6]) == {blood[0]} and blood[0] > 0
     (finding,) = [button for button in page.all("button")]
     assert (finding["data-start"], finding["data-end"]) == ("0.12", "1.6")
+
+
+def test_a_single_pixel_is_seen_beside_a_large_lesion(tmp_path: Path) -> None:
+    _, data = reported(tmp_path, frames_of(np.array([[0, 0], [1, 0], [900, 0]])))
+    assert base64.b64decode(data["areas"]["bands"]["polyp"]) == b"\0\x01\xff"
 
 
 def test_unanswered_frames_and_still_images(tmp_path: Path) -> None:
@@ -296,6 +311,7 @@ def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 PLACE = "(([x, y, w, h]) => [x, y, w, h])(((r) => [r.x, r.y, r.width, r.height])({}.getBoundingClientRect()))"
 STATE = "[video.currentTime, video.paused, track.ariaValueNow]"
+WIDTHS = "[innerWidth, document.documentElement.scrollWidth - document.body.clientWidth]"
 SEEKED = "new Promise((done) => video.seeking ? video.addEventListener('seeked', done, {once: true}) : done())"
 READY = "new Promise((done) => video.readyState > 1 ? done() : video.addEventListener('loadeddata', done))"
 
@@ -327,7 +343,8 @@ def test_a_click_on_the_timeline_plays_that_moment(browser: Browser, filmed: Pat
 def test_the_keyboard_does_what_the_mouse_does(browser: Browser, filmed: Path) -> None:
     browser.open(filmed)
     browser.ask(READY)
-    browser.ask("video.muted = true; track.focus()")
+    browser.ask("video.muted = true; scrollTo(0, 99); track.focus()")
+    place = browser.ask("scrollY")
     for key, time in [
         ("PageDown", 2),
         ("PageDown", 6),
@@ -342,6 +359,7 @@ def test_the_keyboard_does_what_the_mouse_does(browser: Browser, filmed: Path) -
         before = browser.ask("video.paused")
         browser.press(key)
         assert browser.ask("video.paused") != before, key
+    assert browser.ask("scrollY") == place
     browser.ask("findings[1].focus()")
     browser.press("Enter")
     browser.ask(SEEKED)
@@ -353,7 +371,7 @@ def test_the_keyboard_does_what_the_mouse_does(browser: Browser, filmed: Path) -
 def test_the_page_fits_and_is_drawn(browser: Browser, filmed: Path, width: int, dark: bool) -> None:
     browser.requests.clear()
     browser.open(filmed, width, dark=dark)
-    assert browser.ask("[innerWidth, document.documentElement.scrollWidth - document.body.clientWidth]") == [width, 0]
+    assert browser.ask(WIDTHS) == [width, 0]
     drawn = """[...document.querySelectorAll("canvas")].map((canvas) => {
         const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
         return pixels.some((value) => value > 0) && canvas.width === canvas.clientWidth;
@@ -366,7 +384,8 @@ def test_the_page_fits_and_is_drawn(browser: Browser, filmed: Path, width: int, 
 
 
 def test_a_browser_takes_no_hostile_name_for_code(browser: Browser, tmp_path: Path) -> None:
-    browser.open(write_hostile(tmp_path))
+    browser.open(write_hostile(tmp_path), width=390)
+    assert browser.ask(WIDTHS) == [390, 0]
     assert browser.ask("document.title") == HOSTILE
     assert browser.ask("typeof hacked") == "undefined"
     assert browser.ask("areas[findings[0].dataset.label].length") == 60
