@@ -24,7 +24,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.whole import WholeFile
-from mcdrl_rt.types import BoolArray, Region, Segmentation, Shown, UInt8Array
+from mcdrl_rt.types import Region, Segmentation, Shown, UInt8Array
 from mcdrl_rt.video.output import Sink, reason
 
 try:
@@ -216,33 +216,26 @@ def _lesions(labels: UInt8Array, classes: tuple[str, ...]) -> list[dict[str, Any
     part = labels[top : top + height, left : left + width]
     lesions = []
     for label, name in enumerate(classes, start=1):
-        if not part.size:
-            break
-        components = _components(part == label, left, top)
-        if components:
-            pixels = sum(component["pixels"] for component in components)
-            lesion = {"label": name, "pixels": pixels, "share": pixels / labels.size}
-            boxes = [component["box"] for component in components]
-            lesions.append(lesion | {"box": _around(boxes), "components": components})
+        mask = (part == label).view(np.uint8)
+        if not mask.any():
+            continue
+        x, y, wide, high = cv2.boundingRect(mask)
+        components = _components(mask[y : y + high, x : x + wide], left + x, top + y)
+        pixels = sum(component["pixels"] for component in components)
+        lesion = {"label": name, "pixels": pixels, "share": pixels / labels.size}
+        lesions.append(lesion | {"box": _box(left + x, top + y, wide, high), "components": components})
     return lesions
 
 
-def _components(mask: BoolArray, left: int, top: int) -> list[dict[str, Any]]:
+def _components(mask: UInt8Array, left: int, top: int) -> list[dict[str, Any]]:
     """The patches of a mask whose top left pixel is at (``left``, ``top``) of the frame, in an order of their own."""
-    stats = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=_CORNERS_TOUCH)[2][
-        1:
-    ]  # without the background
+    stats = cv2.connectedComponentsWithStats(mask, connectivity=_CORNERS_TOUCH)[2][1:]  # without the background
     rows = sorted(stats.tolist(), key=lambda row: (-row[cv2.CC_STAT_AREA], row[cv2.CC_STAT_TOP], *row))
-    return [
-        {"pixels": pixels, "box": {"x": left + x, "y": top + y, "width": width, "height": height}}
-        for x, y, width, height, pixels in rows
-    ]
+    return [{"pixels": pixels, "box": _box(left + x, top + y, width, height)} for x, y, width, height, pixels in rows]
 
 
-def _around(boxes: list[dict[str, int]]) -> dict[str, int]:
-    x, y = min(box["x"] for box in boxes), min(box["y"] for box in boxes)
-    right, bottom = max(box["x"] + box["width"] for box in boxes), max(box["y"] + box["height"] for box in boxes)
-    return {"x": x, "y": y, "width": right - x, "height": bottom - y}
+def _box(x: int, y: int, width: int, height: int) -> dict[str, int]:
+    return {"x": x, "y": y, "width": width, "height": height}
 
 
 def _confounders(found: Segmentation) -> list[tuple[str, float]]:
