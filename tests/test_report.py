@@ -181,11 +181,13 @@ def test_unanswered_frames_and_still_images(tmp_path: Path) -> None:
 
 
 def test_pictures_are_of_the_largest_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "PICTURES", 2)
+    monkeypatch.setattr(report, "PICTURES", 3)
     areas = np.zeros((300, 2), int)
     for start, size in [(0, 20), (100, 80), (200, 50)]:
         areas[start : start + 10, 0] = size
         areas[start + 5, 0] += 1
+    areas[199:260, 1] = 60  # begins before the third, and is largest after it
+    areas[255, 1] = 90
     asked = []
 
     def thumbnail(time_s: float) -> UInt8Array | None:
@@ -193,9 +195,9 @@ def test_pictures_are_of_the_largest_findings(tmp_path: Path, monkeypatch: pytes
         return None if time_s > 8 else np.full((480, 640, 3), (200, 80, 60), np.uint8)
 
     page, _ = reported(tmp_path, frames_of(areas), thumbnail)
-    assert asked == [4.2, 8.2]
+    assert asked == [4.2, 8.2, 10.2]
     (image,) = page.all("img")
-    assert len(page.all("button")) == 3
+    assert len(page.all("button")) == 4
     assert "Pictures are of the 1 with the largest area" in (tmp_path / "report.html").read_text()
     import cv2
 

@@ -64,7 +64,8 @@ def write_report(
     """
     seen = look(table, bridged_gap_s, shortest_s)
     largest = sorted(seen.findings, key=lambda finding: -finding.peak_share)[:PICTURES]
-    pictures = {finding: _picture(thumbnail, finding.peak_s) for finding in seen.findings if finding in set(largest)}
+    in_time = sorted(largest, key=lambda finding: finding.peak_s)
+    pictures = {finding: _picture(thumbnail, finding.peak_s) for finding in in_time}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
