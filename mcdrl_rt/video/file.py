@@ -58,18 +58,23 @@ class VideoFile(Sink):
         codec: a key of ``encoder.CODECS``.
         format: of the frames to come.
         audio: a file whose sound goes with the pictures, on the same clock; with or without any.
+        joinable: no picture is stored before one that is shown earlier, so that packets of several files can follow
+            each other (``chunks.join``). H.264 is an eighth larger for it, and done in two thirds of the time.
 
     Raises:
         SinkError: the place does not allow writing, or the container does not take the codec.
     """
 
-    def __init__(self, target: Path, codec: str, format: VideoFormat, audio: Path | None = None) -> None:
+    def __init__(
+        self, target: Path, codec: str, format: VideoFormat, audio: Path | None = None, joinable: bool = False
+    ) -> None:
         check_folder(target)
         self._target, self._partial, self._live = target, partial_path(target), format.live
         self._muxer = FORMATS[target.suffix.lower()][0]
         # AVI counts frames from its start, so a late first frame would become hours of filler
         self._timeline = Timeline(_grid(self._muxer, format), from_zero=format.live or self._muxer == "avi")
         self._frame_s = 1 / format.rate
+        self._in_order = joinable or self._muxer == "avi"  # which has no presentation times
         self._audio: Audio | None = None
         self._whole: _Whole | None = None
         self._ended = threading.Event()
@@ -85,7 +90,7 @@ class VideoFile(Sink):
 
     def _open(self, codec: str, format: VideoFormat, audio: Path | None) -> None:
         self._audio = Audio(audio) if audio else None
-        options = _options(self._muxer, self._timeline.time_base, self._audio, format.live)
+        options = container_options(self._muxer, self._timeline.time_base, self._audio, format.live)
         # "file:" keeps FFmpeg from reading a colon in a file's name as a protocol
         url = f"file:{self._partial.absolute()}"
         self._container = av.open(url, "w", format=self._muxer, container_options=options)
@@ -95,7 +100,7 @@ class VideoFile(Sink):
             format,
             self._timeline.time_base,
             live=format.live,
-            in_order=self._muxer == "avi",  # which has no presentation times
+            in_order=self._in_order,
         )
         self.size = self._encoder.size
         if self._audio:
@@ -132,7 +137,7 @@ class VideoFile(Sink):
                 self._audio.write_until(origin_s + self._timeline.length_s + self._frame_s, origin_s)
                 self._audio.finish()
             self._container.close()
-            _flush_to_disk(self._partial)
+            flush_to_disk(self._partial)
             os.replace(self._partial, self._target)
         except (av.FFmpegError, OSError) as error:
             raise self._failed("finish", error) from None
@@ -170,7 +175,7 @@ class VideoFile(Sink):
         kept = self._partial
         with contextlib.suppress(OSError):
             os.truncate(self._partial, self._whole.size)
-            _flush_to_disk(self._partial)
+            flush_to_disk(self._partial)
             if not self._target.exists():
                 kept = self._partial.rename(self._target)
         return SinkError(f"{text}; the first {float(self._whole.length_s):.0f} s are kept in {kept}")
@@ -187,7 +192,7 @@ class VideoFile(Sink):
         """On a thread of its own, because a disk may take its time."""
         while not self._ended.wait(_SYNC_S):
             with contextlib.suppress(OSError):  # a full disk is noticed by who writes
-                _flush_to_disk(self._partial)
+                flush_to_disk(self._partial)
 
 
 def _grid(muxer: str, format: VideoFormat) -> Fraction:
@@ -200,8 +205,8 @@ def _grid(muxer: str, format: VideoFormat) -> Fraction:
     return Fraction(1, format.time_base.denominator)
 
 
-def _options(muxer: str, time_base: Fraction, audio: Audio | None, live: bool) -> dict[str, str]:
-    """FFmpeg's options for the container."""
+def container_options(muxer: str, time_base: Fraction, audio: Audio | None, live: bool = False) -> dict[str, str]:
+    """FFmpeg's options for a container whose pictures are shown at multiples of ``time_base``."""
     options = {"flush_packets": "1"} if live else {}
     if muxer in _EXACT:
         # the muxer would choose timescales of its own, and round every timestamp to them
@@ -216,7 +221,7 @@ def _options(muxer: str, time_base: Fraction, audio: Audio | None, live: bool) -
     return options
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Make sure the data is on disk before the name is: a power cut must not leave a named ruin."""
     handle = os.open(path, os.O_RDONLY)
     try:
