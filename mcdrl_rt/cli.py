@@ -6,7 +6,6 @@ Imports of the heavy parts are inside the commands, so that ``--help`` answers a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -19,7 +18,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt.console import LogLines, Stop, leave, on_signals, print_json, progress_bar, quit_now, report, say, steps
+from mcdrl_rt.console import (
+    LogLines,
+    Stop,
+    follow,
+    leave,
+    on_signals,
+    print_json,
+    progress_bar,
+    quit_now,
+    report,
+    say,
+    steps,
+)
 from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
@@ -185,45 +196,48 @@ def stream(
 
 @app.command()
 def process(
-    inputs: Annotated[list[Path], typer.Argument(help="Videos, or folders of them.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Videos, pictures, folders of them, 'case/*.mp4', @FILE: a list, one a line.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")],
     model: Model = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
+    masks: Annotated[
+        list[str], typer.Option(metavar="FORM", help="ffv1 (lossless video), png, coco or none; several if repeated.")
+    ] = ["ffv1"],  # noqa: B006 (typer's way)
+    no_annotated: Annotated[bool, typer.Option("--no-annotated", help="Leave the annotated video out.")] = False,
+    no_table: Annotated[bool, typer.Option("--no-table", help="Leave frames.parquet out, and the report.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
+    segment: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="What an interruption may cost.")] = 60.0,
     opacity: Opacity = 0.35,
     as_json: AsJson = False,
 ) -> None:
-    """Segment recorded procedures: an annotated video and a lossless label video of each.
+    """Segment recorded procedures: an annotated video, masks, a table of frames and a report of each.
 
-    A folder's videos keep their places in it. Exit status: 0 all is well; 3 all are written, with the flaws
-    the warnings name (a damaged video, say); 1 a video failed.
+    A folder's videos keep their places in it. Whatever stops the command: started again, it goes on where it was, with
+    the same results. Exit status: 0 all is well; 3 all are written, with the flaws the warnings name (a damaged video,
+    say); 1 a procedure failed.
     """
     from mcdrl_rt import offline
 
+    forms, table = () if masks == ["none"] else tuple(masks), not no_table
+    settings = offline.Settings(
+        annotated=not no_annotated, masks=forms, table=table, report=not no_report, segment_s=segment, opacity=opacity
+    )
     jobs = offline.plan(inputs, output)
     segmenter = _segmenter(model, engine, precision, device)
-    failed = flawed = 0
+    about = offline.engine_facts(segmenter, model)
     with contextlib.ExitStack() as bar:
 
-        def start(job: offline.Job, source: Source) -> Callable[[int], None] | None:
-            return bar.enter_context(progress_bar(job.source.name, source.frame_count, not as_json))
+        def start(job: offline.Job, frames: int | None) -> Callable[[int], None] | None:
+            return bar.enter_context(progress_bar(job.source.name, frames, not as_json))
 
-        for outcome in offline.process(jobs, segmenter, opacity=opacity, on_start=start):
-            bar.close()
-            if outcome.summary is not None:
-                report(dataclasses.replace(outcome.summary, source=str(outcome.job.source)), as_json)
-                flawed += bool(outcome.summary.problem)
-                continue
-            failed += 1
-            say(f"{outcome.error}", "error:", "bold red")
-            if as_json:
-                print_json({"source": str(outcome.job.source), "error": outcome.error})
-    if failed:
-        say(f"{failed} of {len(jobs)} videos failed")
-        raise typer.Exit(1)
-    if flawed:
-        raise typer.Exit(FLAWED)
+        outcomes = offline.process(jobs, output, segmenter, settings, engine=about, on_start=start)
+        failed, flawed = follow(outcomes, bar, as_json)
+    if failed or flawed:
+        raise typer.Exit(1 if failed else FLAWED)
 
 
 @app.command()

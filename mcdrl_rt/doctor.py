@@ -32,6 +32,7 @@ def examine() -> Iterator[Finding]:
         "OpenVINO": _openvino,
         "int8": _quantiser,
         "codecs": _codecs,
+        "archives": _archives,
         "capture devices": _devices,
         "default model": _model,
     }
@@ -100,6 +101,14 @@ def _codecs() -> tuple[bool, str]:
     wanted = ("libx264", "libvpx-vp9", "mpeg4", "ffv1")
     have = [name for name in wanted if name in av.codecs_available]
     return "libx264" in have, f"PyAV {av.__version__}, encoders: {' '.join(have)}"
+
+
+def _archives() -> tuple[bool, str]:
+    wanted = {"pyarrow": "tables", "pycocotools": "COCO masks", "jinja2": "reports"}
+    missing = [f"{what} ({name})" for name, what in wanted.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        return False, f"without {', '.join(missing)}: pip install 'mcdrl-rt[archive]'"
+    return True, ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wanted)
 
 
 def _devices(root: Path = Path("/")) -> tuple[bool, str]:

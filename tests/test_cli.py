@@ -172,7 +172,7 @@ def test_stream_with_the_torch_engine(small_checkpoint: Path, here: Callable[...
 
 
 def test_process_a_folder(engine: Path, tmp_path: Path) -> None:
-    """Annotated and label videos; the label video is what Segmenter says, and one bad file costs only itself."""
+    """All results; the label video is what Segmenter says, one bad file costs only itself, and done is done."""
     from mcdrl_rt import Segmenter
     from mcdrl_rt.video.source import open_source
 
@@ -182,18 +182,15 @@ def test_process_a_folder(engine: Path, tmp_path: Path) -> None:
     write_clip(tmp_path / "in" / "c.mkv", size=(96, 128), pts=range(3))
     ended = run("process", tmp_path / "in", "--output", tmp_path / "out", "--model", engine, "--json")
     assert ended.returncode == 1
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
-        "a.annotated.mp4",
-        "a.labels.mkv",
-        "c.annotated.mp4",
-        "c.labels.mkv",
-    ]
+    ends = ("annotated.mp4", "frames.parquet", "labels.mkv", "report.html", "summary.json")
+    results = [".mcdrl-rt.lock", *(f"{name}.{end}" for name in "ac" for end in ends)]
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == results
     a, bad, c = map(json.loads, ended.stdout.splitlines())
     assert [line["source"] for line in (a, bad, c)] == [str(tmp_path / "in" / n) for n in ("a.mp4", "bad.mp4", "c.mkv")]
     assert (a["frames_out"], c["frames_out"], set(bad)) == (3, 3, {"source", "error"})
-    error, count = ended.stderr.splitlines()
+    error, count, failed = ended.stderr.splitlines()
     assert error == f"error: {bad['error']}" and "bad.mp4" in error
-    assert count == "1 of 3 videos failed"
+    assert (count, failed) == ("1 of 3 procedures failed:", f"  {tmp_path / 'in' / 'bad.mp4'}")
     assert read_pts(tmp_path / "out" / "a.annotated.mp4") == read_pts(tmp_path / "in" / "a.mp4")
 
     segmenter = Segmenter.load(engine).for_stream()
@@ -202,6 +199,14 @@ def test_process_a_folder(engine: Path, tmp_path: Path) -> None:
     assert any(labels.any() for labels in expected)
     decoded = read_pixels(tmp_path / "out" / "a.labels.mkv")
     np.testing.assert_array_equal(np.stack(decoded)[..., 0], np.stack(expected))
+
+    (tmp_path / "in" / "bad.mp4").unlink()
+    again = run("process", tmp_path / "in", "--output", tmp_path / "out", "--model", engine)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert again.stderr.splitlines() == [f"{tmp_path / 'in' / name}: already done" for name in ("a.mp4", "c.mkv")]
+    other = run("process", tmp_path / "in", "--output", tmp_path / "out", "--model", engine, "--masks", "none")
+    assert other.returncode == 1 and "(settings masks: ffv1 there, none now)" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full"])
@@ -239,7 +244,7 @@ def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
     assert (ended.code, ended.err) == (0, "")
     names = [line[2:].partition(":")[0] for line in ended.out.splitlines()]
     expected = ["mcdrl-rt", "NVIDIA GPU", "fused operator", "PyTorch", "TensorRT", "OpenVINO", "int8", "codecs"]
-    assert names == [*expected, "capture devices", "default model"]
+    assert names == [*expected, "archives", "capture devices", "default model"]
     assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
 
 
@@ -258,8 +263,8 @@ def test_doctor_when_nothing_is_there() -> None:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
-    assert len(lines) == 10
-    assert [line[0] for line in lines] == ["?"] * 10
+    assert len(lines) == 11
+    assert [line[0] for line in lines] == ["?"] * 11
     assert "PyTorch: needs torch, which is not installed; reinstall mcdrl-rt" in ended.stdout
 
 
@@ -326,7 +331,11 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--model", "gone.xml"), "no engine at gone.xml; make one: mcdrl-rt build --output gone.xml"),
         ((*STREAM, "--model", "text.mp4"), "neither a checkpoint (.safetensors) nor an engine (.plan, .pt2, .xml)"),
         (("process", "gone", "--output", "out"), "no such file or folder: gone"),
-        (("process", "nothing", "--output", "out"), "no video in nothing"),
+        (("process", "nothing", "--output", "out"), "no video in nothing, and no pictures"),
+        (("process", "*.gif", "--output", "out"), "no file matches *.gif"),
+        (("process", "@gone.txt", "--output", "out"), "cannot read the list gone.txt"),
+        (("process", "v.mp4", "--output", "out", "--masks", "gif"), "no masks 'gif'; choose ffv1, png, coco, or none"),
+        (("process", "v.mp4", "--output", "/proc/self/out"), "cannot make the output folder /proc/self/out"),
         (("process", ".", "--output", "out"), "the output folder out lies in the input ."),
         (("process", "v.mp4", "folder/../v.mp4", "--output", "out"), "several inputs are named v"),
         (("process", "v.mp4", "--output", "text.mp4"), "cannot make the output folder text.mp4"),
@@ -656,16 +665,19 @@ def test_a_recording_outlives_its_terminal(endless: Start, tmp_path: Path) -> No
 
 
 def test_process_keeps_only_whole_videos_when_stopped(spawn: Start, engine: Path, tmp_path: Path) -> None:
-    write_clip(tmp_path / "long.mp4", pts=range(2000), codec_options={"preset": "ultrafast"})
+    write_clip(tmp_path / "long.mp4", pts=range(2000), codec_options={"preset": "ultrafast", "g": "25"})
     output = tmp_path / "out"
-    process = spawn("process", tmp_path / "long.mp4", "--output", output, "--model", engine)
-    while process.poll() is None and not (output.exists() and len(list(output.iterdir())) == 2):
+    command = ("process", tmp_path / "long.mp4", "--output", output, "--model", engine, "--segment", "1")
+    process = spawn(*command)
+    done = output / "long.parts" / "00000.frames.parquet"
+    while process.poll() is None and not done.exists():
         time.sleep(0.05)
-    time.sleep(0.5)  # both are open now, and it will take much longer
+    time.sleep(0.2)  # the next segments take much longer
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (128 + signal.SIGTERM, "stopped\n")
-    assert list(output.iterdir()) == []
+    assert sorted(path.name for path in output.iterdir()) == [".mcdrl-rt.lock", "long.parts"]
+    assert not [path.name for path in (output / "long.parts").iterdir() if path.name.startswith(".")]
 
 
 def test_a_terminal_gets_a_progress_bar(engine: Path, shelf: Path, tmp_path: Path) -> None:

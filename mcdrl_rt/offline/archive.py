@@ -1,0 +1,107 @@
+"""All procedures of a job, one after the other, in an output folder that no other job works in meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mcdrl_rt.errors import McdrlError, SinkError, SourceError
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference
+from mcdrl_rt.offline.manifest import read_json
+from mcdrl_rt.offline.plan import Job, make_folder
+from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
+from mcdrl_rt.offline.products import products
+from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.video.output import reason
+
+LOCK = ".mcdrl-rt.lock"
+"""Lies in every output folder."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one procedure ended: a summary, or the reason there is none; ``before``: it was done before this job."""
+
+    job: Job
+    summary: Summary | None = None
+    error: str | None = None
+    before: bool = False
+
+
+def process(
+    jobs: Sequence[Job],
+    output: Path,
+    segmenter: AnySegmenter,
+    settings: Settings | None = None,
+    *,
+    engine: Mapping[str, str] | None = None,
+    on_start: OnStart | None = None,
+) -> Iterator[Outcome]:
+    """Do what is left to do of every job and yield how it ended, one after the other; one that fails is passed over.
+
+    Args:
+        jobs: from ``plan``.
+        output: the folder they were planned for.
+        segmenter: used for all of them in turn.
+        settings: what is to be made of them.
+        engine: what the segmenter is, from ``engine_facts``; by default its name and its model's.
+        on_start: called with each job that is worked on and its number of frames, None where that is not known; may
+            return a function to be called with the number of frames done so far, before an interruption or now.
+
+    Raises:
+        SinkError: another job is at work in the folder, or one of another engine or other settings was; or something
+            needs a package that is not installed.
+    """
+    settings = settings or Settings()
+    about = {"name": segmenter.engine.name, "model": segmenter.spec.name} if engine is None else engine
+    crew = Crew(segmenter, about, settings, products(settings))
+    with _locked(output):
+        _refuse_mixture(output, crew.fingerprint)
+        for job in jobs:
+            try:
+                make_folder(job.place.parent)
+                summary, before = carry_out(job, crew, on_start)
+                outcome = Outcome(job, summary, before=before)
+            except McdrlError as error:
+                named = job.source.name in str(error)
+                outcome = Outcome(job, error=str(error) if named else f"{job.source}: {error}")
+            yield outcome
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other jobs out; a process that dies lets go of the lock."""
+    lock = FileLock(output / LOCK)
+    try:
+        (output / LOCK).open("ab").close()  # a lock that cannot be made looks to FileLock as if others held it
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SinkError(f"another job is at work in {output}: wait for it, or choose another output folder") from None
+    except (OSError, NotImplementedError) as error:
+        raise SinkError(f"cannot work in the folder {output}: {reason(error)}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
+    """Make sure that what lies in a folder was made by the same engine, with the same settings."""
+    for folder, folders, files in os.walk(output):
+        folders[:] = [name for name in folders if not name.endswith(".masks")]  # there may be millions in these
+        begun = "manifest.json" in files and folder.endswith(".parts")
+        for name in ["manifest.json"] if begun else [name for name in files if name.endswith(".summary.json")]:
+            path = Path(folder, name)
+            with contextlib.suppress(SourceError):  # it will be told of when it is its turn
+                there = read_json(path).get("fingerprint")
+                if there and (differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint)):
+                    raise SinkError(
+                        f"{path} is of another job ({differs}); choose another output folder, or delete what is there"
+                    )

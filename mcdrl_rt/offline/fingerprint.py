@@ -1,0 +1,77 @@
+"""What results depend on: the engine, the settings, the input. Where one of them differs, nothing is mixed.
+
+>>> difference({"engine": {"name": "torch"}}, {"engine": {"name": "openvino"}})
+'engine name: torch there, openvino now'
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.engine.sidecar import FILES, file_hash, runtime_of, versions
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.video.output import reason
+
+Fingerprint = Mapping[str, Mapping[str, Any]]
+_SAMPLE = 1 << 20  # bytes at either end of a file
+
+
+def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str, str]:
+    """What an engine is: its name (runtime, precision, device), its model, the content of its files, and versions.
+
+    Args:
+        segmenter: loaded.
+        model: the checkpoint or engine it was loaded from; None is the embedded default.
+
+    Raises:
+        EngineError: a file of the model cannot be read.
+    """
+    path = model or DEFAULT_CHECKPOINT
+    runtime = runtime_of(path)
+    files = [path] if runtime is None else [path.with_suffix(suffix) for suffix in FILES[runtime]]
+    content = hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
+    name = segmenter.engine.name
+    return {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
+
+
+def input_facts(source: Path) -> dict[str, Any]:
+    """What an input is: its size and what is at its beginning and end, wherever it lies and whenever it was copied.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+    size, content = 0, hashlib.sha256()
+    try:
+        for path in files:
+            with path.open("rb") as file:
+                content.update(file.read(_SAMPLE))
+                its = file.seek(0, 2)
+                file.seek(max(0, its - _SAMPLE))
+                content.update(file.read())
+            content.update(f"{path.name if source.is_dir() else ''} {its}".encode())
+            size += its
+    except OSError as error:
+        raise SourceError(f"cannot read {source}: {reason(error)}") from None
+    return {"bytes": size, "content": content.hexdigest()[:16]}
+
+
+def difference(there: Fingerprint, now: Fingerprint) -> str | None:
+    """The first thing that differs, in words; None where nothing does."""
+    for part in dict.fromkeys((*now, *there)):
+        was, is_ = there.get(part, {}), now.get(part, {})
+        for name in dict.fromkeys((*is_, *was)):
+            if was.get(name) != is_.get(name):
+                return f"{part} {name}: {_text(was.get(name))} there, {_text(is_.get(name))} now"
+    return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)

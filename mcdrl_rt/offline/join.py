@@ -1,0 +1,117 @@
+"""The end of the work on a procedure: parts become results, and the summary says that all is done.
+
+Parts stay until the summary is there. So whatever stops this, it is done again from them, with the same results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.manifest import Manifest, keep_names, write_json
+from mcdrl_rt.offline.pictures import Pictures
+from mcdrl_rt.offline.plan import Job
+from mcdrl_rt.offline.products import About, Piece, Product
+from mcdrl_rt.offline.recording import Recording
+from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.version import __version__
+from mcdrl_rt.video.output import reason
+
+_TOLD = 3  # problems, at most
+
+
+def finish(
+    job: Job, manifest: Manifest, recording: Recording, kinds: Sequence[Product], about: About, settings: Settings
+) -> Summary:
+    """Join the parts of all segments, put the results in their places, and clear up.
+
+    Raises:
+        SourceError: not one frame of the recording can be decoded.
+        SinkError: a result cannot be written.
+    """
+    time_base = recording.format.time_base
+    starts = {number: part.first * time_base for number, part in manifest.done.items() if part.first is not None}
+    if not starts:
+        raise SourceError(f"cannot decode {job.source.name}: no frame of it is a picture; the file is damaged")
+    problems = [recording.verdict(part.tally for part in manifest.parts)]
+    problems += [text for part in manifest.parts for text in part.problems]
+    for kind in kinds:
+        pieces = [Piece(kind.part(manifest.folder, number), start_s) for number, start_s in sorted(starts.items())]
+        whole = kind.whole(manifest.folder)
+        problems += kind.join(pieces, whole, about)
+        _move(whole, job.result(kind.end))
+    told = list(dict.fromkeys(text for text in problems if text))
+    summary = dataclasses.replace(
+        _summary(job, manifest, recording),
+        output=str(job.result(kinds[0].end)),
+        problem="; ".join(told[:_TOLD]) + ("; …" if len(told) > _TOLD else "") or None,
+    )
+    if settings.report:
+        origin_s = min(*starts.values(), Fraction(0))
+        _report(job, manifest.folder, summary, origin_s if settings.annotated else None)
+    done = manifest.folder / "summary.json"
+    write_json(done, {"fingerprint": manifest.fingerprint, "summary": dataclasses.asdict(summary)})
+    keep_names(job.summary.parent)  # the results' names before that which says they are there
+    _move(done, job.summary)
+    keep_names(job.summary.parent)
+    shutil.rmtree(manifest.folder, ignore_errors=True)
+    return summary
+
+
+def _summary(job: Job, manifest: Manifest, recording: Recording) -> Summary:
+    """All parts as one run."""
+    parts = [part for part in manifest.parts if part.frames]
+    frames, seconds = sum(part.frames for part in parts), sum(part.seconds for part in parts)
+    first, last = min(part.first or 0 for part in parts), max(part.last or 0 for part in parts)
+    video_s = float((last - first) * recording.format.time_base + 1 / recording.format.rate)
+    engine = manifest.fingerprint["engine"]
+    return Summary(
+        source=str(job.source),
+        output="",
+        model=engine["model"],
+        engine=engine["name"],
+        frames_in=frames,
+        frames_out=frames,
+        frames_dropped=0,
+        frames_with_lesion=sum(part.frames_with_lesion for part in parts),
+        engine_restarts=sum(part.engine_restarts for part in parts),
+        seconds=round(seconds, 3),
+        fps=round(frames / seconds, 2) if seconds else 0.0,
+        realtime=round(video_s / seconds, 2) if seconds else 0.0,
+        first_frame_s=None,
+        stages={},
+    )
+
+
+def _report(job: Job, folder: Path, summary: Summary, origin_s: Fraction | None) -> None:
+    """Write the report; with pictures, where there is an annotated video and it is known which time is zero in it."""
+    from mcdrl_rt.offline.report import write_report
+
+    about = {"name": job.source.name, "model": summary.model, "engine": summary.engine, "made by": __version__}
+    if summary.problem:
+        about["note"] = summary.problem
+    table, whole = job.result(".frames.parquet"), folder / "whole.report.html"
+    if origin_s is None:
+        write_report(whole, table, about)
+    else:
+        video = job.result(".annotated.mp4")
+        with contextlib.closing(Pictures(video, origin_s)) as pictures:
+            # the page names the video by the way from it, and they will lie beside each other
+            write_report(whole, table, about, pictures, folder / video.name)
+    _move(whole, job.result(".report.html"))
+
+
+def _move(whole: Path, target: Path) -> None:
+    """Put a result in its place, unless that was done before an interruption."""
+    try:
+        if whole.exists():
+            os.replace(whole, target)
+    except OSError as error:
+        raise SinkError(f"cannot write {target}: {reason(error)}") from None

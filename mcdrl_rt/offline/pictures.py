@@ -1,0 +1,42 @@
+"""Single pictures out of a video file, for the report."""
+
+from __future__ import annotations
+
+import contextlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from mcdrl_rt.types import UInt8Array
+
+_EARLY_S = 1e-6  # floating point must not lead to the frame after
+
+
+class Pictures:
+    """Finds frames of a video by their time.
+
+    Args:
+        path: of the video.
+        origin_s: the time that is zero in it.
+    """
+
+    def __init__(self, path: Path, origin_s: Fraction) -> None:
+        self._container = av.open(f"file:{path.absolute()}")
+        self._stream = self._container.streams.video[0]
+        self._origin_s = float(origin_s)
+
+    def __call__(self, time_s: float) -> UInt8Array | None:
+        """The frame shown at a time, (H, W, 3) uint8, RGB; None if there is none."""
+        place_s = time_s - self._origin_s
+        with contextlib.suppress(av.FFmpegError):
+            self._container.seek(max(0, int(place_s * av.time_base)))
+            for frame in self._container.decode(self._stream):
+                if frame.time is not None and frame.time >= place_s - _EARLY_S:
+                    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        return None
+
+    def close(self) -> None:
+        """Close the video."""
+        self._container.close()

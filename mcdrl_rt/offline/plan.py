@@ -1,0 +1,164 @@
+"""Which inputs become what: every procedure found in what the user named, and the names of its results."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.video.output import reason
+from mcdrl_rt.video.playlist import PICTURES, VIDEOS
+
+RESULTS = (
+    ".annotated.mp4",
+    ".labels.mkv",
+    ".masks",
+    ".masks.json",
+    ".frames.parquet",
+    ".report.html",
+    ".summary.json",
+    ".parts",
+)
+"""How the names of a procedure's results end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One procedure.
+
+    Args:
+        source: a video, a picture, or a folder of pictures.
+        place: what the names of all of its results begin with.
+    """
+
+    source: Path
+    place: Path
+
+    def result(self, end: str) -> Path:
+        """Where one of its results lies; ``end`` is of ``RESULTS``."""
+        return self.place.with_name(self.place.name + end)
+
+    @property
+    def parts(self) -> Path:
+        """The folder it is worked on in."""
+        return self.result(".parts")
+
+    @property
+    def summary(self) -> Path:
+        """What is written last: where it is, the procedure is done."""
+        return self.result(".summary.json")
+
+
+def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
+    """Find the procedures in ``inputs`` and name their results; the output folder is made.
+
+    Args:
+        inputs: files; folders, looked through for videos, or where there is none for folders of pictures; globs;
+            ``@FILE``, a list with one of these on each line.
+        output: folder of the results, which lie in it as the inputs lie in theirs.
+
+    Raises:
+        SourceError: an input does not exist, holds nothing to see, or two would get the same name.
+        SinkError: the output folder is an input, lies in one, or cannot be made, or a result would replace an input.
+    """
+    paths = _named(inputs)
+    files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
+    alone = [path for path in paths if not path.is_dir()]
+    for path in paths:
+        if not path.exists():
+            raise SourceError(f"no such file or folder: {path}")
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
+        files += _within(path) if path.is_dir() else [(path, _place(path, alone))]
+    jobs = [Job(file, output / place) for file, place in files]
+    places = [job.place for job in jobs]
+    twice = sorted({job.place.name for job in jobs if places.count(job.place) > 1})
+    if twice:
+        raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
+    replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}
+    if replaced:
+        raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
+    make_folder(output)
+    return jobs
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        SinkError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(f"cannot make the output folder {folder}: {reason(error)}") from None
+
+
+def _named(inputs: Iterable[str | Path]) -> list[Path]:
+    """What the inputs stand for; a file may be called anything, and is never taken for a glob or a list."""
+    paths: list[Path] = []
+    for given in map(str, inputs):
+        if Path(given).exists():
+            paths.append(Path(given))
+        elif given.startswith("@"):
+            paths += _named(_lines(Path(given[1:])))
+        elif glob.has_magic(given):
+            found = sorted(glob.glob(given, recursive=True))
+            if not found:
+                raise SourceError(f"no file matches {given}")
+            paths += map(Path, found)
+        else:
+            paths.append(Path(given))
+    return paths
+
+
+def _lines(listed: Path) -> Sequence[str]:
+    """The lines of a list that say something; what begins with # is for people."""
+    try:
+        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"cannot read the list {listed}: {reason(error)}") from None
+    named = [line for line in lines if line and not line.startswith("#")]
+    if any(line.startswith("@") for line in named):
+        raise SourceError(f"the list {listed} names another list; name both")
+    if not named:
+        raise SourceError(f"the list {listed} names no input")
+    return named
+
+
+def _place(path: Path, alone: list[Path]) -> Path:
+    """Where a named file's results go: under its name, or, where others have it too, where it is among them all."""
+    if sum(_stem(other) == _stem(path) for other in alone) == 1:
+        return Path(_stem(path))
+    common = os.path.commonpath([Path(os.path.abspath(other)).parent for other in alone])
+    return Path(os.path.abspath(path)).relative_to(common).with_name(_stem(path))
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its extension; a dot before anything else (``case.2023``) is part of the name."""
+    return path.stem if path.suffix.lower() in VIDEOS | PICTURES else path.name
+
+
+def _within(folder: Path) -> list[tuple[Path, Path]]:
+    """The procedures in a folder and its folders: its videos; where there is none, every folder of pictures."""
+    videos = _files(folder, VIDEOS)
+    if videos:
+        return [(file, file.relative_to(folder).with_name(_stem(file))) for file in videos]
+    folders = sorted({picture.parent for picture in _files(folder, PICTURES)})
+    if not folders:
+        looked_for = " ".join(sorted(VIDEOS | PICTURES))
+        raise SourceError(f"no video in {folder}, and no pictures; looked for {looked_for}")
+    name = Path(folder.resolve().name)
+    return [(stills, name if stills == folder else stills.relative_to(folder)) for stills in folders]
+
+
+def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files without the hidden ones: a Mac puts a ``._NAME.mp4`` beside each on a disk."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+    )

@@ -1,0 +1,143 @@
+"""One procedure, from its first segment to its summary; taken up where it was left."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts
+from mcdrl_rt.offline.join import finish
+from mcdrl_rt.offline.manifest import Manifest, read_json
+from mcdrl_rt.offline.plan import Job, make_folder
+from mcdrl_rt.offline.products import About, Product
+from mcdrl_rt.offline.recording import Recording, open_recording
+from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.offline.work import work
+from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.stream.telemetry import Summary
+
+OnStart = Callable[[Job, int | None], Callable[[int], None] | None]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What all procedures of a job have in common.
+
+    Args:
+        segmenter: for all of them in turn.
+        engine: what it is, see ``fingerprint.engine_facts``.
+        settings: what is to be made.
+        kinds: the results that are joined of parts.
+    """
+
+    segmenter: AnySegmenter
+    engine: Mapping[str, str]
+    settings: Settings
+    kinds: Sequence[Product]
+
+    @property
+    def fingerprint(self) -> dict[str, Mapping[str, Any]]:
+        """What all of their results depend on."""
+        return {"engine": self.engine, "settings": self.settings.facts()}
+
+
+def done_before(job: Job, fingerprint: Fingerprint) -> Summary | None:
+    """The summary of a procedure that is done; None if it is not.
+
+    Raises:
+        SinkError: it was done by another engine, with other settings, or with another input in its place.
+    """
+    if not job.summary.exists():
+        return None
+    content = read_json(job.summary)
+    _refuse(job.summary, content.get("fingerprint", {}), fingerprint)
+    shutil.rmtree(job.parts, ignore_errors=True)  # it may have been stopped in clearing up
+    return Summary(**content["summary"])
+
+
+def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Summary, bool]:
+    """Do what is left to do of a procedure.
+
+    Args:
+        job: from ``plan``.
+        crew: that does it.
+        on_start: see ``process``.
+
+    Returns:
+        The summary, and whether it was there before.
+
+    Raises:
+        McdrlError: the procedure cannot be read, segmented or written, or what is there of it is another job's.
+            Segments that are done stay done.
+    """
+    fingerprint = crew.fingerprint | {"input": input_facts(job.source)}
+    if summary := done_before(job, fingerprint):
+        return summary, True
+    recording = open_recording(job.source)
+    manifest = _manifest(job, crew, recording, fingerprint)
+    try:
+        return _carry_on(job, crew, recording, manifest, on_start), False
+    finally:
+        if not manifest.done:
+            shutil.rmtree(manifest.folder, ignore_errors=True)
+
+
+def _carry_on(job: Job, crew: Crew, recording: Recording, manifest: Manifest, on_start: OnStart | None) -> Summary:
+    about = _about(job, crew, recording)
+    on_frame = on_start(job, recording.frames) if on_start else None
+    counted = _Count(on_frame, sum(part.frames for part in manifest.parts))
+    for segment in manifest.segments:
+        if segment.number in manifest.done:
+            continue
+        part = work(
+            recording, segment, crew.segmenter, crew.kinds, about, manifest.folder, crew.settings.opacity, counted
+        )
+        counted.before += part.frames
+        manifest.done[segment.number] = part
+        manifest.save()
+    return finish(job, manifest, recording, crew.kinds, about, crew.settings)
+
+
+class _Count:
+    """Counts a procedure's frames on from those that are done; it is called with the number in the segment at work."""
+
+    def __init__(self, on_frame: Callable[[int], None] | None, before: int) -> None:
+        self._on_frame, self.before = on_frame, before
+        if before:
+            self(0)
+
+    def __call__(self, frames: int) -> None:
+        if self._on_frame is not None:
+            self._on_frame(self.before + frames)
+
+
+def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint) -> Manifest:
+    """The manifest of what was begun, or a new one; a segment whose parts somebody deleted is not done."""
+    manifest = Manifest.read(job.parts)
+    if manifest is not None:
+        _refuse(job.parts, manifest.fingerprint, fingerprint)
+        for left in job.parts.glob(".*"):  # what a killed process left
+            left.unlink(missing_ok=True)
+        for number, part in list(manifest.done.items()):
+            if part.frames and not all(kind.part(job.parts, number).exists() for kind in crew.kinds):
+                del manifest.done[number]
+        return manifest
+    shutil.rmtree(job.parts, ignore_errors=True)  # not one segment was done
+    make_folder(job.parts)
+    return Manifest(job.parts, fingerprint, recording.segments(crew.settings.segment_s))
+
+
+def _about(job: Job, crew: Crew, recording: Recording) -> About:
+    spec = crew.segmenter.spec
+    facts = {"source": job.source.name, "time_base": str(recording.format.time_base), "classes": list(spec.classes)}
+    return About(recording.format, spec.classes, facts | {"engine": dict(crew.engine)}, recording.sound)
+
+
+def _refuse(path: Path, there: Fingerprint, now: Fingerprint) -> None:
+    """Nothing of one job is mixed with another's."""
+    if differs := difference(there, now):
+        raise SinkError(f"{path} is of another job ({differs}); choose another output folder, or delete it")

@@ -1,0 +1,89 @@
+"""The work on one segment: read it, segment its frames, write its parts. It depends on nothing but its arguments.
+
+So segments may be worked on in any order, by any process. A stream of its own reads each, with a fresh state of the
+segmenter: what is found on a frame does not depend on the segments before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mcdrl_rt.offline.manifest import Part
+from mcdrl_rt.offline.products import About, Product, Together
+from mcdrl_rt.offline.recording import Recording, tally_of
+from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.stream.pipeline import Stream
+from mcdrl_rt.stream.policy import Policy
+from mcdrl_rt.stream.supervisor import Supervisor
+from mcdrl_rt.video.index import Segment
+
+_TRIES = 2
+
+
+def work(
+    recording: Recording,
+    segment: Segment,
+    segmenter: AnySegmenter,
+    kinds: Sequence[Product],
+    about: About,
+    folder: Path,
+    opacity: float,
+    on_frame: Callable[[int], None] | None = None,
+) -> Part:
+    """Write the parts of one segment into ``folder``; each appears when it is whole.
+
+    An engine that had to be started again has lost sight of the field of view: then the segment is worked on anew.
+
+    Raises:
+        McdrlError: the segment cannot be read, segmented or written; it leaves nothing behind.
+    """
+    restarts = 0
+    for _ in range(_TRIES):
+        part = _work(recording, segment, segmenter, kinds, about, folder, opacity, on_frame)
+        restarts += part.engine_restarts
+        if not part.engine_restarts:
+            break
+    return dataclasses.replace(part, engine_restarts=restarts)
+
+
+def _work(
+    recording: Recording,
+    segment: Segment,
+    segmenter: AnySegmenter,
+    kinds: Sequence[Product],
+    about: About,
+    folder: Path,
+    opacity: float,
+    on_frame: Callable[[int], None] | None,
+) -> Part:
+    paths = [kind.part(folder, segment.number) for kind in kinds]
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)  # of pictures, those there are when work is broken off are left
+    with contextlib.ExitStack() as opened:
+        source = opened.enter_context(recording.open(segment))
+        sinks = [opened.enter_context(kind.open(path, about)) for kind, path in zip(kinds, paths, strict=True)]
+        together = Together(sinks)
+        supervisor = opened.enter_context(Supervisor(segmenter))
+        stream = Stream(
+            source,
+            supervisor.seat(),
+            {str(folder): together},
+            Policy(opacity=opacity),
+            on_frame=on_frame,
+            strict=True,
+        )
+        summary = stream.run()
+        return Part(
+            frames=summary.frames_out,
+            frames_with_lesion=summary.frames_with_lesion,
+            first=together.first,
+            last=together.last,
+            engine_restarts=summary.engine_restarts,
+            seconds=summary.seconds,
+            tally=tally_of(source),
+            problems=[summary.problem] if summary.problem else [],
+        )
