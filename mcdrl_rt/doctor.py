@@ -32,7 +32,7 @@ def examine() -> Iterator[Finding]:
         "OpenVINO": _openvino,
         "int8": _quantiser,
         "codecs": _codecs,
-        "archives": _archives,
+        "COCO": _coco,
         "capture devices": _devices,
         "default model": _model,
     }
@@ -103,12 +103,10 @@ def _codecs() -> tuple[bool, str]:
     return "libx264" in have, f"PyAV {av.__version__}, encoders: {' '.join(have)}"
 
 
-def _archives() -> tuple[bool, str]:
-    wanted = {"pyarrow": "tables", "pycocotools": "COCO masks", "jinja2": "reports"}
-    missing = [f"{what} ({name})" for name, what in wanted.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        return False, f"without {', '.join(missing)}: pip install 'mcdrl-rt[archive]'"
-    return True, ", ".join(f"{name} {importlib.metadata.version(name)}" for name in wanted)
+def _coco() -> tuple[bool, str]:
+    if importlib.util.find_spec("pycocotools") is None:
+        return False, "not installed; for masks as COCO: pip install 'mcdrl-rt[coco]'"
+    return True, f"pycocotools {importlib.metadata.version('pycocotools')}"
 
 
 def _devices(root: Path = Path("/")) -> tuple[bool, str]:

@@ -244,7 +244,7 @@ def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
     assert (ended.code, ended.err) == (0, "")
     names = [line[2:].partition(":")[0] for line in ended.out.splitlines()]
     expected = ["mcdrl-rt", "NVIDIA GPU", "fused operator", "PyTorch", "TensorRT", "OpenVINO", "int8", "codecs"]
-    assert names == [*expected, "archives", "capture devices", "default model"]
+    assert names == [*expected, "COCO", "capture devices", "default model"]
     assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
 
 

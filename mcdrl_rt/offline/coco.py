@@ -8,7 +8,7 @@ among the images; those that nothing was found on are, without annotations.
 Every image and annotation is a line of its own, written as it comes; ids follow from the frame's index and the class
 alone. So the files of a procedure's parts can be joined, and give what writing them at once would have given.
 
-Import this where it is needed only: it needs pycocotools, of the extra ``archive``.
+Import this where it is needed only: it needs pycocotools, of the extra ``coco``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mcdrl_rt.video.output import Sink, reason
 try:
     from pycocotools import mask as rle
 except ImportError:
-    raise SinkError("masks as COCO need pycocotools: pip install 'mcdrl-rt[archive]'") from None
+    raise SinkError("masks as COCO need pycocotools: pip install 'mcdrl-rt[coco]'") from None
 
 _IMAGES = b'], "images": ['
 _END = b"]}"

@@ -3,7 +3,7 @@
 The page is one file that asks nothing of a network: pictures, style and script are in it. The annotated video stays
 where it is and is played from there; a click on the timeline or on a finding goes to that moment.
 
-Import this where it is needed only: it needs jinja2 and pyarrow, of the extra ``archive``.
+Import this where it is needed only: jinja2 and pyarrow take their time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from typing import Any
 from urllib.parse import quote
 
 import cv2
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from mcdrl_rt.errors import SinkError
 from mcdrl_rt.offline.overview import Overview, look
 from mcdrl_rt.offline.whole import WholeFile
 from mcdrl_rt.types import UInt8Array
-
-try:
-    import jinja2
-except ImportError:
-    raise SinkError("a report needs jinja2: pip install 'mcdrl-rt[archive]'") from None
 
 PICTURES = 48
 """Findings with a picture at most: those with the largest areas."""

@@ -8,7 +8,7 @@ it and no dates: the same frames give the same bytes, whatever was interrupted a
     >>> with Table(Path("frames.parquet"), {"model": "mcdrl-small", "classes": ["polyp"]}) as table:
     ...     table.write(shown)
 
-Import this where it is needed only: it needs pyarrow, of the extra ``archive``.
+Import this where it is needed only: pyarrow takes its time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.whole import WholeFile
 from mcdrl_rt.types import Region, Segmentation, Shown, UInt8Array
 from mcdrl_rt.video.output import Sink, reason
-
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ImportError:
-    raise SinkError("a table of frames needs pyarrow: pip install 'mcdrl-rt[archive]'") from None
 
 ROWS_PER_GROUP = 4096
 """Rows that are held in memory and compressed together: two minutes at 30 fps."""
