@@ -5,8 +5,8 @@ says which are done; in the end they are joined, and ``NAME.summary.json`` says 
 the same job again goes on where it was stopped, and gets what he would have got at once. What was made by another
 engine, with other settings, or of another file is never mixed with it, nor do two jobs work in one folder.
 
-``NAME.annotated.mp4`` is for people. ``NAME.labels.mkv`` (FFV1, lossless) holds the class id of every pixel, 0 for
-background, in all three channels. Results lie under the output folder as a folder's videos lie in it. H.264 takes
+``NAME.annotated.mp4`` is for people. ``NAME.labels.mkv`` (FFV1, lossless, grey) holds the class id of every pixel,
+0 for background. Results lie under the output folder as a folder's videos lie in it. H.264 takes
 even sizes only, so an annotated video of odd size has one more row or column than its labels. One input that cannot
 be read does not stop the others.
 

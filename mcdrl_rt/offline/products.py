@@ -119,7 +119,7 @@ class _LabelVideo(Product):
     end = ".labels.mkv"
 
     def open(self, part: Path, about: About) -> Sink:
-        return _Labels(VideoFile(part, "ffv1", about.format, joinable=True))
+        return _Labels(VideoFile(part, "ffv1", about.format, joinable=True, grey=True))
 
     def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
         return join([Chunk(piece.path, piece.start_s) for piece in pieces], whole)
@@ -190,7 +190,7 @@ class _Labels(Sink):
     def write(self, shown: Shown) -> None:
         assert shown.segmentation is not None
         labels = shown.segmentation.labels
-        self._sink.write(Shown(shown.frame.with_pixels(np.repeat(labels[:, :, None], 3, axis=2))))
+        self._sink.write(Shown(shown.frame.with_pixels(np.broadcast_to(labels[:, :, None], (*labels.shape, 3)))))
         self.frames = self._sink.frames
 
     def close(self) -> None:

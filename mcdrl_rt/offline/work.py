@@ -22,6 +22,7 @@ from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.video.index import Segment
 
 _TRIES = 2
+_STALL_S = 60.0  # nobody watches: a machine that is busy with other things is given its time
 
 
 def work(
@@ -67,7 +68,7 @@ def _work(
         source = opened.enter_context(recording.open(segment))
         sinks = [opened.enter_context(kind.open(path, about)) for kind, path in zip(kinds, paths, strict=True)]
         together = Together(sinks)
-        supervisor = opened.enter_context(Supervisor(segmenter))
+        supervisor = opened.enter_context(Supervisor(segmenter, stall_s=_STALL_S))
         stream = Stream(
             source,
             supervisor.seat(),

@@ -7,7 +7,7 @@ of them was at hand when this was written: their options are FFmpeg's, checked b
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, cast
 
@@ -149,6 +149,7 @@ class Encoder:
         time_base: seconds per unit of the times given to ``encode``.
         live: every frame leaves at once, and a new start is made each second.
         in_order: no picture is stored before one that is shown earlier.
+        grey: all channels of the pixels are alike, and stored as one.
         options: of FFmpeg's, beyond those in ``CODECS``.
 
     Attributes:
@@ -166,9 +167,12 @@ class Encoder:
         *,
         live: bool,
         in_order: bool = False,
+        grey: bool = False,
         options: dict[str, str] | None = None,
     ) -> None:
         self._codec, self._picture_size = CODECS[name], format.size
+        if grey:
+            self._codec = replace(self._codec, pix_fmt="gray")
         self.size = encoded_size(name, format.size)
         self._time_base, self._live = time_base, live
         # half a frame early rather than late: times are rounded
@@ -216,7 +220,7 @@ class Encoder:
 
     @property
     def _is_yuv(self) -> bool:
-        return self._codec.pix_fmt != "bgr0"
+        return self._codec.pix_fmt not in ("bgr0", "gray")
 
     def _frame(self, pixels: UInt8Array) -> VideoFrame:
         """The picture in the encoder's size and pixel format, in one conversion."""
@@ -225,6 +229,8 @@ class Encoder:
         below, right = self.size[0] - pixels.shape[0], self.size[1] - pixels.shape[1]
         if below or right:
             pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
+        if self._codec.pix_fmt == "gray":
+            return VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels[:, :, 0]), format="gray")
         rgb = VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
         yuv = {"dst_colorspace": self._matrix, "dst_color_range": "MPEG"}
         kind: dict[str, Any] = yuv if self._is_yuv else {}

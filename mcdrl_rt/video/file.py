@@ -60,13 +60,20 @@ class VideoFile(Sink):
         audio: a file whose sound goes with the pictures, on the same clock; with or without any.
         joinable: no picture is stored before one that is shown earlier, so that packets of several files can follow
             each other (``chunks.join``). H.264 is an eighth larger for it, and done in two thirds of the time.
+        grey: the pixels' channels are alike: FFV1 stores them as one, in a fifth of the time.
 
     Raises:
         SinkError: the place does not allow writing, or the container does not take the codec.
     """
 
     def __init__(
-        self, target: Path, codec: str, format: VideoFormat, audio: Path | None = None, joinable: bool = False
+        self,
+        target: Path,
+        codec: str,
+        format: VideoFormat,
+        audio: Path | None = None,
+        joinable: bool = False,
+        grey: bool = False,
     ) -> None:
         check_folder(target)
         self._target, self._partial, self._live = target, partial_path(target), format.live
@@ -79,7 +86,7 @@ class VideoFile(Sink):
         self._whole: _Whole | None = None
         self._ended = threading.Event()
         try:
-            self._open(codec, format, audio)
+            self._open(codec, format, audio, grey)
         except BaseException as error:
             self.abort()  # whatever stopped it, Ctrl-C included: nothing half-written stays
             if isinstance(error, av.FFmpegError | OSError | ValueError):
@@ -88,7 +95,7 @@ class VideoFile(Sink):
         if self._live:
             threading.Thread(target=self._keep_on_disk, name="sync", daemon=True).start()
 
-    def _open(self, codec: str, format: VideoFormat, audio: Path | None) -> None:
+    def _open(self, codec: str, format: VideoFormat, audio: Path | None, grey: bool) -> None:
         self._audio = Audio(audio) if audio else None
         options = container_options(self._muxer, self._timeline.time_base, self._audio, format.live)
         # "file:" keeps FFmpeg from reading a colon in a file's name as a protocol
@@ -101,6 +108,7 @@ class VideoFile(Sink):
             self._timeline.time_base,
             live=format.live,
             in_order=self._in_order,
+            grey=grey,
         )
         self.size = self._encoder.size
         if self._audio:
