@@ -91,7 +91,7 @@ def test_stream() -> None:
         assert figures["frames"] + figures["frames_lost"] == 150
         assert figures["frames"] >= 140
         assert figures["video_delay"]["p50_ms"] < 3 * result["frame_interval_ms"]
-        assert figures["mask_age"].get("max_ms", 0) <= 125  # none older is drawn; the HUD is drawn after the age is taken
+        assert figures["mask_age"].get("max_ms", 0) <= 125  # none older is drawn; the HUD comes after
         assert figures["without_overlay"] < 0.5
     assert result["memory_mib"]["most"] > 0
     assert len(lines) == 7
