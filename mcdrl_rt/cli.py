@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mcdrl_rt.bars import Bars, progress_bar
 from mcdrl_rt.console import (
     LogLines,
     Stop,
@@ -25,7 +26,6 @@ from mcdrl_rt.console import (
     leave,
     on_signals,
     print_json,
-    progress_bar,
     quit_now,
     report,
     say,
@@ -35,6 +35,7 @@ from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
+    from mcdrl_rt.offline import Job
     from mcdrl_rt.segmenter import AnySegmenter
     from mcdrl_rt.stream.pipeline import Stream
     from mcdrl_rt.stream.policy import Policy
@@ -212,6 +213,7 @@ def process(
     no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
     segment: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="What an interruption may cost.")] = 60.0,
     opacity: Opacity = 0.35,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be written.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Segment recorded procedures: an annotated video, masks, a table of frames and a report of each.
@@ -227,15 +229,20 @@ def process(
         annotated=not no_annotated, masks=forms, table=table, report=not no_report, segment_s=segment, opacity=opacity
     )
     jobs = offline.plan(inputs, output)
+    if dry_run:
+        for job in jobs:
+            _list(job, [str(path) for path in job.results(settings)], as_json)
+        return
+    offline.make_folder(output)
     segmenter = _segmenter(model, engine, precision, device)
     about = offline.engine_facts(segmenter, model)
-    with contextlib.ExitStack() as bar:
+    with Bars([job.source for job in jobs], not as_json) as bars:
 
-        def start(job: offline.Job, frames: int | None) -> Callable[[int], None] | None:
-            return bar.enter_context(progress_bar(job.source.name, frames, not as_json))
+        def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
+            return bars.start(job.source, frames)
 
         outcomes = offline.process(jobs, output, segmenter, settings, engine=about, on_start=start)
-        failed, flawed = follow(outcomes, bar, as_json)
+        failed, flawed = follow(outcomes, bars, as_json)
     if failed or flawed:
         raise typer.Exit(1 if failed else FLAWED)
 
@@ -305,6 +312,16 @@ def doctor() -> None:
     for finding in examine():
         line = Text.assemble(marks[finding.present], f" {finding.what}: {finding.detail}")
         console.print(line, soft_wrap=True)
+
+
+def _list(job: Job, results: list[str], as_json: bool) -> None:
+    """What a procedure would become."""
+    if as_json:
+        print_json({"source": str(job.source), "results": results, "state": job.state})
+        return
+    print(f"{job.source} ({job.state})")
+    for result in results:
+        print(f"  {result}")
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from mcdrl_rt.bars import Bars
     from mcdrl_rt.offline import Outcome
     from mcdrl_rt.stream.telemetry import Summary
 
@@ -30,13 +31,13 @@ class _Stderr(Console):
         self.quiet = True
 
 
-_err = _Stderr(stderr=True)
+stderr = _Stderr(stderr=True)
 
 
 def say(text: str, label: str = "", style: str = "") -> None:
     """A line for people, on standard error; never broken, and no bracket in it is taken for a colour."""
     with contextlib.suppress(OSError):  # the terminal is gone
-        _err.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
+        stderr.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
 
 
 class LogLines(logging.Handler):
@@ -96,31 +97,15 @@ class Stop(threading.Event):
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on standard error; the count of frames alone where the end is not known."""
-    if not shown or not _err.is_terminal:
-        yield None
-        return
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=_err) as progress:
-        short = name if len(name) <= 30 else f"{name[:14]}…{name[-15:]}"  # a longer one would leave no room for the bar
-        task = progress.add_task(escape(short), total=total)
-        yield lambda frames: progress.update(task, completed=frames)
-
-
-@contextlib.contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """What is being done, and for how long, on a terminal."""
-    if not _err.is_terminal:
+    if not stderr.is_terminal:
         yield lambda _: None
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=_err, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda text: progress.update(task, description=text)
 
@@ -145,12 +130,12 @@ def report(summary: Summary, as_json: bool) -> None:
         say(summary.problem, "warning:", "yellow")
 
 
-def follow(outcomes: Iterable[Outcome], bar: contextlib.ExitStack, as_json: bool) -> tuple[bool, bool]:
+def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool, bool]:
     """Say what becomes of recorded procedures, each when it has ended, and at the end which of them failed.
 
     Args:
         outcomes: of all of them.
-        bar: holds the progress bar of the one that has just ended.
+        bars: their progress.
         as_json: for programs, too.
 
     Returns:
@@ -158,7 +143,7 @@ def follow(outcomes: Iterable[Outcome], bar: contextlib.ExitStack, as_json: bool
     """
     failed, flawed, count = list[Path](), False, 0
     for outcome in outcomes:
-        bar.close()
+        bars.end(outcome.job.source)
         source, count = outcome.job.source, count + 1
         if outcome.summary is None:
             failed.append(source)

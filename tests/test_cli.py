@@ -681,12 +681,17 @@ def test_process_keeps_only_whole_videos_when_stopped(spawn: Start, engine: Path
 
 
 def test_a_terminal_gets_a_progress_bar(engine: Path, shelf: Path, tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
     video = tmp_path / f"{'a_long_name_' * 10}[1].mp4"
     video.write_bytes((shelf / "v.mp4").read_bytes())
-    arguments = ["stream", "--input", str(video), "--output", str(tmp_path / "o.mp4"), "--model", str(engine)]
+    seen = in_a_terminal("stream", "--input", video, "--output", tmp_path / "o.mp4", "--model", engine)
+    assert b"12/12" in seen and f"{video.name} → ".encode() in seen
+
+
+def in_a_terminal(*arguments: object) -> bytes:
+    """What the command shows there."""
+    ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*CLI, *arguments],
+        [*CLI, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stderr=theirs,
         env=os.environ | {"COLUMNS": "80", "TERM": "xterm-256color"},
@@ -702,7 +707,27 @@ def test_a_terminal_gets_a_progress_bar(engine: Path, shelf: Path, tmp_path: Pat
             break
     os.close(ours)
     assert process.wait(60) == 0
-    assert b"12/12" in seen and f"{video.name} → ".encode() in seen
+    return seen
+
+
+def test_an_archive_gets_a_bar_for_all_and_a_list_before(
+    engine: Path, shelf: Path, tmp_path: Path, here: Callable[..., Ended]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (folder / name).write_bytes((shelf / "v.mp4").read_bytes())
+    job = ("process", folder, "--output", out, "--model", engine, "--masks", "coco", "--no-report")
+    listed = here(*job, "--dry-run")
+    kinds = ("annotated.mp4", "masks.json", "frames.parquet", "summary.json")
+    a, b = ([f"{folder}/{name}.mp4 (new)", *(f"  {out}/{name}.{kind}" for kind in kinds)] for name in "ab")
+    assert (listed.code, listed.out.splitlines(), listed.err) == (0, [*a, *b], "")
+    assert not out.exists()
+    assert b"1 of 2" in in_a_terminal(*job)
+    again = here(*job, "--dry-run", "--json")
+    states = [json.loads(line) for line in again.out.splitlines()]
+    assert [one["state"] for one in states] == ["done", "done"]
+    assert all(Path(result).is_file() for one in states for result in one["results"])
 
 
 # --- what starting costs ------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def process(
             needs a package that is not installed.
     """
     settings = settings or Settings()
+    make_folder(output)
     about = {"name": segmenter.engine.name, "model": segmenter.spec.name} if engine is None else engine
     crew = Crew(segmenter, about, settings, products(settings))
     with _locked(output):

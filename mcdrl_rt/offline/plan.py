@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 
@@ -51,9 +52,21 @@ class Job:
         """What is written last: where it is, the procedure is done."""
         return self.result(".summary.json")
 
+    @property
+    def state(self) -> str:
+        """How far it is, in a word."""
+        return "done" if self.summary.exists() else "begun" if self.parts.exists() else "new"
+
+    def results(self, settings: Settings) -> list[Path]:
+        """Everything that it is to become."""
+        masks = {"ffv1": ".labels.mkv", "png": ".masks", "coco": ".masks.json"}
+        ends = [".annotated.mp4"] * settings.annotated + [masks[form] for form in settings.masks]
+        ends += [".frames.parquet"] * settings.table + [".report.html"] * settings.report
+        return [self.result(end) for end in (*ends, ".summary.json")]
+
 
 def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
-    """Find the procedures in ``inputs`` and name their results; the output folder is made.
+    """Find the procedures in ``inputs`` and name their results.
 
     Args:
         inputs: files; folders, looked through for videos, or where there is none for folders of pictures; globs;
@@ -62,7 +75,7 @@ def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
 
     Raises:
         SourceError: an input does not exist, holds nothing to see, or two would get the same name.
-        SinkError: the output folder is an input, lies in one, or cannot be made, or a result would replace an input.
+        SinkError: the output folder is an input or lies in one, or a result would replace an input.
     """
     paths = _named(inputs)
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
@@ -81,7 +94,6 @@ def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
     replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
-    make_folder(output)
     return jobs
 
 

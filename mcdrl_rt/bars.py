@@ -1,0 +1,108 @@
+"""Progress bars, on a terminal: for one video, and for an archive of them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from mcdrl_rt.console import stderr
+
+_LONGEST = 30  # characters of a name: a longer one would leave no room for the bar
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, total: int | None, shown: bool) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on standard error; the count of frames alone where the end is not known."""
+    if not shown or not stderr.is_terminal:
+        yield None
+        return
+    with _progress() as progress:
+        task = progress.add_task(_short(name), total=total, count=f"0/{total or '?'}", fps="")
+        yield lambda frames: _advance(progress, task, frames, total)
+
+
+class Bars:
+    """A bar for the procedure at work, and one for all of them, by the size of their files.
+
+    Args:
+        sources: of all procedures; a folder counts with what lies in it.
+        shown: False to show nothing, as where there is no terminal.
+    """
+
+    def __init__(self, sources: Sequence[Path], shown: bool) -> None:
+        self._sizes = {source: _size(source) for source in sources}
+        self._progress = _progress() if shown and stderr.is_terminal else None
+        self._lock = threading.Lock()
+        self._left = list(sources)
+        self._total: Any = None
+        self._tasks: dict[Path, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            if len(self._left) > 1:
+                size = sum(self._sizes.values())
+                self._total = self._progress.add_task("all", total=size, count=self._count(), fps="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def start(self, source: Path, frames: int | None) -> Callable[[int], None] | None:
+        """Show a procedure; what is returned takes the number of its frames that are done."""
+        if self._progress is None:
+            return None
+        progress = self._progress
+        task = self._tasks[source] = progress.add_task(_short(source.name), total=frames, count="", fps="")
+
+        def advance(done: int) -> None:
+            _advance(progress, task, done, frames)
+            self._advance_all(self._sizes[source] * done // frames if frames else 0)
+
+        return advance
+
+    def end(self, source: Path) -> None:
+        """A procedure has ended, however that was."""
+        with self._lock:
+            if source in self._left:
+                self._left.remove(source)
+        if self._progress is not None:
+            if (task := self._tasks.pop(source, None)) is not None:
+                self._progress.remove_task(task)
+            self._advance_all(0)
+
+    def _advance_all(self, more: int) -> None:
+        if self._progress is not None and self._total is not None:
+            done = sum(self._sizes.values()) - sum(self._sizes[source] for source in self._left)
+            self._progress.update(self._total, completed=done + more, count=self._count())
+
+    def _count(self) -> str:
+        return f"{len(self._sizes) - len(self._left)} of {len(self._sizes)}"
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in ("count", "fps")]
+    return Progress(TextColumn("{task.description}"), BarColumn(), *texts, TimeRemainingColumn(), console=stderr)
+
+
+def _advance(progress: Any, task: Any, frames: int, total: int | None) -> None:
+    speed = next((each.speed for each in progress.tasks if each.id == task), None)
+    fps = f"{speed:.0f} fps" if speed else ""
+    progress.update(task, completed=frames, count=f"{frames}/{total or '?'}", fps=fps)
+
+
+def _short(name: str) -> str:
+    from rich.markup import escape
+
+    return escape(name if len(name) <= _LONGEST else f"{name[:14]}…{name[-15:]}")
+
+
+def _size(source: Path) -> int:
+    files = source.iterdir() if source.is_dir() else [source]
+    return sum(file.stat().st_size for file in files if file.is_file())
