@@ -1,14 +1,17 @@
-"""Progress bars, on a terminal: for one video, and for an archive of them."""
+"""Progress, for people: a bar for one video, bars for an archive of them, and a word on each that has ended."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mcdrl_rt.console import stderr
+from mcdrl_rt.console import print_json, report, say, stderr
+
+if TYPE_CHECKING:
+    from mcdrl_rt.offline import Outcome
 
 _LONGEST = 30  # characters of a name: a longer one would leave no room for the bar
 
@@ -82,6 +85,39 @@ class Bars:
 
     def _count(self) -> str:
         return f"{len(self._sizes) - len(self._left)} of {len(self._sizes)}"
+
+
+def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool, bool]:
+    """Say what becomes of recorded procedures, each when it has ended, and at the end which of them failed.
+
+    Args:
+        outcomes: of all of them.
+        bars: their progress.
+        as_json: for programs, too.
+
+    Returns:
+        Whether one failed, and whether one has a flaw.
+    """
+    failed, flawed, count = list[Path](), False, 0
+    for outcome in outcomes:
+        bars.end(outcome.job.source)
+        source, count = outcome.job.source, count + 1
+        if outcome.summary is None:
+            failed.append(source)
+            say(f"{outcome.error}", "error:", "bold red")
+            if as_json:
+                print_json({"source": str(source), "error": outcome.error})
+            continue
+        flawed |= bool(outcome.summary.problem)
+        if outcome.before and not as_json:
+            say(f"{source}: already done")
+        else:
+            report(outcome.summary, as_json)
+    if failed:
+        say(f"{len(failed)} of {count} procedures failed:")
+    for source in failed:
+        say(f"  {source}")
+    return bool(failed), flawed
 
 
 def _progress() -> Any:

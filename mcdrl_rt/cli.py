@@ -18,11 +18,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt.bars import Bars, progress_bar
+from mcdrl_rt.bars import Bars, follow, progress_bar
 from mcdrl_rt.console import (
     LogLines,
     Stop,
-    follow,
     leave,
     on_signals,
     print_json,
@@ -213,6 +212,9 @@ def process(
     no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
     segment: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="What an interruption may cost.")] = 60.0,
     opacity: Opacity = 0.35,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Blank text and what is outside the body; no sound, hashed names.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be written.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -226,9 +228,15 @@ def process(
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
     settings = offline.Settings(
-        annotated=not no_annotated, masks=forms, table=table, report=not no_report, segment_s=segment, opacity=opacity
+        annotated=not no_annotated,
+        masks=forms,
+        table=table,
+        report=not no_report,
+        segment_s=segment,
+        opacity=opacity,
+        private=deidentify,
     )
-    jobs = offline.plan(inputs, output)
+    jobs = offline.plan(inputs, output, offline.pseudonym if deidentify else None)
     if dry_run:
         for job in jobs:
             _list(job, [str(path) for path in job.results(settings)], as_json)

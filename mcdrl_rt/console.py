@@ -11,16 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mcdrl_rt.bars import Bars
-    from mcdrl_rt.offline import Outcome
     from mcdrl_rt.stream.telemetry import Summary
 
 
@@ -128,39 +125,6 @@ def report(summary: Summary, as_json: bool) -> None:
     say(f"  {', '.join(times)}")
     if summary.problem:
         say(summary.problem, "warning:", "yellow")
-
-
-def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool, bool]:
-    """Say what becomes of recorded procedures, each when it has ended, and at the end which of them failed.
-
-    Args:
-        outcomes: of all of them.
-        bars: their progress.
-        as_json: for programs, too.
-
-    Returns:
-        Whether one failed, and whether one has a flaw.
-    """
-    failed, flawed, count = list[Path](), False, 0
-    for outcome in outcomes:
-        bars.end(outcome.job.source)
-        source, count = outcome.job.source, count + 1
-        if outcome.summary is None:
-            failed.append(source)
-            say(f"{outcome.error}", "error:", "bold red")
-            if as_json:
-                print_json({"source": str(source), "error": outcome.error})
-            continue
-        flawed |= bool(outcome.summary.problem)
-        if outcome.before and not as_json:
-            say(f"{source}: already done")
-        else:
-            report(outcome.summary, as_json)
-    if failed:
-        say(f"{len(failed)} of {count} procedures failed:")
-    for source in failed:
-        say(f"  {source}")
-    return bool(failed), flawed
 
 
 def _unusual(summary: Summary) -> list[tuple[int, str]]:

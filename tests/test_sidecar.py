@@ -209,7 +209,7 @@ def test_engines_of_one_stem_have_sidecars_of_their_own(small_checkpoint: Path, 
 
 def test_a_damaged_key_is_said(own_key: Path, copied: Path) -> None:
     own_key.write_bytes(b"short")
-    with pytest.raises(EngineError, match=f"delete {own_key} and rebuild"):
+    with pytest.raises(EngineError, match=f"is damaged; delete {own_key}"):
         read_sidecar(copied)
 
 

@@ -191,11 +191,14 @@ def test_a_resized_window_letterboxes_and_wide_pixels_are_wide(start: Callable[.
 
 
 @pytest.fixture
-def manager(screen: str) -> Iterator[None]:
+def manager(screen: str, tmp_path: Path) -> Iterator[None]:
     """A window manager: without one no window gets the whole screen, or a button that closes it."""
     if shutil.which("openbox") is None:
         pytest.skip("needs openbox, a window manager")
-    process = subprocess.Popen(["openbox"], env=os.environ | {"DISPLAY": screen}, stderr=subprocess.DEVNULL)
+    started = tmp_path / "started"
+    command = ["openbox", "--startup", f"touch {started}"]
+    process = subprocess.Popen(command, env=os.environ | {"DISPLAY": screen}, stderr=subprocess.DEVNULL)
+    until(started.exists, "a window manager")  # a window that comes while it starts may never be shown
     yield
     process.terminate()
     process.wait(10)
@@ -254,6 +257,17 @@ def test_one_window_at_a_time(unseen: Callable[[], Window]) -> None:
         again.close()
     again.close()
     assert "window" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_screen_that_does_not_answer_is_said(unseen: Callable[[], Window], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("mcdrl_rt.video.window._OPEN_S", 0.2)
+    opens = Window._open
+    monkeypatch.setattr(Window, "_open", lambda window: (answers.wait(20), opens(window)))
+    with pytest.raises(SinkError, match=r"nothing came of it in 0 s; does the screen answer\?"):
+        unseen()
+    answers.set()
+    until(lambda: "window" not in {thread.name for thread in threading.enumerate()}, "its end, however late")
 
 
 def test_writing_waits_for_no_screen_and_the_newest_is_drawn(

@@ -16,15 +16,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from mcdrl_rt.engine.gpu import gpus
+from mcdrl_rt.engine.key import user_key
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.version import __version__
 
@@ -166,32 +163,7 @@ def engine_key(create: bool = True) -> bytes | None:
     Raises:
         EngineError: it can be neither read nor made.
     """
-    path = Path(os.environ.get("MCDRL_STATE") or platformdirs.user_state_dir("mcdrl-rt")) / "engine.key"
-    try:
-        if not path.exists():
-            if not create:
-                return None
-            _make_key(path)
-        key = path.read_bytes()
-    except OSError as error:
-        reason = f"{error.strerror}; set MCDRL_STATE"
-        raise EngineError(f"cannot keep the key that engines are signed with in {path}: {reason}") from error
-    if len(key) != _KEY_BYTES:
-        raise EngineError(f"the key that engines are signed with is damaged; delete {path} and rebuild your engines")
-    return key
-
-
-def _make_key(path: Path) -> None:
-    """Write a new key, readable by its user alone; of two processes that do so at once, one wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".engine.key.")  # mode 0600
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(_KEY_BYTES))
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(name, path)  # unlike a rename, never replaces a key
-    finally:
-        os.unlink(name)
+    return user_key("engine", "engines are signed with", create)
 
 
 def _problem(engine: Path, content: dict[str, Any]) -> str | None:

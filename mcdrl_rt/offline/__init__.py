@@ -18,6 +18,7 @@ be read does not stop the others.
 from mcdrl_rt.offline.archive import Outcome, process
 from mcdrl_rt.offline.fingerprint import engine_facts
 from mcdrl_rt.offline.plan import Job, make_folder, plan
+from mcdrl_rt.offline.privacy import pseudonym
 from mcdrl_rt.offline.settings import Settings
 
-__all__ = ["Job", "Outcome", "Settings", "engine_facts", "make_folder", "plan", "process"]
+__all__ = ["Job", "Outcome", "Settings", "engine_facts", "make_folder", "plan", "process", "pseudonym"]

@@ -49,13 +49,13 @@ def finish(
         _move(whole, job.result(kind.end))
     told = list(dict.fromkeys(text for text in problems if text))
     summary = dataclasses.replace(
-        _summary(job, manifest, recording),
+        _summary(job.name(settings) if settings.private else str(job.source), manifest, recording),
         output=str(job.result(kinds[0].end)),
         problem="; ".join(told[:_TOLD]) + ("; …" if len(told) > _TOLD else "") or None,
     )
     if settings.report:
         origin_s = min(*starts.values(), Fraction(0))
-        _report(job, manifest.folder, summary, origin_s if settings.annotated else None)
+        _report(job, job.name(settings), manifest.folder, summary, origin_s if settings.annotated else None)
     done = manifest.folder / "summary.json"
     write_json(done, {"fingerprint": manifest.fingerprint, "summary": dataclasses.asdict(summary)})
     keep_names(job.summary.parent)  # the results' names before that which says they are there
@@ -65,7 +65,7 @@ def finish(
     return summary
 
 
-def _summary(job: Job, manifest: Manifest, recording: Recording) -> Summary:
+def _summary(source: str, manifest: Manifest, recording: Recording) -> Summary:
     """All parts as one run."""
     parts = [part for part in manifest.parts if part.frames]
     frames, seconds = sum(part.frames for part in parts), sum(part.seconds for part in parts)
@@ -73,7 +73,7 @@ def _summary(job: Job, manifest: Manifest, recording: Recording) -> Summary:
     video_s = float((last - first) * recording.format.time_base + 1 / recording.format.rate)
     engine = manifest.fingerprint["engine"]
     return Summary(
-        source=str(job.source),
+        source=source,
         output="",
         model=engine["model"],
         engine=engine["name"],
@@ -90,11 +90,11 @@ def _summary(job: Job, manifest: Manifest, recording: Recording) -> Summary:
     )
 
 
-def _report(job: Job, folder: Path, summary: Summary, origin_s: Fraction | None) -> None:
+def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fraction | None) -> None:
     """Write the report; with pictures, where there is an annotated video and it is known which time is zero in it."""
     from mcdrl_rt.offline.report import write_report
 
-    about = {"name": job.source.name, "model": summary.model, "engine": summary.engine, "made by": __version__}
+    about = {"name": name, "model": summary.model, "engine": summary.engine, "made by": __version__}
     if summary.problem:
         about["note"] = summary.problem
     table, whole = job.result(".frames.parquet"), folder / "whole.report.html"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,10 @@ class Job:
         """How far it is, in a word."""
         return "done" if self.summary.exists() else "begun" if self.parts.exists() else "new"
 
+    def name(self, settings: Settings) -> str:
+        """What it is called in its results."""
+        return self.place.name if settings.private else self.source.name
+
     def results(self, settings: Settings) -> list[Path]:
         """Everything that it is to become."""
         masks = {"ffv1": ".labels.mkv", "png": ".masks", "coco": ".masks.json"}
@@ -65,13 +69,14 @@ class Job:
         return [self.result(end) for end in (*ends, ".summary.json")]
 
 
-def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
+def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Path] | None = None) -> list[Job]:
     """Find the procedures in ``inputs`` and name their results.
 
     Args:
         inputs: files; folders, looked through for videos, or where there is none for folders of pictures; globs;
             ``@FILE``, a list with one of these on each line.
         output: folder of the results, which lie in it as the inputs lie in theirs.
+        rename: what results are called instead, given their place in that folder.
 
     Raises:
         SourceError: an input does not exist, holds nothing to see, or two would get the same name.
@@ -86,9 +91,9 @@ def plan(inputs: Iterable[str | Path], output: Path) -> list[Job]:
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
         files += _within(path) if path.is_dir() else [(path, _place(path, alone))]
-    jobs = [Job(file, output / place) for file, place in files]
+    jobs = [Job(file, output / (rename(place) if rename else place)) for file, place in files]
     places = [job.place for job in jobs]
-    twice = sorted({job.place.name for job in jobs if places.count(job.place) > 1})
+    twice = sorted({_stem(job.source) for job in jobs if places.count(job.place) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
     replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}

@@ -77,7 +77,7 @@ def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Su
     fingerprint = crew.fingerprint | {"input": input_facts(job.source)}
     if summary := done_before(job, fingerprint):
         return summary, True
-    recording = open_recording(job.source)
+    recording = open_recording(job.source, crew.settings.private)
     manifest = _manifest(job, crew, recording, fingerprint)
     try:
         return _carry_on(job, crew, recording, manifest, on_start), False
@@ -132,8 +132,8 @@ def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerpri
 
 
 def _about(job: Job, crew: Crew, recording: Recording) -> About:
-    spec = crew.segmenter.spec
-    facts = {"source": job.source.name, "time_base": str(recording.format.time_base), "classes": list(spec.classes)}
+    spec, name = crew.segmenter.spec, job.name(crew.settings)
+    facts = {"source": name, "time_base": str(recording.format.time_base), "classes": list(spec.classes)}
     return About(recording.format, spec.classes, facts | {"engine": dict(crew.engine)}, recording.sound)
 
 

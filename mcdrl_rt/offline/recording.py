@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
-from mcdrl_rt.types import VideoFormat
+import numpy as np
+
+from mcdrl_rt.offline.pictures import Pictures
+from mcdrl_rt.offline.privacy import Deidentified
+from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
+from mcdrl_rt.video.field import field_of
 from mcdrl_rt.video.index import Segment, cut, index_of
 from mcdrl_rt.video.playlist import PICTURES
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
+
+_SAMPLES = 60
 
 
 class Recording(ABC):
@@ -31,6 +41,10 @@ class Recording(ABC):
     sound: Path | None = None
 
     @abstractmethod
+    def samples(self) -> Iterator[UInt8Array]:
+        """Frames from beginning to end, of which it can be told where its picture is; none for a set of pictures."""
+
+    @abstractmethod
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
         """The same segments of the same recording, always."""
 
@@ -47,18 +61,25 @@ class Recording(ABC):
         """What was wrong with it, given what became of its segments, in their order."""
 
 
-def open_recording(path: Path) -> Recording:
+def open_recording(path: Path, private: bool = False) -> Recording:
     """Look at a recording, without keeping it open.
+
+    Args:
+        path: a video, a picture or a folder of pictures.
+        private: what would say who it is of is blanked, and its sound left out.
 
     Raises:
         SourceError: it cannot be read.
     """
     stills = path.is_dir() or path.suffix.lower() in PICTURES
-    return _Pictures(path) if stills else _File(path)
+    recording = _Pictures(path) if stills else _File(path)
+    return _Private(recording) if private else recording
 
 
 def tally_of(source: Source) -> Tally:
     """What became of a segment that was read; pictures say it in their ``problem``."""
+    if isinstance(source, Deidentified):
+        return tally_of(source.source)
     return source.tally if isinstance(source, Video) else Tally()
 
 
@@ -67,6 +88,17 @@ class _File(Recording):
         self.path = self.sound = path
         self._index = index_of(path)
         self.format, self.frames = self._index.format, len(self._index.times)
+
+    def samples(self) -> Iterator[UInt8Array]:
+        times, time_base = self._index.keyframes, self.format.time_base
+        if self._index.problem is not None:  # then there is no way to the middle but through the beginning
+            with open_source(str(self.path)) as source:
+                yield from (frame.pixels for frame in itertools.islice(source, 0, _SAMPLES * 15, 15))
+            return
+        with contextlib.closing(Pictures(self.path, Fraction(0))) as pictures:
+            for time in times[:: -(-len(times) // _SAMPLES)]:
+                if (picture := pictures(float(time * time_base))) is not None:
+                    yield picture
 
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
         return cut(self._index, segment_s)
@@ -84,6 +116,9 @@ class _Pictures(Recording):
         with open_source(str(path)) as source:
             self.format, self.frames = source.format, source.frame_count
 
+    def samples(self) -> Iterator[UInt8Array]:
+        return iter(())
+
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
         return (Segment(0, None, None),)
 
@@ -92,3 +127,27 @@ class _Pictures(Recording):
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return None
+
+
+class _Private(Recording):
+    """Another recording, of which nobody can tell whose it is."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.path, self.format, self.frames = recording.path, recording.format, recording.frames
+        samples = list(recording.samples())
+        self._field = field_of(samples)
+        if samples and self._field is None:  # it is dark from end to end: better black than a name
+            self._field = np.zeros(self.format.size, np.uint8)
+
+    def samples(self) -> Iterator[UInt8Array]:
+        return self._recording.samples()
+
+    def segments(self, segment_s: float) -> tuple[Segment, ...]:
+        return self._recording.segments(segment_s)
+
+    def open(self, segment: Segment) -> Source:
+        return Deidentified(self._recording.open(segment), self._field)
+
+    def verdict(self, tallies: Iterable[Tally]) -> str | None:
+        return self._recording.verdict(tallies)

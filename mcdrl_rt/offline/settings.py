@@ -23,6 +23,7 @@ class Settings:
         report: write the report, which needs the table.
         segment_s: seconds of video that are worked on at a time: what an interruption costs.
         opacity: of the lesions' tint, 0…1.
+        private: take out what would say who it is of, see ``privacy``.
 
     Raises:
         SinkError: an unknown form of masks, or nothing is to be written.
@@ -34,6 +35,7 @@ class Settings:
     report: bool = True
     segment_s: float = 60.0
     opacity: float = 0.35
+    private: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.masks if name not in MASKS]

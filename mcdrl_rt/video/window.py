@@ -25,6 +25,7 @@ from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.view import View
 
 _POLL_S = 0.02  # a key waits this long at most
+_OPEN_S = 20.0
 _CLOSE_S = 5.0
 _SMALLEST = 240, 320  # (height, width)
 _SHARE = 0.9  # of the screen, at most, that a window takes before anyone has resized it
@@ -61,7 +62,9 @@ class Window(Sink):
             raise SinkError("one window is open already; show another stream with another mcdrl-rt")
         self._thread = threading.Thread(target=self._run, name="window", daemon=True)
         self._thread.start()
-        self._opened.wait()
+        if not self._opened.wait(_OPEN_S):
+            self._end.set()
+            raise SinkError(f"cannot show a window: nothing came of it in {_OPEN_S:.0f} s; does the screen answer?")
         self._raise_failure()
 
     def write(self, shown: Shown) -> None:

@@ -1,0 +1,133 @@
+"""The endoscope's field of view to its edge, without what is written on it, so that all the rest can be blanked.
+
+Processors draw a round, octagonal or rectangular picture into a black canvas, and write names, dates and numbers
+around it, into its corners, or across its edge. ``region`` finds a generous box for the model; this finds the form, and
+errs on the narrow side. What is written on the picture is told from it by staying where it is while the picture moves:
+that takes several frames, from different moments. In a single picture, and where nothing moves, it is not found.
+
+    >>> field = field_of(frames)                                           # doctest: +SKIP
+    >>> private = blanked(frame.pixels, field)                             # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from mcdrl_rt.types import UInt8Array
+
+_LONGER_SIDE = 480  # cells of the grid a frame is measured on
+_CONTRAST = 14  # grey levels between the surround and the darkest mucosa
+_BRIGHTEST_SURROUND = 40
+_STROKES = 15  # cells: what is thinner is text, a ruler, an icon
+_LARGE = 0.25  # of the largest patch: smaller ones are insets, larger ones parts of a picture that a dark lumen cuts
+_LEAST = 0.05  # of the frame; where less is lit, it is too dark to say
+_FULL = 0.97
+_WRITTEN_SIDE = 960  # cells of the grid on which writing is looked for
+_FRAMES = 8  # with fewer, nothing is known to stand still
+_MOVED = 8.0  # grey levels between one frame and the next: the picture is another one
+_STROKE_CONTRAST = 24  # grey levels
+_OFTEN = 0.3  # share of the frames with a stroke in one place: digits of a clock come and go, reflections do not return
+_ROOM = 9  # cells around strokes that belong to the text, and between its letters
+_AGREED = 0.1  # share of the frames in which a place was in the picture: in the dark, its edge is not seen
+
+
+def field_of(frames: Iterable[UInt8Array]) -> UInt8Array | None:
+    """The field of view of a video: it does not move while an endoscope is plugged in.
+
+    Args:
+        frames: some of it, (H, W, 3) uint8, RGB, from beginning to end; of several sizes, the first counts.
+
+    Returns:
+        (H, W) uint8, 255 inside and 0 outside and where something is written; where the picture fills most of the
+        frames, all is inside but that. None where all are too dark to say.
+    """
+    size: tuple[int, int] | None = None
+    forms, full, writing = [], 0, _Writing()
+    for rgb in frames:
+        size = size or (int(rgb.shape[0]), int(rgb.shape[1]))
+        if rgb.shape[:2] != size or (form := _measure(rgb)) is None:
+            continue
+        writing.see(rgb)
+        if form.mean() >= _FULL:
+            full += 1  # a menu, a test picture, or an endoscope without a surround
+        else:
+            forms.append(form)
+    if size is None or not (forms or full):
+        return None
+    field = np.full(size, 255, np.uint8)
+    if full < len(forms):
+        agreed = np.mean(forms, axis=0) >= max(_AGREED, 1 / len(forms))
+        narrow = cv2.erode(agreed.astype(np.float32), np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
+        field[cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_LINEAR) <= 0.5] = 0
+    if (written := writing.found) is not None:
+        field[cv2.resize(written, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
+    return field
+
+
+def blanked(rgb: UInt8Array, field: UInt8Array) -> UInt8Array:
+    """The pixels, black outside of the field; all black where their size is another one.
+
+    Args:
+        rgb: (H, W, 3) uint8; not changed.
+        field: (H, W) uint8, from ``field_of``.
+    """
+    if rgb.shape[:2] != field.shape:
+        return np.zeros_like(rgb)
+    return np.asarray(cv2.bitwise_and(rgb, rgb, mask=field), np.uint8)
+
+
+class _Writing:
+    """Looks for thin bright strokes that are where they were when the picture has become another one."""
+
+    def __init__(self) -> None:
+        self._last: UInt8Array | None = None
+        self._counts: np.ndarray | None = None
+        self._frames = 0
+
+    def see(self, rgb: UInt8Array) -> None:
+        """Take a frame; one that looks like the last one says nothing."""
+        small = _small(rgb, _WRITTEN_SIDE).max(axis=2)
+        if self._last is not None and cv2.absdiff(small, self._last).mean() < _MOVED:
+            return
+        strokes = cv2.morphologyEx(small, cv2.MORPH_TOPHAT, np.ones((_ROOM, _ROOM))) > _STROKE_CONTRAST
+        self._counts = strokes.astype(np.int32) if self._counts is None else self._counts + strokes
+        self._last, self._frames = small, self._frames + 1
+
+    @property
+    def found(self) -> UInt8Array | None:
+        """(h, w) uint8, 1 where something is written; None where too few frames were seen to say."""
+        if self._counts is None or self._frames < _FRAMES:
+            return None
+        often = (self._counts >= _OFTEN * self._frames).astype(np.uint8)
+        return np.asarray(cv2.dilate(often, np.ones((_ROOM, 2 * _ROOM))), np.uint8)
+
+
+def _small(rgb: UInt8Array, longer_side: int) -> UInt8Array:
+    scale = min(1.0, longer_side / max(rgb.shape[:2]))
+    columns, rows = (max(1, round(side * scale)) for side in rgb.shape[1::-1])
+    return np.asarray(cv2.resize(rgb, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _measure(rgb: UInt8Array) -> np.ndarray | None:
+    """(h, w) bool on a small grid: the convex hull of what is lit, without what is written; None in the dark."""
+    small = _small(rgb, _LONGER_SIDE)
+    level = small.max(axis=2)  # not luma: mucosa in shadow is dark red
+    border = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
+    dark = border[border <= _BRIGHTEST_SURROUND]
+    lit = (level > (int(np.median(dark)) if dark.size else 0) + _CONTRAST).astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_STROKES, _STROKES))
+    # beyond the frame's edge a picture goes on: else opening would cut its corners there
+    framed = cv2.copyMakeBorder(lit, *(_STROKES,) * 4, cv2.BORDER_REPLICATE)
+    opened = cv2.morphologyEx(framed, cv2.MORPH_OPEN, disc)[_STROKES:-_STROKES, _STROKES:-_STROKES]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(opened))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if not areas.size or areas.sum() < _LEAST * lit.size:
+        return None
+    large = np.isin(labels, np.flatnonzero(areas >= _LARGE * areas.max()) + 1)
+    hull = cv2.convexHull(np.argwhere(large)[:, ::-1].astype(np.int32))
+    form = np.zeros(lit.shape, np.uint8)
+    cv2.fillConvexPoly(form, hull, 1)
+    return form > 0

@@ -1,0 +1,121 @@
+"""A procedure without a name: nothing that says who it is of is in any of the results."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from clips import read_pixels, write_audio, write_clip
+from streams import BrightEngine
+from test_field import SIZE, form, tissue, write
+
+from mcdrl_rt.offline import Settings, plan, process, pseudonym
+from mcdrl_rt.offline.privacy import Deidentified
+from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.source import open_source
+
+SECRET = "Doe_Jane"
+SETTINGS = Settings(masks=("ffv1", "coco"), segment_s=0.5, private=True)
+ROOM = np.full((*SIZE, 3), (150, 155, 160), np.uint8)
+
+
+def pictures() -> tuple[list[UInt8Array], list[UInt8Array]]:
+    """Two seconds in a body with a name beside and on the picture, then a second in a room; and where the names are."""
+    inside = form("octagon", 0.7)
+    shown, inks = [], []
+    for index in range(60):
+        seen = ROOM if index >= 40 else tissue(index)
+        rgb = cv2.bitwise_and(seen, seen, mask=inside)
+        beside, ink = write(rgb, "DOE, JANE", (5, 20))
+        both, more = write(beside, "1950", (200, 200))
+        shown.append(both)
+        inks.append(ink | more)
+    return shown, inks
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A file that says it everywhere: its name, folder, title, sound, and its pictures."""
+    bare, sound = tmp_path / "bare.mkv", write_audio(tmp_path / "voice.wav")
+    options = {"g": "5", "bf": "0", "crf": "10"}
+    write_clip(bare, size=SIZE, pts=range(60), pictures=pictures()[0], rate=Fraction(20), codec_options=options)
+    video = tmp_path / "in" / SECRET / f"{SECRET}.mkv"
+    video.parent.mkdir(parents=True)
+    with av.open(bare) as source, av.open(sound) as voice, av.open(video, "w") as target:
+        target.metadata.update(title=SECRET, comment=SECRET, creation_time="2020-01-01T00:00:00Z")
+        given = (source.streams.video[0], voice.streams.audio[0])
+        streams = {stream.type: target.add_stream_from_template(stream) for stream in given}
+        streams["video"].metadata["title"] = SECRET
+        for container in (source, voice):
+            for packet in container.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream.type]
+                    target.mux(packet)
+    return tmp_path / "in"
+
+
+def test_no_result_says_who_it_is_of(recording: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (outcome,) = process(plan([recording], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS)
+    assert outcome.error is None and outcome.summary is not None and outcome.summary.frames_out == 60
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) == 7  # six results and the lock
+    for path in files:
+        assert SECRET not in str(path.relative_to(out))
+        content = path.read_bytes()
+        assert SECRET.encode() not in content and b"2020-01" not in content, path
+        assert str(tmp_path).encode() not in content.replace(str(out).encode(), b""), path
+    (video,) = [path for path in files if path.name.endswith(".annotated.mp4")]
+    with av.open(video) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    hud = SIZE[0] - 60  # what we write ourselves is below
+    for index, (shown, ink) in enumerate(zip(read_pixels(video), pictures()[1], strict=True)):
+        assert shown[:hud][ink[:hud]].max() < 60, index
+        dark = bool(shown[:hud].max() < 60)
+        assert dark == (index >= 40), index
+
+
+def test_a_name_is_the_same_each_time_and_another_for_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCDRL_STATE", str(tmp_path / "one"))
+    place = Path(SECRET) / "day 1"
+    first = pseudonym(place)
+    assert pseudonym(place) == first != pseudonym(Path("Doe_John") / "day 1")
+    assert len(first.parts) == 2 and all(part.isalnum() and len(part) == 16 for part in first.parts)
+    assert pseudonym(Path("Doe_John") / "day 1").name == first.name  # folders stay folders
+    monkeypatch.setenv("MCDRL_STATE", str(tmp_path / "two"))
+    assert pseudonym(place) != first
+
+
+def test_pictures_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    for index, rgb in enumerate(pictures()[0][:3]):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), rgb[..., ::-1])
+    with Deidentified(open_source(str(tmp_path)), None) as source:
+        frames = list(source)
+    outside = cv2.dilate(form("octagon", 0.7), np.ones((7, 7))) == 0
+    assert len(frames) == 3 and all(frame.pixels.any() and not frame.pixels[outside].any() for frame in frames)
+
+
+def test_names_with_and_without_are_never_in_one_folder(recording: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    list(process(plan([recording], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS))
+    plain = dataclasses.replace(SETTINGS, private=False)
+    with pytest.raises(Exception, match="is of another job"):
+        list(process(plan([recording], out), out, Segmenter(BrightEngine()), plain))
+
+
+def test_videos_carry_no_tag_of_the_inputs(recording: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    list(process(plan([recording], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS))
+    for path in [*out.rglob("*.mp4"), *out.rglob("*.mkv")]:
+        with av.open(path) as container:
+            tags = {**container.metadata, **container.streams[0].metadata}
+        ours = {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
+        assert {name.lower() for name in tags} <= ours | {"duration", "language"}, tags
