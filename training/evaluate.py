@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mcdrl_rt.engine.base import Engine, RawOutput
-from mcdrl_rt.errors import McdrlError
+from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
@@ -176,9 +176,15 @@ class MethodEngine:
 
     @torch.inference_mode()
     def infer(self, frames: UInt8Array) -> RawOutput:
-        """See ``Engine.infer``."""
+        """See ``Engine.infer``.
+
+        Raises:
+            SpecError: the method's weights make no numbers.
+        """
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.method.mean.device)
         out = self.method.predict(self.method.normalise(pixels))
+        if not torch.isfinite(out.logits).all():
+            raise SpecError(f"{self.spec.name}: its answers are not numbers; its weights are broken")
         best, label = (out.logits[:, 1:] - out.logits[:, :1]).max(dim=1)
         score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)
         values = (score, (label + 1).to(torch.uint8), out.confounders.float(), out.selected.to(torch.uint8))

@@ -28,6 +28,7 @@ from training.methods.causal import without_contrast
 from training.recipe import Recipe
 
 CONTEXT = 4  # learned words of BiomedCoOp, as in its paper
+_MASKED = -1e4  # takes a word out of attention
 OUTLIER = 1.25  # standard deviations below the mean at which BiomedCoOp drops a prompt of the ensemble
 
 
@@ -149,6 +150,8 @@ class PromptTower(nn.Module):
         if not isinstance(clip, open_clip.CLIP) or clip.text_pool_type != "argmax":
             raise SpecError(f"prompts cannot be learned with the text tower of {name}; take one of CLIP's own form")
         clip.visual = None
+        # of −∞, which it holds, the moving average of the weights would make NaN
+        clip.register_buffer("attn_mask", clip.attn_mask.clamp_min(_MASKED), persistent=False)
         self.clip = clip.requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)
         self.width = clip.token_embedding.embedding_dim
