@@ -18,7 +18,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mcdrl_rt.bars import Bars, follow, progress_bar
 from mcdrl_rt.console import (
     LogLines,
     Stop,
@@ -26,20 +25,18 @@ from mcdrl_rt.console import (
     on_signals,
     print_json,
     quit_now,
-    report,
     say,
     steps,
 )
 from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
+from mcdrl_rt.progress import Bars, conclude, follow, progress_bar
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
     from mcdrl_rt.offline import Job
     from mcdrl_rt.segmenter import AnySegmenter
-    from mcdrl_rt.stream.pipeline import Stream
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
-    from mcdrl_rt.stream.telemetry import Summary
     from mcdrl_rt.video.sink import Sink
     from mcdrl_rt.video.source import Source
 
@@ -191,7 +188,11 @@ def stream(
         on_signals(stop)
         sinks.pop_all()  # the streams close them
         results = run_together(streams)
-    _conclude(streams, results, len(input) - len(streams), stop, as_json)
+    failed, flawed = conclude(streams, results, as_json)
+    if failed or len(streams) < len(input):
+        raise typer.Exit(1)
+    if stop.number or flawed:
+        raise typer.Exit(128 + stop.number if stop.number else FLAWED)
 
 
 @app.command()
@@ -215,6 +216,12 @@ def process(
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Blank text and what is outside the body; no sound, hashed names.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that work at once. Default: one for every four cores.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: HOST:PORT, auto or local.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be written.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -242,14 +249,22 @@ def process(
             _list(job, [str(path) for path in job.results(settings)], as_json)
         return
     offline.make_folder(output)
-    segmenter = _segmenter(model, engine, precision, device)
+    load = offline.Loader(model, engine, precision, device)
+    segmenter = load()
     about = offline.engine_facts(segmenter, model)
-    with Bars([job.source for job in jobs], not as_json) as bars:
+    count = offline.worker_count(workers)
+    if ray is not None:
+        from mcdrl_rt.offline.cluster import Cluster
+
+        hands: offline.Hands = Cluster(ray, load, about)
+    else:
+        hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count)
+    with hands, Bars([job.source for job in jobs], not as_json) as bars:
 
         def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
             return bars.start(job.source, frames)
 
-        outcomes = offline.process(jobs, output, segmenter, settings, engine=about, on_start=start)
+        outcomes = offline.process(jobs, output, segmenter, settings, hands=hands, engine=about, on_start=start)
         failed, flawed = follow(outcomes, bars, as_json)
     if failed or flawed:
         raise typer.Exit(1 if failed else FLAWED)
@@ -336,33 +351,6 @@ def _segmenter(model: Path | None, engine: str, precision: str, device: str, ski
     from mcdrl_rt.segmenter import Segmenter
 
     return Segmenter.load(model, engine=engine, precision=precision, device=device, skip=skip)
-
-
-def _conclude(
-    streams: list[Stream], results: list[Summary | BaseException], missing: int, stop: Stop, as_json: bool
-) -> None:
-    """Say how each stream ended, and leave with the status of the worst."""
-    failed, flawed = missing, False
-    for stream, result in zip(streams, results, strict=True):
-        if not isinstance(result, BaseException) and not result.frames_out and not result.stopped:
-            result = SourceError(f"{stream.name} has no frames; nothing was written")
-        if not isinstance(result, BaseException):
-            report(result, as_json)
-            flawed |= bool(result.problem)
-            continue
-        if not isinstance(result, McdrlError):  # --log has all of it
-            result = McdrlError(f"a fault of mcdrl-rt itself, please report it: {type(result).__name__}: {result}")
-        failed += 1
-        about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
-        say(f"{about}{result}", "error:", "bold red")
-        if as_json:
-            print_json({"source": stream.name, "error": str(result)})
-    if failed:
-        raise typer.Exit(1)
-    if stop.number:
-        raise typer.Exit(128 + stop.number)
-    if flawed:
-        raise typer.Exit(FLAWED)
 
 
 def _options_of(pairs: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ LAYERS = (
     {"stream"},
     {"offline"},
     {"doctor", "console"},
-    {"bars"},
+    {"progress"},
     {"cli"},
 )
 # One edge inside a layer, and none but this: a specification that contradicts itself is an error of ours.

@@ -17,7 +17,7 @@ from test_offline import run
 from mcdrl_rt.offline import Settings
 from mcdrl_rt.offline.products import About, Product, products
 from mcdrl_rt.offline.recording import open_recording
-from mcdrl_rt.offline.work import work
+from mcdrl_rt.offline.work import Task, work
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.video.index import cut, index_of
 from mcdrl_rt.video.source import open_source
@@ -116,14 +116,15 @@ def test_a_segment_by_itself_is_what_it_is_among_others(small_engine: Path, tmp_
     path = clip(tmp_path / "a.mp4")
     recording = open_recording(path)
     segments = recording.segments(0.3)
-    kinds = products(Settings(masks=("ffv1", "png", "coco")))
+    settings = Settings(masks=("ffv1", "png", "coco"))
+    kinds = products(settings)
     results = []
     for name, chosen in (("all", segments), ("last", segments[-1:])):
         segmenter = Segmenter.load(small_engine)
         about = About(recording.format, segmenter.spec.classes, {}, None)
         (tmp_path / name).mkdir()
         for segment in chosen:
-            part = work(recording, segment, segmenter, kinds, about, tmp_path / name, 0.35)
+            part = work(Task(recording, segment, settings, about, tmp_path / name), segmenter)
         results.append(content(kinds, tmp_path / name, segments[-1].number) | {"frames": part.frames})
         assert part.frames and part.frames_with_lesion
     assert results[0] == results[1]

@@ -46,7 +46,7 @@ def runtime_of(engine: Path) -> str | None:
 def versions(runtime: str) -> dict[str, str]:
     """What an engine of ``runtime`` depends on: this package, the runtime's, the native library if there is one."""
     found = {"mcdrl_rt": __version__}
-    for package in _PACKAGES[runtime]:
+    for package in _PACKAGES.get(runtime, ()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     if runtime == "torch":  # its packages are compiled for the very processor

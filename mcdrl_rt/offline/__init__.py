@@ -17,8 +17,23 @@ be read does not stop the others.
 
 from mcdrl_rt.offline.archive import Outcome, process
 from mcdrl_rt.offline.fingerprint import engine_facts
+from mcdrl_rt.offline.hands import Hands, Here, Loader, Processes, worker_count
 from mcdrl_rt.offline.plan import Job, make_folder, plan
 from mcdrl_rt.offline.privacy import pseudonym
 from mcdrl_rt.offline.settings import Settings
 
-__all__ = ["Job", "Outcome", "Settings", "engine_facts", "make_folder", "plan", "process", "pseudonym"]
+__all__ = [
+    "Hands",
+    "Here",
+    "Job",
+    "Loader",
+    "Outcome",
+    "Processes",
+    "Settings",
+    "engine_facts",
+    "make_folder",
+    "plan",
+    "process",
+    "pseudonym",
+    "worker_count",
+]

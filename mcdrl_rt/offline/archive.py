@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference
+from mcdrl_rt.offline.hands import Hands, Here
 from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
@@ -41,15 +43,17 @@ def process(
     segmenter: AnySegmenter,
     settings: Settings | None = None,
     *,
+    hands: Hands | None = None,
     engine: Mapping[str, str] | None = None,
     on_start: OnStart | None = None,
 ) -> Iterator[Outcome]:
-    """Do what is left to do of every job and yield how it ended, one after the other; one that fails is passed over.
+    """Do what is left to do of every job and yield how it ended, as it ends; one that fails is passed over.
 
     Args:
         jobs: from ``plan``.
         output: the folder they were planned for.
-        segmenter: used for all of them in turn.
+        segmenter: their model.
+        hands: that work on their segments; by default this process, with that segmenter, one after the other.
         settings: what is to be made of them.
         engine: what the segmenter is, from ``engine_facts``; by default its name and its model's.
         on_start: called with each job that is worked on and its number of frames, None where that is not known; may
@@ -62,18 +66,33 @@ def process(
     settings = settings or Settings()
     make_folder(output)
     about = {"name": segmenter.engine.name, "model": segmenter.spec.name} if engine is None else engine
-    crew = Crew(segmenter, about, settings, products(settings))
+    hands = hands or Here(segmenter)
+    crew = Crew(hands, segmenter.spec, about, settings, products(settings))
     with _locked(output):
         _refuse_mixture(output, crew.fingerprint)
-        for job in jobs:
+        if hands.count == 1:
+            yield from (_outcome(job, crew, on_start) for job in jobs)
+            return
+        # several procedures at once: the last segment of one keeps nobody waiting
+        with ThreadPoolExecutor(hands.count) as threads:
+            futures = [threads.submit(_outcome, job, crew, on_start) for job in jobs]
             try:
-                make_folder(job.place.parent)
-                summary, before = carry_out(job, crew, on_start)
-                outcome = Outcome(job, summary, before=before)
-            except McdrlError as error:
-                named = job.source.name in str(error)
-                outcome = Outcome(job, error=str(error) if named else f"{job.source}: {error}")
-            yield outcome
+                yield from (future.result() for future in as_completed(futures))
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                hands.close()
+                raise
+
+
+def _outcome(job: Job, crew: Crew, on_start: OnStart | None) -> Outcome:
+    try:
+        make_folder(job.place.parent)
+        summary, before = carry_out(job, crew, on_start)
+        return Outcome(job, summary, before=before)
+    except McdrlError as error:
+        named = job.source.name in str(error)
+        return Outcome(job, error=str(error) if named else f"{job.source}: {error}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str
     files = [path] if runtime is None else [path.with_suffix(suffix) for suffix in FILES[runtime]]
     content = hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
     name = segmenter.engine.name
-    return {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
+    facts = {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
+    return facts | ({"processor": _processor()} if "cpu" in name.lower() else {})
 
 
 def input_facts(source: Path) -> dict[str, Any]:
@@ -69,6 +71,17 @@ def difference(there: Fingerprint, now: Fingerprint) -> str | None:
             if was.get(name) != is_.get(name):
                 return f"{part} {name}: {_text(was.get(name))} there, {_text(is_.get(name))} now"
     return None
+
+
+def _processor() -> str:
+    """Kinds of processors round differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags"))]
+    known = hashlib.sha256(" ".join(names[:2]).encode()).hexdigest()[:8] if names else ""
+    return " ".join(filter(None, (names[0] if names else platform.processor() or platform.machine(), known)))
 
 
 def _text(value: Any) -> str:

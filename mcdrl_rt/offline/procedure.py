@@ -10,15 +10,16 @@ from typing import Any
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts
+from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
 from mcdrl_rt.offline.manifest import Manifest, read_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording, open_recording
 from mcdrl_rt.offline.settings import Settings
-from mcdrl_rt.offline.work import work
-from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.offline.work import Task
 from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.types import ModelSpec
 
 OnStart = Callable[[Job, int | None], Callable[[int], None] | None]
 
@@ -28,13 +29,15 @@ class Crew:
     """What all procedures of a job have in common.
 
     Args:
-        segmenter: for all of them in turn.
+        hands: that work on their segments.
+        spec: of their model.
         engine: what it is, see ``fingerprint.engine_facts``.
         settings: what is to be made.
         kinds: the results that are joined of parts.
     """
 
-    segmenter: AnySegmenter
+    hands: Hands
+    spec: ModelSpec
     engine: Mapping[str, str]
     settings: Settings
     kinds: Sequence[Product]
@@ -77,7 +80,7 @@ def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Su
     fingerprint = crew.fingerprint | {"input": input_facts(job.source)}
     if summary := done_before(job, fingerprint):
         return summary, True
-    recording = open_recording(job.source, crew.settings.private)
+    recording = open_recording(job.source.absolute(), crew.settings.private)
     manifest = _manifest(job, crew, recording, fingerprint)
     try:
         return _carry_on(job, crew, recording, manifest, on_start), False
@@ -90,14 +93,13 @@ def _carry_on(job: Job, crew: Crew, recording: Recording, manifest: Manifest, on
     about = _about(job, crew, recording)
     on_frame = on_start(job, recording.frames) if on_start else None
     counted = _Count(on_frame, sum(part.frames for part in manifest.parts))
-    for segment in manifest.segments:
-        if segment.number in manifest.done:
-            continue
-        part = work(
-            recording, segment, crew.segmenter, crew.kinds, about, manifest.folder, crew.settings.opacity, counted
-        )
+    left = [segment for segment in manifest.segments if segment.number not in manifest.done]
+    folder = manifest.folder.absolute()  # it may be for others, who stand elsewhere
+    tasks = [Task(recording, segment, crew.settings, about, folder) for segment in left]
+    for number, part in crew.hands.do(tasks, counted):
         counted.before += part.frames
-        manifest.done[segment.number] = part
+        counted(0)
+        manifest.done[number] = part
         manifest.save()
     return finish(job, manifest, recording, crew.kinds, about, crew.settings)
 
@@ -106,13 +108,14 @@ class _Count:
     """Counts a procedure's frames on from those that are done; it is called with the number in the segment at work."""
 
     def __init__(self, on_frame: Callable[[int], None] | None, before: int) -> None:
-        self._on_frame, self.before = on_frame, before
-        if before:
-            self(0)
+        self._on_frame, self.before, self._told = on_frame, before, 0
+        self(0)
 
     def __call__(self, frames: int) -> None:
-        if self._on_frame is not None:
-            self._on_frame(self.before + frames)
+        count = self.before + frames
+        if self._on_frame is not None and count != self._told:
+            self._told = count
+            self._on_frame(count)
 
 
 def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint) -> Manifest:
@@ -132,7 +135,7 @@ def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerpri
 
 
 def _about(job: Job, crew: Crew, recording: Recording) -> About:
-    spec, name = crew.segmenter.spec, job.name(crew.settings)
+    spec, name = crew.spec, job.name(crew.settings)
     facts = {"source": name, "time_base": str(recording.format.time_base), "classes": list(spec.classes)}
     return About(recording.format, spec.classes, facts | {"engine": dict(crew.engine)}, recording.sound)
 

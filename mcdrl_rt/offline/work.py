@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.offline.manifest import Part
-from mcdrl_rt.offline.products import About, Product, Together
+from mcdrl_rt.offline.products import About, Together, products
 from mcdrl_rt.offline.recording import Recording, tally_of
+from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.pipeline import Stream
 from mcdrl_rt.stream.policy import Policy
@@ -25,17 +27,27 @@ _TRIES = 2
 _STALL_S = 60.0  # nobody watches: a machine that is busy with other things is given its time
 
 
-def work(
-    recording: Recording,
-    segment: Segment,
-    segmenter: AnySegmenter,
-    kinds: Sequence[Product],
-    about: About,
-    folder: Path,
-    opacity: float,
-    on_frame: Callable[[int], None] | None = None,
-) -> Part:
-    """Write the parts of one segment into ``folder``; each appears when it is whole.
+@dataclass(frozen=True)
+class Task:
+    """One segment to be worked on, with all that its parts depend on but the engine; small, and may be sent anywhere.
+
+    Args:
+        recording: that it is a part of.
+        segment: of the recording.
+        settings: what is to be made of it.
+        about: the procedure.
+        folder: of the parts.
+    """
+
+    recording: Recording
+    segment: Segment
+    settings: Settings
+    about: About
+    folder: Path
+
+
+def work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] | None = None) -> Part:
+    """Write the parts of one segment into its folder; each appears when it is whole.
 
     An engine that had to be started again has lost sight of the field of view: then the segment is worked on anew.
 
@@ -44,36 +56,28 @@ def work(
     """
     restarts = 0
     for _ in range(_TRIES):
-        part = _work(recording, segment, segmenter, kinds, about, folder, opacity, on_frame)
+        part = _work(task, segmenter, on_frame)
         restarts += part.engine_restarts
         if not part.engine_restarts:
             break
     return dataclasses.replace(part, engine_restarts=restarts)
 
 
-def _work(
-    recording: Recording,
-    segment: Segment,
-    segmenter: AnySegmenter,
-    kinds: Sequence[Product],
-    about: About,
-    folder: Path,
-    opacity: float,
-    on_frame: Callable[[int], None] | None,
-) -> Part:
-    paths = [kind.part(folder, segment.number) for kind in kinds]
+def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] | None) -> Part:
+    kinds = products(task.settings)
+    paths = [kind.part(task.folder, task.segment.number) for kind in kinds]
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)  # of pictures, those there are when work is broken off are left
     with contextlib.ExitStack() as opened:
-        source = opened.enter_context(recording.open(segment))
-        sinks = [opened.enter_context(kind.open(path, about)) for kind, path in zip(kinds, paths, strict=True)]
+        source = opened.enter_context(task.recording.open(task.segment))
+        sinks = [opened.enter_context(kind.open(path, task.about)) for kind, path in zip(kinds, paths, strict=True)]
         together = Together(sinks)
         supervisor = opened.enter_context(Supervisor(segmenter, stall_s=_STALL_S))
         stream = Stream(
             source,
             supervisor.seat(),
-            {str(folder): together},
-            Policy(opacity=opacity),
+            {str(task.folder): together},
+            Policy(opacity=task.settings.opacity),
             on_frame=on_frame,
             strict=True,
         )

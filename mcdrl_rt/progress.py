@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mcdrl_rt.console import print_json, report, say, stderr
+from mcdrl_rt.errors import McdrlError, SourceError
 
 if TYPE_CHECKING:
     from mcdrl_rt.offline import Outcome
+    from mcdrl_rt.stream.pipeline import Stream
+    from mcdrl_rt.stream.telemetry import Summary
 
 _LONGEST = 30  # characters of a name: a longer one would leave no room for the bar
 
@@ -85,6 +88,32 @@ class Bars:
 
     def _count(self) -> str:
         return f"{len(self._sizes) - len(self._left)} of {len(self._sizes)}"
+
+
+def conclude(
+    streams: Sequence[Stream], results: Sequence[Summary | BaseException], as_json: bool
+) -> tuple[bool, bool]:
+    """Say how each stream ended.
+
+    Returns:
+        Whether one failed, and whether one has a flaw.
+    """
+    failed = flawed = False
+    for stream, result in zip(streams, results, strict=True):
+        if not isinstance(result, BaseException) and not result.frames_out and not result.stopped:
+            result = SourceError(f"{stream.name} has no frames; nothing was written")
+        if not isinstance(result, BaseException):
+            report(result, as_json)
+            flawed |= bool(result.problem)
+            continue
+        if not isinstance(result, McdrlError):  # --log has all of it
+            result = McdrlError(f"a fault of mcdrl-rt itself, please report it: {type(result).__name__}: {result}")
+        failed = True
+        about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
+        say(f"{about}{result}", "error:", "bold red")
+        if as_json:
+            print_json({"source": stream.name, "error": str(result)})
+    return failed, flawed
 
 
 def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool, bool]:

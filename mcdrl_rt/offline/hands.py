@@ -1,0 +1,177 @@
+"""Whoever works on segments: this process, or several on this machine, each with an engine and cores of its own.
+
+>>> with Processes(Loader(), count=4) as hands:                         # doctest: +SKIP
+...     for number, part in hands.do(tasks):                            # doctest: +SKIP
+...         manifest.done[number] = part                                # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mcdrl_rt.errors import EngineError
+from mcdrl_rt.offline.manifest import Part
+from mcdrl_rt.offline.work import Task, work
+from mcdrl_rt.segmenter import AnySegmenter, Segmenter
+
+CORES_EACH = 4  # that a worker makes use of
+_TRIES = 3  # of a segment whose worker dies
+
+OnFrame = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How each worker gets its engine; see ``Segmenter.load``."""
+
+    model: Path | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __call__(self) -> AnySegmenter:
+        """Load it."""
+        return Segmenter.load(self.model, engine=self.engine, precision=self.precision, device=self.device)
+
+
+class Hands(ABC):
+    """Whoever works on segments; what is done does not depend on who did it.
+
+    Attributes:
+        count: how many segments are worked on at once, and so many procedures.
+    """
+
+    count: int = 1
+
+    @abstractmethod
+    def do(self, tasks: Sequence[Task], on_frame: OnFrame | None = None) -> Iterator[tuple[int, Part]]:
+        """Work on segments of one procedure; their numbers and parts, each as it is done. From any thread.
+
+        Args:
+            tasks: of different segments.
+            on_frame: called with the number of frames done of the one at work, where there is but one.
+
+        Raises:
+            McdrlError: one of them cannot be done.
+        """
+
+    def close(self) -> None:  # noqa: B027 (this process has nothing to dismiss)
+        """Dismiss them, whatever they are at."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Here(Hands):
+    """This process, one segment after the other."""
+
+    def __init__(self, segmenter: AnySegmenter) -> None:
+        self._segmenter = segmenter
+
+    def do(self, tasks: Sequence[Task], on_frame: OnFrame | None = None) -> Iterator[tuple[int, Part]]:
+        """See ``Hands.do``."""
+        for task in tasks:
+            yield task.segment.number, work(task, self._segmenter, on_frame)
+
+
+class Processes(Hands):
+    """Processes of this machine; one that dies costs what it had in hand.
+
+    Args:
+        load: gives each its engine.
+        count: of them.
+    """
+
+    def __init__(self, load: Callable[[], AnySegmenter], count: int) -> None:
+        self.count, self._load = count, load
+        self._lock, self._alone = threading.Lock(), threading.Lock()
+        self._closed = False
+        self._pool = self._new_pool()
+
+    def do(self, tasks: Sequence[Task], on_frame: OnFrame | None = None) -> Iterator[tuple[int, Part]]:
+        """See ``Hands.do``; who calls it from several threads has all their procedures worked on at once."""
+        left = {task.segment.number: task for task in tasks}
+        futures: dict[Future[Part], int] = {}
+        pool = self._pool
+        try:
+            futures = {pool.submit(_do, task): number for number, task in left.items()}
+            for future in as_completed(futures):
+                part = future.result()
+                del left[futures[future]]
+                yield futures[future], part
+        except BrokenProcessPool:
+            self._replace(pool)
+        finally:
+            for future in futures:
+                future.cancel()
+        for number, task in list(left.items()):  # one by one: so it is known which of them it is that kills
+            yield number, self._do_alone(task)
+
+    def close(self) -> None:
+        """End them, in the midst of what they are at."""
+        self._closed = True
+        for process in multiprocessing.active_children():
+            process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _do_alone(self, task: Task) -> Part:
+        for _ in range(_TRIES):
+            with self._alone:
+                pool = self._pool
+                try:
+                    return pool.submit(_do, task).result()
+                except BrokenProcessPool:
+                    self._replace(pool)
+        raise EngineError(f"whoever works on segment {task.segment.number} dies: {_TRIES} workers did (out of memory?)")
+
+    def _replace(self, broken: ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._closed:
+                raise EngineError("the work was broken off")
+            if self._pool is broken:
+                self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        begin = (self._load, self.count, context.Value("i", 0))
+        return ProcessPoolExecutor(self.count, context, _begin, begin)
+
+
+_segmenter: AnySegmenter | None = None  # of a worker
+
+
+def _begin(load: Callable[[], AnySegmenter], count: int, turn: object) -> None:
+    """Begin as a worker: with its share of the cores, and an engine of its own."""
+    global _segmenter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who leads
+    with turn.get_lock():  # type: ignore[attr-defined]
+        place = turn.value % count  # type: ignore[attr-defined]
+        turn.value += 1  # type: ignore[attr-defined]
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[place::count] or cores)
+    _segmenter = load()
+
+
+def _do(task: Task) -> Part:
+    assert _segmenter is not None
+    return work(task, _segmenter)
+
+
+def worker_count(wish: int | None) -> int:
+    """How many workers to take: as many as are wished for, or one for every few cores of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wish or max(1, cores // CORES_EACH)
