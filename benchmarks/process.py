@@ -113,6 +113,7 @@ def decode_and_encode(video: str, target: str) -> None:
         stream = container.add_stream(H264, rate=pictures.average_rate, options=CODECS[H264].options)
         stream.width, stream.height, stream.pix_fmt = pictures.width, pictures.height, "yuv420p"
         stream.time_base = pictures.time_base
+        stream.codec_context.max_b_frames = 0  # as ours
         for frame in source.decode(pictures):
             frame.pict_type = av.video.frame.PictureType.NONE
             container.mux(stream.encode(frame))
