@@ -33,7 +33,7 @@ from mcdrl_rt.progress import Bars, conclude, follow, progress_bar
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
-    from mcdrl_rt.offline import Job
+    from mcdrl_rt.offline import Job, Settings, Store
     from mcdrl_rt.segmenter import AnySegmenter
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
@@ -200,7 +200,7 @@ def process(
     inputs: Annotated[
         list[str], typer.Argument(help="Videos, pictures, folders of them, 'case/*.mp4', @FILE: a list, one a line.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the results; made if it is not there.")],
+    output: Annotated[str, typer.Option(help="Folder for the results, made if need be; or s3:// and the like.")],
     model: Model = None,
     engine: EngineName = "auto",
     precision: Precision = "auto",
@@ -243,12 +243,14 @@ def process(
         opacity=opacity,
         private=deidentify,
     )
-    jobs = offline.plan(inputs, output, offline.pseudonym if deidentify else None)
+    store = offline.Store(output) if offline.is_remote(output) else None
+    folder = Path(output) if store is None else store.folder
+    jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None)
     if dry_run:
         for job in jobs:
-            _list(job, [str(path) for path in job.results(settings)], as_json)
+            _list(job, settings, store, as_json)
         return
-    offline.make_folder(output)
+    offline.make_folder(folder) if store is None else store.prepare()
     load = offline.Loader(model, engine, precision, device)
     segmenter = load()
     about = offline.engine_facts(segmenter, model)
@@ -259,12 +261,14 @@ def process(
         hands: offline.Hands = Cluster(ray, load, about)
     else:
         hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count)
-    with hands, Bars([job.source for job in jobs], not as_json) as bars:
+    with hands, Bars({job.source: job.size for job in jobs}, not as_json) as bars:
 
         def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
             return bars.start(job.source, frames)
 
-        outcomes = offline.process(jobs, output, segmenter, settings, hands=hands, engine=about, on_start=start)
+        outcomes = offline.process(
+            jobs, folder, segmenter, settings, hands=hands, store=store, engine=about, on_start=start
+        )
         failed, flawed = follow(outcomes, bars, as_json)
     if failed or flawed:
         raise typer.Exit(1 if failed else FLAWED)
@@ -337,14 +341,16 @@ def doctor() -> None:
         console.print(line, soft_wrap=True)
 
 
-def _list(job: Job, results: list[str], as_json: bool) -> None:
+def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> None:
     """What a procedure would become."""
+    if store is not None:
+        store.recall(job.summary)
+    source = job.origin.url if job.origin else str(job.source)
+    results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
     if as_json:
-        print_json({"source": str(job.source), "results": results, "state": job.state})
-        return
-    print(f"{job.source} ({job.state})")
-    for result in results:
-        print(f"  {result}")
+        print_json({"source": source, "results": results, "state": job.state})
+    else:
+        print("\n  ".join([f"{source} ({job.state})", *results]))
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,22 +33,22 @@ class Bars:
     """A bar for the procedure at work, and one for all of them, by the size of their files.
 
     Args:
-        sources: of all procedures; a folder counts with what lies in it.
+        sizes: of all procedures, by their source.
         shown: False to show nothing, as where there is no terminal.
     """
 
-    def __init__(self, sources: Sequence[Path], shown: bool) -> None:
-        self._sizes = {source: _size(source) for source in sources}
+    def __init__(self, sizes: Mapping[Path, int], shown: bool) -> None:
+        self._sizes = dict(sizes)
+        self._done = dict.fromkeys(sizes, 0)
+        self._ended = set[Path]()
         self._progress = _progress() if shown and stderr.is_terminal else None
-        self._lock = threading.Lock()
-        self._left = list(sources)
         self._total: Any = None
         self._tasks: dict[Path, Any] = {}
 
     def __enter__(self) -> Self:
         if self._progress is not None:
             self._progress.start()
-            if len(self._left) > 1:
+            if len(self._sizes) > 1:
                 size = sum(self._sizes.values())
                 self._total = self._progress.add_task("all", total=size, count=self._count(), fps="")
         return self
@@ -67,27 +66,24 @@ class Bars:
 
         def advance(done: int) -> None:
             _advance(progress, task, done, frames)
-            self._advance_all(self._sizes[source] * done // frames if frames else 0)
+            self._reach(source, self._sizes[source] * done // frames if frames else 0)
 
         return advance
 
     def end(self, source: Path) -> None:
         """A procedure has ended, however that was."""
-        with self._lock:
-            if source in self._left:
-                self._left.remove(source)
-        if self._progress is not None:
-            if (task := self._tasks.pop(source, None)) is not None:
-                self._progress.remove_task(task)
-            self._advance_all(0)
+        self._ended.add(source)
+        if self._progress is not None and (task := self._tasks.pop(source, None)) is not None:
+            self._progress.remove_task(task)
+        self._reach(source, self._sizes[source])
 
-    def _advance_all(self, more: int) -> None:
+    def _reach(self, source: Path, size: int) -> None:
+        self._done[source] = size
         if self._progress is not None and self._total is not None:
-            done = sum(self._sizes.values()) - sum(self._sizes[source] for source in self._left)
-            self._progress.update(self._total, completed=done + more, count=self._count())
+            self._progress.update(self._total, completed=sum(self._done.values()), count=self._count())
 
     def _count(self) -> str:
-        return f"{len(self._sizes) - len(self._left)} of {len(self._sizes)}"
+        return f"{len(self._ended)} of {len(self._sizes)}"
 
 
 def conclude(
@@ -166,8 +162,3 @@ def _short(name: str) -> str:
     from rich.markup import escape
 
     return escape(name if len(name) <= _LONGEST else f"{name[:14]}…{name[-15:]}")
-
-
-def _size(source: Path) -> int:
-    files = source.iterdir() if source.is_dir() else [source]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -20,6 +20,7 @@ from mcdrl_rt.offline.fingerprint import engine_facts
 from mcdrl_rt.offline.hands import Hands, Here, Loader, Processes, worker_count
 from mcdrl_rt.offline.plan import Job, make_folder, plan
 from mcdrl_rt.offline.privacy import pseudonym
+from mcdrl_rt.offline.remote import Store, is_remote
 from mcdrl_rt.offline.settings import Settings
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "Outcome",
     "Processes",
     "Settings",
+    "Store",
     "engine_facts",
+    "is_remote",
     "make_folder",
     "plan",
     "process",

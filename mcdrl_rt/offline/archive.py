@@ -18,6 +18,7 @@ from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
 from mcdrl_rt.offline.products import products
+from mcdrl_rt.offline.remote import Store
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.telemetry import Summary
@@ -44,6 +45,7 @@ def process(
     settings: Settings | None = None,
     *,
     hands: Hands | None = None,
+    store: Store | None = None,
     engine: Mapping[str, str] | None = None,
     on_start: OnStart | None = None,
 ) -> Iterator[Outcome]:
@@ -55,6 +57,7 @@ def process(
         segmenter: their model.
         hands: that work on their segments; by default this process, with that segmenter, one after the other.
         settings: what is to be made of them.
+        store: where results are sent, if not to stay in ``output``, which is its folder then.
         engine: what the segmenter is, from ``engine_facts``; by default its name and its model's.
         on_start: called with each job that is worked on and its number of frames, None where that is not known; may
             return a function to be called with the number of frames done so far, before an interruption or now.
@@ -71,11 +74,11 @@ def process(
     with _locked(output):
         _refuse_mixture(output, crew.fingerprint)
         if hands.count == 1:
-            yield from (_outcome(job, crew, on_start) for job in jobs)
+            yield from (_outcome(job, crew, store, on_start) for job in jobs)
             return
         # several procedures at once: the last segment of one keeps nobody waiting
         with ThreadPoolExecutor(hands.count) as threads:
-            futures = [threads.submit(_outcome, job, crew, on_start) for job in jobs]
+            futures = [threads.submit(_outcome, job, crew, store, on_start) for job in jobs]
             try:
                 yield from (future.result() for future in as_completed(futures))
             except BaseException:
@@ -85,10 +88,14 @@ def process(
                 raise
 
 
-def _outcome(job: Job, crew: Crew, on_start: OnStart | None) -> Outcome:
+def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None) -> Outcome:
     try:
         make_folder(job.place.parent)
+        if store is not None and not job.summary.exists():
+            store.recall(job.summary)
         summary, before = carry_out(job, crew, on_start)
+        if store is not None:  # also what was done before, and not sent
+            store.send(job.results(crew.settings))
         return Outcome(job, summary, before=before)
     except McdrlError as error:
         named = job.source.name in str(error)

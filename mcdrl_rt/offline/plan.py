@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.remote import Origin, find, is_remote
 from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.video.names import plain
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 
@@ -33,14 +35,24 @@ class Job:
     Args:
         source: a video, a picture, or a folder of pictures.
         place: what the names of all of its results begin with.
+        origin: where it is fetched from when it is its turn, if it is elsewhere.
     """
 
     source: Path
     place: Path
+    origin: Origin | None = None
 
     def result(self, end: str) -> Path:
         """Where one of its results lies; ``end`` is of ``RESULTS``."""
         return self.place.with_name(self.place.name + end)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it is read from."""
+        if self.origin is not None:
+            return self.origin.size
+        files = self.source.iterdir() if self.source.is_dir() else [self.source]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     @property
     def parts(self) -> Path:
@@ -74,7 +86,7 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
 
     Args:
         inputs: files; folders, looked through for videos, or where there is none for folders of pictures; globs;
-            ``@FILE``, a list with one of these on each line.
+            ``@FILE``, a list with one of these on each line; addresses of files, folders and globs elsewhere.
         output: folder of the results, which lie in it as the inputs lie in theirs.
         rename: what results are called instead, given their place in that folder.
 
@@ -82,7 +94,8 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
         SourceError: an input does not exist, holds nothing to see, or two would get the same name.
         SinkError: the output folder is an input or lies in one, or a result would replace an input.
     """
-    paths = _named(inputs)
+    given = _listed(inputs)
+    paths = _named(name for name in given if not is_remote(name))
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
     alone = [path for path in paths if not path.is_dir()]
     for path in paths:
@@ -91,7 +104,10 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
         files += _within(path) if path.is_dir() else [(path, _place(path, alone))]
-    jobs = [Job(file, output / (rename(place) if rename else place)) for file, place in files]
+    far = [one for name in given if is_remote(name) for one in find(name)]
+    origins = {origin.copy: origin for origin, _ in far}
+    files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
+    jobs = [Job(file, output / (rename(place) if rename else place), origins.get(file)) for file, place in files]
     places = [job.place for job in jobs]
     twice = sorted({_stem(job.source) for job in jobs if places.count(job.place) > 1})
     if twice:
@@ -114,14 +130,21 @@ def make_folder(folder: Path) -> None:
         raise SinkError(f"cannot make the output folder {folder}: {reason(error)}") from None
 
 
-def _named(inputs: Iterable[str | Path]) -> list[Path]:
-    """What the inputs stand for; a file may be called anything, and is never taken for a glob or a list."""
-    paths: list[Path] = []
+def _listed(inputs: Iterable[str | Path]) -> list[str]:
+    """The inputs, with the lines of lists in the place of these."""
+    named: list[str] = []
     for given in map(str, inputs):
+        is_list = given.startswith("@") and not Path(given).exists()
+        named += map(plain, _lines(Path(given[1:])) if is_list else [given])
+    return named
+
+
+def _named(inputs: Iterable[str]) -> list[Path]:
+    """What the inputs stand for; a file may be called anything, and is never taken for a glob."""
+    paths: list[Path] = []
+    for given in inputs:
         if Path(given).exists():
             paths.append(Path(given))
-        elif given.startswith("@"):
-            paths += _named(_lines(Path(given[1:])))
         elif glob.has_magic(given):
             found = sorted(glob.glob(given, recursive=True))
             if not found:

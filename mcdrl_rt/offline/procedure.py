@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,16 +78,17 @@ def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Su
         McdrlError: the procedure cannot be read, segmented or written, or what is there of it is another job's.
             Segments that are done stay done.
     """
-    fingerprint = crew.fingerprint | {"input": input_facts(job.source)}
+    fingerprint = crew.fingerprint | {"input": job.origin.facts() if job.origin else input_facts(job.source)}
     if summary := done_before(job, fingerprint):
         return summary, True
-    recording = open_recording(job.source.absolute(), crew.settings.private)
-    manifest = _manifest(job, crew, recording, fingerprint)
-    try:
-        return _carry_on(job, crew, recording, manifest, on_start), False
-    finally:
-        if not manifest.done:
-            shutil.rmtree(manifest.folder, ignore_errors=True)
+    with job.origin.fetched() if job.origin else contextlib.nullcontext():
+        recording = open_recording(job.source.absolute(), crew.settings.private)
+        manifest = _manifest(job, crew, recording, fingerprint)
+        try:
+            return _carry_on(job, crew, recording, manifest, on_start), False
+        finally:
+            if not manifest.done:
+                shutil.rmtree(manifest.folder, ignore_errors=True)
 
 
 def _carry_on(job: Job, crew: Crew, recording: Recording, manifest: Manifest, on_start: OnStart | None) -> Summary:

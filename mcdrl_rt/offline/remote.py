@@ -1,0 +1,195 @@
+"""Inputs and outputs on object stores and other machines, through fsspec: ``s3://``, ``gs://``, ``sftp://`` …
+
+An input is fetched when it is its turn, and not kept. Results are made here, in a folder of the user's cache, and sent
+when a procedure is done, its summary last: where that is, it need not be done again. What is begun is kept here only:
+two machines must not work for one output at the same time, and nothing would tell them. fsspec comes with torch; what
+it needs for a store (``s3fs``, ``gcsfs`` …) it names itself.
+
+    >>> store = Store("s3://bucket/results")                                # doctest: +SKIP
+    >>> store.prepare()                                                     # doctest: +SKIP
+    >>> jobs = plan(["s3://bucket/archive"], store.folder)                  # doctest: +SKIP
+    >>> outcomes = process(jobs, store.folder, segmenter, store=store)      # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import platformdirs
+
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.video.names import redacted, scheme
+from mcdrl_rt.video.output import partial_path, reason
+from mcdrl_rt.video.playlist import VIDEOS
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address that fsspec is for."""
+    return scheme(name) not in ("", "file")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A video elsewhere.
+
+    Args:
+        url: its address.
+        size: bytes.
+        version: of its content, as the store has it: an ETag, a checksum, or when it was last changed.
+    """
+
+    url: str
+    size: int
+    version: str
+
+    @property
+    def copy(self) -> Path:
+        """Where it lies here when it is its turn."""
+        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(self.url).name
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, without fetching it; as ``fingerprint.input_facts``."""
+        return {"bytes": self.size, "content": _hash(self.version)}
+
+    @contextlib.contextmanager
+    def fetched(self) -> Iterator[None]:
+        """Have a copy here, for as long as it takes.
+
+        Raises:
+            SourceError: it cannot be fetched.
+        """
+        with _told(SourceError, f"cannot fetch {redacted(self.url)}"):
+            if not self.copy.exists():
+                self.copy.parent.mkdir(parents=True, exist_ok=True)
+                files, path = _files(self.url)
+                files.get_file(path, str(partial_path(self.copy)))
+                os.replace(partial_path(self.copy), self.copy)
+        yield
+        shutil.rmtree(self.copy.parent, ignore_errors=True)  # kept where the work was broken off
+
+
+def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
+    """The videos that an address stands for, a file's, a folder's or a glob's, and where their results belong.
+
+    Raises:
+        SourceError: there is none, or the store cannot be read.
+    """
+    with _told(SourceError, f"cannot read {redacted(given)}"):
+        files, path = _files(given)
+        if files.isdir(path):
+            root, found = PurePosixPath(path), [p for p in files.find(path) if _is_video(p)]
+        else:
+            found = sorted(files.glob(path)) if "*" in path or "?" in path else [path]
+            root = PurePosixPath(os.path.commonpath([str(PurePosixPath(p).parent) for p in found] or ["."]))
+        if not found or not files.exists(found[0]):
+            raise SourceError(f"no video at {redacted(given)}")
+        return [(_origin(files, p), PurePosixPath(p).relative_to(root)) for p in sorted(found)]
+
+
+class Store:
+    """An output folder elsewhere.
+
+    Args:
+        url: its address.
+
+    Attributes:
+        folder: where results are made before they are sent.
+
+    Raises:
+        SinkError: nothing here knows such a store.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self.folder = url, _cache("archives") / _hash(url)
+        with _told(SinkError, f"cannot write to {redacted(url)}"):
+            self._files, self._root = _files(url)
+
+    def prepare(self) -> None:
+        """Make the folder, here and there.
+
+        Raises:
+            SinkError: it cannot be made.
+        """
+        with _told(SinkError, f"cannot write to {redacted(self._url)}"):
+            self._files.makedirs(self._root, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def address(self, path: Path) -> str:
+        """Where a result will be."""
+        return str(self._files.unstrip_protocol(self._there(path)))
+
+    def recall(self, summary: Path) -> None:
+        """Get the summary of a procedure that was done before, if it was.
+
+        Raises:
+            SinkError: the store cannot be read.
+        """
+        with _told(SinkError, f"cannot read {redacted(self._url)}"):
+            if self._files.exists(self._there(summary)):
+                summary.parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(self._there(summary), str(summary))
+
+    def send(self, results: Sequence[Path]) -> None:
+        """Send results, in this order; those that were sent before are replaced.
+
+        Raises:
+            SinkError: they cannot be sent; they are still here.
+        """
+        with _told(SinkError, f"cannot write to {redacted(self._url)}"):
+            for path in (path for path in results if path.exists()):
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    self._files.makedirs(str(PurePosixPath(self._there(file)).parent), exist_ok=True)
+                    self._files.put_file(str(file), self._there(file))
+            for path in results:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _there(self, path: Path) -> str:
+        return "/".join([self._root.rstrip("/"), *path.relative_to(self.folder).parts])
+
+
+def _files(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    files, path = fsspec.core.url_to_fs(url)
+    return files, path
+
+
+def _origin(files: Any, path: str) -> Origin:
+    about = files.info(path)
+    names = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
+    version = next((str(about[name]) for name in names if about.get(name)), "")
+    return Origin(files.unstrip_protocol(path), int(about.get("size") or 0), version)
+
+
+@contextlib.contextmanager
+def _told(kind: type[SourceError | SinkError], what: str) -> Iterator[None]:
+    """Whatever a store says, in one line."""
+    try:
+        yield
+    except (SourceError, SinkError):
+        raise
+    except OSError as error:
+        raise kind(f"{what}: {reason(error)}") from None
+    except Exception as error:  # every store has errors of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise kind(f"{what}: {lines[0]}") from None
+
+
+def _cache(name: str) -> Path:
+    return Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / name
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_video(path: str) -> bool:
+    name = PurePosixPath(path)
+    return name.suffix.lower() in VIDEOS and not name.name.startswith(".")

@@ -1,0 +1,108 @@
+"""Archives elsewhere: fetched one by one, results sent whole, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from clips import write_clip
+from streams import BrightEngine
+from test_hands import content
+
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline import Outcome, Settings, Store, is_remote, plan, process
+from mcdrl_rt.segmenter import Segmenter
+
+SETTINGS = Settings(masks=("ffv1", "png"), segment_s=0.4)
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A store in memory, with an archive of two procedures and what is none."""
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    for name, frames in (("day1/a", 25), ("day2/b", 5)):
+        clip = write_clip(tmp_path / "clip.mp4", pts=range(frames), codec_options={"g": "5", "bf": "0"})
+        files.pipe(f"/bucket/in/{name}.mp4", clip.read_bytes())
+    files.pipe("/bucket/in/notes.txt", b"no video")
+    yield files
+    files.rm("/bucket", recursive=True)
+
+
+def run(inputs: list[str], output: str, engine: BrightEngine | None = None) -> list[Outcome]:
+    store = Store(output)
+    store.prepare()
+    jobs = plan(inputs, store.folder)
+    return list(process(jobs, store.folder, Segmenter(engine or BrightEngine()), SETTINGS, store=store))
+
+
+def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Path) -> None:
+    outcomes = run(["memory://bucket/in"], "memory://bucket/out")
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    there = {path.removeprefix("/bucket/out/") for path in far.find("/bucket/out")}
+    ends = ("annotated.mp4", "labels.mkv", "frames.parquet", "report.html", "summary.json")
+    assert {path for path in there if ".masks/" not in path} == {f"{p}.{e}" for p in ("day1/a", "day2/b") for e in ends}
+    assert sum(".masks/" in path for path in there) == 25 + 5 + 2  # and what the grey levels mean
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".mcdrl-rt.lock"]
+    far.get("/bucket/in", str(tmp_path / "in"), recursive=True)
+    out = tmp_path / "out"
+    list(process(plan([tmp_path / "in"], out), out, Segmenter(BrightEngine()), SETTINGS))
+    for name, data in content(out / "day1").items():
+        if (out / "day1" / name).is_file():
+            assert far.cat(f"/bucket/out/day1/{name}") == data, name
+
+
+def test_what_is_done_is_not_fetched_again(far: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["memory://bucket/in/day1/a.mp4"], "memory://bucket/out")
+    monkeypatch.setattr("mcdrl_rt.offline.remote.Origin.fetched", None)
+    (outcome,) = run(["memory://bucket/in/day1/a.mp4"], "memory://bucket/out")
+    assert outcome.before and outcome.error is None
+    assert json.loads(far.cat("/bucket/out/a.summary.json"))["summary"]["frames_out"] == 25
+
+
+def test_work_that_was_broken_off_goes_on_and_what_cannot_be_sent_is_kept(
+    far: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Exception): ...
+
+    def refuses(*_: object, **__: object) -> None:
+        raise Full("Quota exceeded\nfor good")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(far), "put_file", refuses)
+        (outcome,) = run(["memory://bucket/in/day1/*.mp4"], "memory://bucket/out")
+    assert outcome.error is not None and "cannot write to memory://bucket/out: Quota exceeded" in outcome.error
+    monkeypatch.setattr(BrightEngine, "infer", None)  # nothing is segmented again
+    (outcome,) = run(["memory://bucket/in/day1/*.mp4"], "memory://bucket/out")
+    assert outcome.error is None and far.exists("/bucket/out/a.report.html")
+
+
+def test_a_video_that_was_changed_is_another(far: Any, tmp_path: Path) -> None:
+    run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
+    other = write_clip(tmp_path / "other.mp4", pts=range(7))
+    far.pipe("/bucket/in/day2/b.mp4", other.read_bytes())
+    (outcome,) = run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
+    assert outcome.error is not None and "is of another job (input bytes" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("memory://bucket/gone.mp4", "no video at memory://bucket/gone.mp4"),
+        ("memory://bucket/in/*.mkv", r"no video at memory://bucket/in/\*.mkv"),
+        ("nowhere://user:secret@bucket/in", "cannot read nowhere://…@bucket/in: Protocol not known: nowhere"),
+    ],
+)
+def test_what_is_not_there_is_one_line(given: str, message: str, far: Any, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=message):
+        plan([given], tmp_path)
+
+
+def test_a_store_nobody_knows_is_one_line() -> None:
+    with pytest.raises(SinkError, match=r"cannot write to nowhere://bucket: Protocol not known: nowhere"):
+        Store("nowhere://bucket")
+    assert [is_remote(name) for name in ("s3://b/x", "file:///x", "/x", "C:/x", "@list")] == [True] + [False] * 4
