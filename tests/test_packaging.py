@@ -80,7 +80,7 @@ def test_everything_imported_is_declared() -> None:
     code = [re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL) for path in (ROOT / "mcdrl_rt").rglob("*.py")]
     imported = {name for text in code for name in pattern.findall(text)}
     foreign = imported - set(sys.stdlib_module_names) - {"mcdrl_rt"}
-    optional = {"tensorrt", "torch_tensorrt", "nncf", "pygame", "pyarrow", "pycocotools", "jinja2"}
+    optional = {"tensorrt", "torch_tensorrt", "nncf", "pygame", "pycocotools", "ray"}
     assert foreign - optional <= declared
 
 

@@ -51,9 +51,9 @@ def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Pat
     far.get("/bucket/in", str(tmp_path / "in"), recursive=True)
     out = tmp_path / "out"
     list(process(plan([tmp_path / "in"], out), out, Segmenter(BrightEngine()), SETTINGS))
-    for name, data in content(out / "day1").items():
-        if (out / "day1" / name).is_file():
-            assert far.cat(f"/bucket/out/day1/{name}") == data, name
+    here = content(out / "day1")
+    assert len(here) == 2
+    assert all(far.cat(f"/bucket/out/day1/{name}") == data for name, data in here.items())
 
 
 def test_what_is_done_is_not_fetched_again(far: Any, monkeypatch: pytest.MonkeyPatch) -> None:
