@@ -146,23 +146,20 @@ class Processes(Hands):
 
     def _new_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        begin = (self._load, self.count, context.Value("i", 0))
-        return ProcessPoolExecutor(self.count, context, _begin, begin)
+        return ProcessPoolExecutor(self.count, context, _begin, (self._load, self.count))
 
 
 _segmenter: AnySegmenter | None = None  # of a worker
 
 
-def _begin(load: Callable[[], AnySegmenter], count: int, turn: object) -> None:
+def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
     """Begin as a worker: with its share of the cores, and an engine of its own."""
     global _segmenter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who leads
-    with turn.get_lock():  # type: ignore[attr-defined]
-        place = turn.value % count  # type: ignore[attr-defined]
-        turn.value += 1  # type: ignore[attr-defined]
+    number = int(multiprocessing.current_process().name.rpartition("-")[2])  # children are numbered as they are born
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[place::count] or cores)
+        os.sched_setaffinity(0, cores[number % count :: count] or cores)
     _segmenter = load()
 
 
