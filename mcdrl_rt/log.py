@@ -21,23 +21,27 @@ from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SinkError
+from mcdrl_rt.video.names import redacted
 
-# up to the last @ of a word: a password may hold anything, and a log may rather lose a host than keep a secret
-# (one slash: what a pathlib.Path leaves of two)
-_CREDENTIALS = re.compile(r"(:/+)\S*@")
-_QUERY = re.compile(r"(:/[^\s?;#]*[?;#])\S+?(?=[\"'):;,.\]}>]*(?:\s|$))")
-_STREAM_KEY = re.compile(r"(rtmps?:/+[^\s/]+(?:/[^\s/]+)+/)[^\s/?;#…\"'):,]+", re.IGNORECASE)
+# an address in a text: to the end of the word, for a password may hold anything, and a log may rather lose a host than
+# keep a secret (one slash: what a pathlib.Path leaves of two; at the end, what a sentence puts there)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(\S+?)(?=[\"'):;,.\]}>]*(?:\s|$))")
 # what every record has; anything else came with ``extra``
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 def redact(text: str) -> str:
-    """The text with ``…`` for user, password, stream key and query of every URL in it.
+    """The text with every URL in it as ``names.redacted`` shows it.
 
     >>> redact("cannot open 'rtsp://surgeon:secret@camera/live?token=abc': timed out")
     "cannot open 'rtsp://…@camera/live?…': timed out"
     """
-    return _STREAM_KEY.sub(r"\1…", _QUERY.sub(r"\1…", _CREDENTIALS.sub(r"\1…@", text)))
+    return _ADDRESS.sub(_shown, text)
+
+
+def _shown(address: re.Match[str]) -> str:
+    kind, slashes, rest = address.groups()
+    return redacted(f"{kind}://{rest}").replace("://", f":{slashes}", 1)
 
 
 def log_file(path: Path) -> logging.Handler:

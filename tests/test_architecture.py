@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A part may import itself and parts of a lower layer; parts of one layer do not know each other.
 LAYERS = (
     {"types", "errors", "version"},
-    {"ops", "video", "log"},
-    {"model"},
+    {"ops", "video"},
+    {"model", "log"},
     {"engine"},
     {"segmenter"},
     {"stream"},

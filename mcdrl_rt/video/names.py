@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+_PARTS = re.compile(r"([^?#;]*)([?#;]?)(.*)", re.DOTALL)  # of an address: a query, a fragment, ;jsessionid=… at its end
 MASKS = "masks:"  # begins the name of an output that is a folder of masks
 
 
@@ -27,7 +28,7 @@ def plain(uri: str) -> str:
 
 
 def redacted(uri: str) -> str:
-    """An address without user, password, stream key, and all that follows the path; a path as it is.
+    """An address without user, password, parameters and stream key; anything else, such as a path, as it is.
 
     >>> redacted("rtsp://admin:secret@10.0.0.5/live?token=1")
     'rtsp://…@10.0.0.5/live?…'
@@ -35,10 +36,16 @@ def redacted(uri: str) -> str:
     kind = scheme(uri)
     if not kind:
         return uri
-    parts = re.split("([?;#])", uri.partition("://")[2], maxsplit=1)
-    if "@" in parts[-1] and len(parts) > 1:  # a password may hold a question mark: then nothing is safe to show
+    parts = _PARTS.fullmatch(uri.partition("://")[2])
+    assert parts is not None, "it takes any text"
+    place, mark, parameters = parts.groups()
+    publishes = kind.startswith("rtmp")  # with a key: the path after the application
+    user, at, place = place.rpartition("@")
+    # a password may hold such a mark, and a key an @: then nothing is safe to show
+    if "@" in parameters or (publishes and "/" in user):
         return f"{kind}://…"
-    _, user, place = parts[0].rpartition("@")
-    if kind in ("rtmp", "rtmps") and place.count("/") > 1:  # the last part is the key to publish with
-        place = place.rpartition("/")[0] + "/…"
-    return f"{kind}://{'…@' if user else ''}{place}{parts[1] + '…' if len(parts) > 1 else ''}"
+    host, _, path = place.partition("/")
+    app, _, key = path.partition("/")
+    if publishes and key:
+        place = f"{host}/{app}/…"
+    return f"{kind}://{'…@' if at else ''}{place}{mark}{'…' if parameters else ''}"
