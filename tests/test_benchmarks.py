@@ -25,6 +25,7 @@ def bench(*arguments: str) -> tuple[list[str], dict[str, Any]]:
     return lines, json.loads(last)
 
 
+@pytest.mark.slow
 def test_startup() -> None:
     lines, result = bench("benchmarks/startup.py", "--runs", "1")
     assert (result["benchmark"], result["runs"]) == ("startup", 1)

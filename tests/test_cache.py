@@ -127,6 +127,7 @@ def test_two_processes_build_an_engine_once(small_checkpoint: Path, tmp_path: Pa
     assert sidecar.read_sidecar(Path(told[0][-1]))
 
 
+@pytest.mark.slow
 def test_who_waits_builds_where_the_first_gave_up(small_checkpoint: Path, tmp_path: Path) -> None:
     first = start(small_checkpoint, tmp_path, slow=0.3)
     assert first.stdout is not None
