@@ -85,6 +85,10 @@ def main() -> None:
     except McdrlError as error:
         say(str(error), "error:", "bold red")
         leave(1)
+    except OSError as error:  # a folder that is closed to this user, a name that is too long
+        place = f": {error.filename}" if error.filename else ""
+        say(f"{(error.strerror or str(error)).lower()}{place}", "error:", "bold red")
+        leave(1)
     except SystemExit as end:
         leave(end.code)
 
@@ -361,7 +365,7 @@ def _segmenter(model: Path | None, engine: str, precision: str, device: str, ski
 
 def _options_of(pairs: list[str]) -> dict[str, str]:
     options = dict(pair.partition("=")[::2] for pair in pairs)
-    if wrong := [pair for pair in pairs if "=" not in pair or pair.startswith("=")]:
+    if wrong := [pair for pair in pairs if "=" not in pair or pair.startswith(("=", "live=", "uri="))]:
         raise SourceError(f"--capture takes KEY=VALUE, such as video_size=1920x1080, not {wrong[0]!r}")
     return options
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -28,7 +30,52 @@ class _Stderr(Console):
         self.quiet = True
 
 
-stderr = _Stderr(stderr=True)
+class _Patient(io.TextIOBase):
+    """Standard error, for as long as it is taken: on a terminal that is held (Ctrl-S) or hangs a write never ends.
+
+    What is not taken within half a second is left out, and all that follows until it is taken again.
+    """
+
+    _PATIENCE_MS, _PIECE = 500, 256
+    _held = False
+
+    def write(self, text: str) -> int:
+        """Write what is taken."""
+        target = sys.stderr
+        try:
+            number = target.fileno()
+        except (OSError, ValueError, AttributeError):  # not a file: nothing can hold it
+            return target.write(text)
+        data = text.encode(self.encoding, "replace")
+        for start in range(0, len(data), self._PIECE):
+            if not self._is_taken(number):
+                break
+            os.write(number, data[start : start + self._PIECE])
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        """The system's number of it."""
+        return sys.stderr.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """How text is encoded."""
+        return sys.stderr.encoding or "utf-8"
+
+    def _is_taken(self, number: int) -> bool:
+        if not hasattr(select, "poll"):
+            return True
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        self._held = not poll.poll(0 if self._held else self._PATIENCE_MS)
+        return not self._held
+
+
+stderr = _Stderr(file=cast(IO[str], _Patient()))
 
 
 def say(text: str, label: str = "", style: str = "") -> None:

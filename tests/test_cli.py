@@ -305,6 +305,9 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("stream", "--input", "v.mp4", "--output", "text.mp4/o.mp4"), "is not a folder"),
         (("stream", "--input", "v.mp4", "--output", "folder"), "the name must end in one of .mp4"),
         ((*STREAM, "--policy", "fast"), "no policy 'fast'; choose every, latest, pass"),
+        ((*STREAM, "--fps", "inf"), "a frame rate are greater than zero, and finite"),
+        ((*STREAM, "--capture", "live=1"), "--capture takes KEY=VALUE"),
+        (("stream", "--input", "v.mp4", "--output", "x" * 300 + ".mp4"), "file name too long: "),
         (
             (*STREAM, "--capture", "1920x1080"),
             "--capture takes KEY=VALUE, such as video_size=1920x1080, not '1920x1080'",
@@ -569,6 +572,24 @@ def test_a_second_ctrl_c_ends_it_even_while_nobody_reads_its_output(spawn: Start
     assert process.wait(20) == 128 + signal.SIGINT
     assert process.stderr is not None
     assert process.stderr.read().splitlines() == ["stopping; a second Ctrl-C discards the output", "stopped"]
+
+
+def test_a_terminal_that_is_held_stops_neither_the_stream_nor_its_end(engine: Path, tmp_path: Path) -> None:
+    """As by Ctrl-S, or a connection that hangs: nobody takes the progress bar, or what is said of the end."""
+    ours, theirs = pty.openpty()
+    output = tmp_path / "o.jsonl"
+    arguments = ["stream", "--input", PHANTOM, "--output", str(output), "--model", str(engine)]
+    process = subprocess.Popen([*CLI, *arguments], stdin=subprocess.DEVNULL, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    deadline = time.monotonic() + 60
+    for size in (1, 150_000):  # it has begun; it goes on
+        while not output.exists() or output.stat().st_size < size:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        os.write(ours, b"\x13")  # Ctrl-S
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    os.close(ours)
 
 
 def test_what_hangs_does_not_keep_the_process(tmp_path: Path) -> None:

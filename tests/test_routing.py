@@ -43,7 +43,15 @@ def test_two_outputs_of_one_place(outputs: tuple[str, ...], tmp_path: Path, monk
     with pytest.raises(SinkError, match="several outputs would go to"):
         route(["phantom"], [output.replace("{here}", os.fspath(tmp_path)) for output in outputs])
     with pytest.raises(SinkError, match=r"several inputs would go to .*; put \{n\} or \{name\} into"):
-        route(["phantom", "phantom"], [outputs[0]])
+        route(["phantom", "phantom"], ["o.mp4"])
+
+
+def test_no_password_of_an_output_is_shown() -> None:
+    for output in ("rtsp://surgeon:secret@host/live", "rtmp://host/live/secret"):
+        for inputs, outputs in ((["a", "b"], [output]), (["a"], [output, output])):
+            with pytest.raises(SinkError) as caught:
+                route(inputs, outputs)
+            assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("output", ["case/a.mp4", "./case/../case/a.mp4", "link.mp4", "hard.mp4"])

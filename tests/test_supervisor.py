@@ -172,6 +172,32 @@ def test_an_engine_that_hangs_while_it_is_loaded_is_given_up_too(monkeypatch: py
         assert supervisor.restarts == 1
 
 
+def test_engines_that_hang_are_not_piled_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEFT_BEHIND", 3)
+    let_go, loaded = threading.Event(), list[int]()
+
+    class Stuck(BrightEngine):
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            let_go.wait(GIVE_UP_S)
+            return super().infer(frames)
+
+    def reload(skip: int) -> AnySegmenter:
+        loaded.append(skip)
+        return Segmenter(Stuck())
+
+    monkeypatch.setattr(module, "FIRST_S", 0.2)
+    with Supervisor(Segmenter(Stuck()), reload, stall_s=0.1) as supervisor:
+        seat, deadline = supervisor.seat(), time.monotonic() + GIVE_UP_S
+        while supervisor._left_behind < 3:
+            assert time.monotonic() < deadline
+            seat.ask(picture(0)).wait(GIVE_UP_S)
+            seat.wait_until_ready(0.2)
+        time.sleep(0.3)
+        assert len(loaded) == 2
+        assert seat.ask(picture(0)).wait(GIVE_UP_S) == Answer(reason="the engine hangs")
+        let_go.set()
+
+
 def test_closing_waits_for_an_engine_that_is_being_loaded() -> None:
     loading, loaded = threading.Event(), threading.Event()
 

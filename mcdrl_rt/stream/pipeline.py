@@ -336,6 +336,8 @@ def run_together(streams: list[Stream]) -> list[Summary | BaseException]:
             results[place] = stream.run()
         except BaseException as error:
             results[place] = error
+            if len(results) < len(streams):  # it may be long until the last has ended
+                stream._tell(logging.WARNING, f"it has ended, the others go on: {error}")
 
     threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(streams)]
     for thread in threads:

@@ -51,8 +51,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.mode not in (*MODES, AUTO):
             raise SpecError(f"no policy {self.mode!r}; choose {', '.join(MODES)}")
-        if self.max_mask_age_ms <= 0 or self.stride < 1 or (self.fps is not None and self.fps <= 0):
-            raise SpecError("the age of a mask, a stride and a frame rate are greater than zero")
+        fps = 1.0 if self.fps is None else self.fps
+        if not (self.max_mask_age_ms > 0 and self.stride >= 1 and 0 < fps < math.inf):
+            raise SpecError("the age of a mask, a stride and a frame rate are greater than zero, and finite")
 
     def of_source(self, live: bool) -> Policy:
         """This policy, decided."""

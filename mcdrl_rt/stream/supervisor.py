@@ -30,6 +30,7 @@ FIRST_S = 60.0  # the very first frame: some engines finish their preparations o
 RELOAD_S = 300.0  # loading anew for longer, an engine hangs, too
 BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the first restart, the second …; the last from then on
 TRIES = 2  # failures of one runtime in a row, before the next in line is taken
+LEFT_BEHIND = 5  # threads that hang, each with its engine in memory: then no other is loaded
 CLOSE_S = 3.0  # that closing waits for the frame in hand, or for an engine that is being loaded
 RECOVERED = 100  # frames answered in a row after which earlier failures are forgotten
 _log = logging.getLogger("mcdrl_rt")
@@ -134,6 +135,7 @@ class Supervisor:
         self._generation = self._failures = self._answered = self._skip = 0
         self._in_hand: list[Ticket] = []
         self._since_s = 0.0  # when the engine took up what it has in hand, or began to load
+        self._left_behind = 0
         self._loading = self._fresh = False  # until it is there; until its first answer
         self._typical_s: dict[str, float] = {}  # what a frame takes, by engine
         self._outage = ""
@@ -237,6 +239,7 @@ class Supervisor:
                 owes = self._loading or bool(self._in_hand)
                 hangs = owes and time.monotonic() - self._since_s > self._limit_s()
             if hangs:
+                self._left_behind += 1
                 self._lost(generation, reason)
 
     def _limit_s(self) -> float:
@@ -261,8 +264,9 @@ class Supervisor:
             self._ready.clear()
             self._dismiss(reason)
             self._loading = False
-            self._run("engine restart", self._restart, self._generation)
-        _log.warning("no overlay: %s; the engine is started again", reason)
+            if again := self._left_behind < LEFT_BEHIND:
+                self._run("engine restart", self._restart, self._generation)
+        _log.warning("no overlay: %s; the engine is %s", reason, "started again" if again else "given up")
 
     def _dismiss(self, reason: str) -> None:
         waiting = [seat.waiting for seat in self._seats if seat.waiting is not None]

@@ -54,7 +54,8 @@ class Records(Sink):
 
     def write(self, shown: Shown) -> None:
         """Write the line of one frame."""
-        line = (json.dumps({"stream": self._stream} | record(shown), ensure_ascii=False) + "\n").encode()
+        text = json.dumps({"stream": self._stream} | record(shown), ensure_ascii=False) + "\n"
+        line = text.encode("utf-8", "backslashreplace")  # a file's name may be no text at all
         try:
             if not self.frames and self._replaces:
                 self._file.truncate(0)

@@ -35,7 +35,10 @@ def route(inputs: list[str], outputs: list[str], log: Path | None = None) -> lis
     counts = Counter(_place(name) for name in written)
     if twice := [name for name in written if counts[_place(name)] > 1]:  # there is but one window, too
         several = "inputs" if len(inputs) > 1 else "outputs"
-        raise SinkError(f"several {several} would go to {twice[0]}; put {{n}} or {{name}} into the output's name")
+        advice = "put {n} or {name} into the output's name" if len(inputs) > 1 else "name it once"
+        if twice[0] == "window":
+            advice = "there is one for each mcdrl-rt"
+        raise SinkError(f"several {several} would go to {redacted(twice[0])}; {advice}")
     if log is not None and _place(str(log)) in counts:
         raise SinkError(f"the log {log} is an output; choose another name")
     read = [file for uri in inputs for file in _files(uri)]
