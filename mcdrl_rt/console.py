@@ -42,6 +42,8 @@ class _Patient(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write what is taken."""
         target = sys.stderr
+        if target is None:
+            return len(text)
         try:
             number = target.fileno()
         except (OSError, ValueError, AttributeError):  # not a file: nothing can hold it
@@ -55,7 +57,7 @@ class _Patient(io.TextIOBase):
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
-        return sys.stderr.isatty()
+        return sys.stderr is not None and sys.stderr.isatty()
 
     def fileno(self) -> int:
         """The system's number of it."""
@@ -64,7 +66,7 @@ class _Patient(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """How text is encoded."""
-        return sys.stderr.encoding or "utf-8"
+        return getattr(sys.stderr, "encoding", None) or "utf-8"  # it may be closed, by whoever started us
 
     def _is_taken(self, number: int) -> bool:
         if not hasattr(select, "poll"):
