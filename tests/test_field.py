@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,53 @@ def test_a_picture_that_fills_the_frame_stays_and_a_menu_now_and_then_shows_noth
     menu = np.full((*SIZE, 3), 180, np.uint8)
     with_menu = field_of([*pictures, menu])
     assert with_menu is not None and np.array_equal(with_menu, field_of(pictures))
+
+
+@pytest.mark.parametrize("level", [0, 25, 60, 120, 200])
+@pytest.mark.parametrize("ink_level", [0, 235])
+def test_a_surround_may_have_any_even_colour(level: int, ink_level: int) -> None:
+    inside = form("octagon", 0.7)
+    picture = tissue(1)
+    picture[inside == 0] = level
+    _, ink = write(picture, "DOE, JANE", (5, 20))
+    picture[ink > 0] = ink_level
+    field = field_of([picture])
+    assert field is not None and not field[ink > 0].any()
+    assert (field[inside > 0] > 0).mean() > 0.93
+
+
+@settings(max_examples=30, deadline=None)
+@given(corner=st.integers(0, 3), seed=st.integers(0, 1000))
+def test_what_is_written_where_an_inset_was_is_blanked_in_a_single_picture(corner: int, seed: int) -> None:
+    inside = form("octagon", 0.95)
+    top, left = (corner // 2) * 240, (corner % 2) * 300
+    inside[top : top + 120, left : left + 180] = 0  # some of it is within the picture's hull
+    picture = cv2.bitwise_and(tissue(seed), tissue(seed), mask=inside)
+    for line in range(4):
+        picture, _ = write(picture, "DOE, JANE 1950", (left + 30, top + 28 + 22 * line))
+    written = picture.any(axis=2) & (cv2.dilate(inside, np.ones((7, 7))) == 0)  # the rest is on the picture
+    field = field_of([picture])
+    assert field is not None and written.any() and not field[written].any()
+    assert (field[inside > 0] > 0).mean() > 0.93
+
+
+def test_a_grey_panel_beside_the_picture_is_blanked_and_the_other_half_of_a_picture_is_not() -> None:
+    picture = np.zeros((360, 640, 3), np.uint8)
+    picture[20:340, 200:620] = tissue(3)[20:340, 20:440]
+    picture[20:340, 20:180] = 190
+    picture[20:340, 390:420] = (12, 5, 4)  # a dark lumen from edge to edge
+    field = field_of([picture])
+    assert field is not None
+    assert not field[:, :190].any() and (field[20:340, 200:620] > 0).mean() > 0.93
+
+
+def test_menus_and_rooms_have_no_say_where_the_picture_ends() -> None:
+    inside = form("octagon", 0.7)
+    pictures = [cv2.bitwise_and(tissue(seed), tissue(seed), mask=inside) for seed in range(5)]
+    menu = np.zeros((*SIZE, 3), np.uint8)
+    menu[5:350, 5:400] = (60, 80, 140)
+    alone, among = field_of(pictures), field_of([menu, *pictures, menu])
+    assert alone is not None and among is not None and np.array_equal(alone, among)
 
 
 def test_in_the_dark_there_is_no_field_and_another_size_is_black() -> None:

@@ -33,6 +33,15 @@ def test_a_video_that_begins_inside_is_seen_from_its_first_frame() -> None:
     assert seen((tissue(0), 3)) == [False] * 3
 
 
+def test_what_leaves_a_doubt_neither_ends_a_view_nor_begins_one() -> None:
+    doubtful = ROOM.copy()
+    doubtful[:216] = tissue(0)[:216]  # six tenths of it
+    assert 0.45 < (tissue_share(doubtful) or 0) < 0.75
+    assert seen((doubtful, 20)) == [True] * 20
+    assert seen((tissue(0), 1), (doubtful, 20)) == [False] * 21
+    assert seen((ROOM, 1), (tissue(0), 8), (doubtful, 1), (tissue(0), 12)) == [True] * 20 + [False] * 2
+
+
 @pytest.mark.parametrize("before", [tissue(0), ROOM])
 def test_in_the_dark_nothing_changes(before: UInt8Array) -> None:
     first, *rest = seen((before, 1), (DARK, 30))

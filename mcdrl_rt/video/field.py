@@ -4,6 +4,8 @@ Processors draw a round, octagonal or rectangular picture into a black canvas, a
 around it, into its corners, or across its edge. ``region`` finds a generous box for the model; this finds the form, and
 errs on the narrow side. What is written on the picture is told from it by staying where it is while the picture moves:
 that takes several frames, from different moments. In a single picture, and where nothing moves, it is not found.
+Nor is a panel or an inset that touches the picture told from it, with dark letters on it, or a second picture that is
+as red as the first.
 
     >>> field = field_of(frames)                                           # doctest: +SKIP
     >>> private = blanked(frame.pixels, field)                             # doctest: +SKIP
@@ -16,11 +18,13 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import BoolArray, UInt8Array
+from mcdrl_rt.video.out_of_body import TISSUE, tissue_share
 
 _LONGER_SIDE = 480  # cells of the grid a frame is measured on
 _CONTRAST = 14  # grey levels between the surround and the darkest mucosa
 _BRIGHTEST_SURROUND = 40
+_EVEN, _MOST = 6, 0.6  # grey levels, share of the border: a surround may have any colour, if it has only one
 _STROKES = 15  # cells: what is thinner is text, a ruler, an icon
 _LARGE = 0.25  # of the largest patch: smaller ones are insets, larger ones parts of a picture that a dark lumen cuts
 _LEAST = 0.05  # of the frame; where less is lit, it is too dark to say
@@ -38,33 +42,22 @@ def field_of(frames: Iterable[UInt8Array]) -> UInt8Array | None:
     """The field of view of a video: it does not move while an endoscope is plugged in.
 
     Args:
-        frames: some of it, (H, W, 3) uint8, RGB, from beginning to end; of several sizes, the first counts.
+        frames: some of it, (H, W, 3) uint8, RGB, from beginning to end; of several sizes, the first counts. Those that
+            may show a menu or a room count only where no other is there.
 
     Returns:
         (H, W) uint8, 255 inside and 0 outside and where something is written; where the picture fills most of the
         frames, all is inside but that. None where all are too dark to say.
     """
     size: tuple[int, int] | None = None
-    forms, full, writing = [], 0, _Writing()
+    bodies, others = _Survey(), _Survey()
     for rgb in frames:
         size = size or (int(rgb.shape[0]), int(rgb.shape[1]))
-        if rgb.shape[:2] != size or (form := _measure(rgb)) is None:
-            continue
-        writing.see(rgb)
-        if form.mean() >= _FULL:
-            full += 1  # a menu, a test picture, or an endoscope without a surround
-        else:
-            forms.append(form)
-    if size is None or not (forms or full):
-        return None
-    field = np.full(size, 255, np.uint8)
-    if full < len(forms):
-        agreed = np.mean(forms, axis=0) >= max(_AGREED, 1 / len(forms))
-        narrow = cv2.erode(agreed.astype(np.float32), np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
-        field[cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_LINEAR) <= 0.5] = 0
-    if (written := writing.found) is not None:
-        field[cv2.resize(written, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
-    return field
+        if rgb.shape[:2] == size and (form := _measure(rgb)) is not None:
+            share = tissue_share(rgb, form.astype(np.uint8))
+            (others if share is None or share < TISSUE else bodies).take(rgb, form)
+    survey = bodies if bodies.count else others
+    return survey.field(size) if size and survey.count else None
 
 
 def blanked(rgb: UInt8Array, field: UInt8Array) -> UInt8Array:
@@ -77,6 +70,33 @@ def blanked(rgb: UInt8Array, field: UInt8Array) -> UInt8Array:
     if rgb.shape[:2] != field.shape:
         return np.zeros_like(rgb)
     return np.asarray(cv2.bitwise_and(rgb, rgb, mask=field), np.uint8)
+
+
+class _Survey:
+    """What several frames of one size say together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._forms: list[BoolArray] = []
+        self._full: list[BoolArray] = []  # a menu, a test picture, or an endoscope without a surround
+        self._writing = _Writing()
+
+    def take(self, rgb: UInt8Array, form: BoolArray) -> None:
+        """Take a frame and what was measured on it."""
+        self.count += 1
+        self._writing.see(rgb)
+        (self._full if form.mean() >= _FULL else self._forms).append(form)
+
+    def field(self, size: tuple[int, int]) -> UInt8Array:
+        """(H, W) uint8, 255 inside."""
+        field = np.full(size, 255, np.uint8)
+        if len(self._full) < len(self._forms):
+            agreed = np.mean(self._forms, axis=0) >= max(_AGREED, 1 / len(self._forms))
+            narrow = cv2.erode(agreed.astype(np.float32), np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
+            field[cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_LINEAR) <= 0.5] = 0
+        if (written := self._writing.found) is not None:
+            field[cv2.resize(written, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
+        return field
 
 
 class _Writing:
@@ -111,13 +131,10 @@ def _small(rgb: UInt8Array, longer_side: int) -> UInt8Array:
     return np.asarray(cv2.resize(rgb, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _measure(rgb: UInt8Array) -> np.ndarray | None:
-    """(h, w) bool on a small grid: the convex hull of what is lit, without what is written; None in the dark."""
+def _measure(rgb: UInt8Array) -> BoolArray | None:
+    """(h, w) bool on a small grid: the convex hull of the picture, without what is beside it; None in the dark."""
     small = _small(rgb, _LONGER_SIDE)
-    level = small.max(axis=2)  # not luma: mucosa in shadow is dark red
-    border = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
-    dark = border[border <= _BRIGHTEST_SURROUND]
-    lit = (level > (int(np.median(dark)) if dark.size else 0) + _CONTRAST).astype(np.uint8)
+    lit = _lit(small)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_STROKES, _STROKES))
     # beyond the frame's edge a picture goes on: else opening would cut its corners there
     framed = cv2.copyMakeBorder(lit, *(_STROKES,) * 4, cv2.BORDER_REPLICATE)
@@ -126,8 +143,37 @@ def _measure(rgb: UInt8Array) -> np.ndarray | None:
     areas = stats[1:, cv2.CC_STAT_AREA]
     if not areas.size or areas.sum() < _LEAST * lit.size:
         return None
-    large = np.isin(labels, np.flatnonzero(areas >= _LARGE * areas.max()) + 1)
-    hull = cv2.convexHull(np.argwhere(large)[:, ::-1].astype(np.int32))
+    picture = _picture(small, labels, areas)
     form = np.zeros(lit.shape, np.uint8)
-    cv2.fillConvexPoly(form, hull, 1)
-    return form > 0
+    cv2.fillConvexPoly(form, cv2.convexHull(np.argwhere(picture)[:, ::-1].astype(np.int32)), 1)
+    # a picture has notches: a lumen at its edge, where it is dark, and a corner that an inset takes, where text may be
+    whole = _without_holes(picture)
+    beside = cv2.dilate(np.asarray(lit & ~whole, np.uint8), np.ones((_ROOM, _ROOM)))
+    return (form > 0) & ((beside == 0) | (whole > 0))
+
+
+def _lit(small: UInt8Array) -> UInt8Array:
+    """(h, w) uint8, 1 where it is not the surround: whatever is dark, or the one colour along most of the border."""
+    border = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]]).astype(np.int16)  # (n, 3)
+    usual = np.median(border, axis=0)
+    if (np.abs(border - usual).max(axis=1) <= _EVEN).mean() >= _MOST:
+        return (np.abs(small - usual).max(axis=2) > _CONTRAST).astype(np.uint8)
+    levels = border.max(axis=1)  # not luma: mucosa in shadow is dark red
+    dark = levels[levels <= _BRIGHTEST_SURROUND]
+    return (small.max(axis=2) > (int(np.median(dark)) if dark.size else 0) + _CONTRAST).astype(np.uint8)
+
+
+def _picture(small: UInt8Array, labels: np.ndarray, areas: np.ndarray) -> UInt8Array:
+    """(h, w) uint8, 1 on the patches that are the picture: the large ones that are as red as tissue, or the largest."""
+    large = [number + 1 for number in np.flatnonzero(areas >= _LARGE * areas.max())]
+    shares = [tissue_share(small, (labels == number).astype(np.uint8)) or 0.0 for number in large]
+    red = [number for number, share in zip(large, shares, strict=True) if share >= TISSUE]
+    return np.isin(labels, red or [int(areas.argmax()) + 1]).astype(np.uint8)
+
+
+def _without_holes(patches: UInt8Array) -> UInt8Array:
+    """The patches and what they enclose, a lumen say."""
+    outlines, _ = cv2.findContours(patches, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros_like(patches)
+    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+    return filled
