@@ -50,7 +50,9 @@ class Deidentified(Source):
         self.source.close()
 
     def _private(self, frame: Frame) -> UInt8Array:
-        field = field_of([frame.pixels]) if self._field is None else self._field
+        field = self._field
+        if field is None:  # pictures, none of which says where the next was taken
+            field, self._outside = field_of([frame.pixels]), OutOfBody()
         if field is None or self._outside(frame, field if field.shape == frame.size else None):
             return np.zeros_like(frame.pixels)
         return blanked(frame.pixels, field)

@@ -135,9 +135,10 @@ class _Private(Recording):
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.path, self.format, self.frames = recording.path, recording.format, recording.frames
-        samples = list(recording.samples())
-        self._field = field_of(samples)
-        if samples and self._field is None:  # it is dark from end to end: better black than a name
+        samples = recording.samples()  # one in memory at a time
+        first = next(samples, None)
+        self._field = None if first is None else field_of(itertools.chain([first], samples))
+        if first is not None and self._field is None:  # it is dark from end to end: better black than a name
             self._field = np.zeros(self.format.size, np.uint8)
 
     def samples(self) -> Iterator[UInt8Array]:

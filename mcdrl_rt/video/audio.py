@@ -119,7 +119,8 @@ class _Track:
             layout = "mono" if source.channels == 1 else "stereo"
             self._stream = cast(AudioStream, container.add_stream(name, rate=rate, layout=layout))
             self._stream.codec_context.bit_rate = _BITS_PER_CHANNEL * self._stream.channels
-        self._stream.metadata.update(source.metadata)  # its language
+        if language := source.metadata.get("language"):  # the rest may name a person, a device, a place
+            self._stream.metadata["language"] = language
 
     def write(self, packet: Packet[AudioStream], origin_s: Fraction) -> None:
         """Write a packet, or what it becomes; one that cannot be decoded is skipped."""
