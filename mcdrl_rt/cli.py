@@ -21,10 +21,11 @@ from rich.text import Text
 from mcdrl_rt.console import (
     LogLines,
     Stop,
+    at_quit,
+    attended,
     leave,
     on_signals,
     print_json,
-    quit_now,
     say,
     steps,
 )
@@ -79,18 +80,21 @@ def main() -> None:
     # only errors of the libraries: they warn of much that no user can act on
     logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[LogLines()])
     logging.getLogger("mcdrl_rt").setLevel(logging.INFO)
-    on_signals(quit_now)
+    leave(attended(_run))
+
+
+def _run() -> object:
+    """The command that was asked for; its exit status."""
     try:
         app(prog_name="mcdrl-rt")
     except McdrlError as error:
         say(str(error), "error:", "bold red")
-        leave(1)
     except OSError as error:  # a folder that is closed to this user, a name that is too long
         place = f": {error.filename}" if error.filename else ""
         say(f"{(error.strerror or str(error)).lower()}{place}", "error:", "bold red")
-        leave(1)
     except SystemExit as end:
-        leave(end.code)
+        return end.code
+    return 1
 
 
 def _version(wanted: bool) -> None:
@@ -265,6 +269,7 @@ def process(
         hands: offline.Hands = Cluster(ray, load, about)
     else:
         hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count)
+    at_quit(hands.close)
     with hands, Bars({job.source: job.size for job in jobs}, not as_json) as bars:
 
         def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
@@ -349,12 +354,11 @@ def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> N
     """What a procedure would become."""
     if store is not None:
         store.recall(job.summary)
-    source = job.origin.url if job.origin else str(job.source)
     results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
     if as_json:
-        print_json({"source": source, "results": results, "state": job.state})
+        print_json({"source": job.title, "results": results, "state": job.state})
     else:
-        print("\n  ".join([f"{source} ({job.state})", *results]))
+        print("\n  ".join([f"{job.title} ({job.state})", *results]))
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

@@ -19,15 +19,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 from rich.console import Console
 from rich.text import Text
 
+from mcdrl_rt.unfinished import remove_all
+
 if TYPE_CHECKING:
     from mcdrl_rt.stream.telemetry import Summary
-
-
-class _Stderr(Console):
-    """Standard error; that nobody reads it any more is no reason to lose a recording."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
 
 
 class _Patient(io.TextIOBase):
@@ -52,7 +47,10 @@ class _Patient(io.TextIOBase):
         for start in range(0, len(data), self._PIECE):
             if not self._is_taken(number):
                 break
-            os.write(number, data[start : start + self._PIECE])
+            try:
+                os.write(number, data[start : start + self._PIECE])
+            except OSError:  # nobody reads it any more, which is no reason to lose a recording
+                break
         return len(text)
 
     def isatty(self) -> bool:
@@ -77,13 +75,12 @@ class _Patient(io.TextIOBase):
         return not self._held
 
 
-stderr = _Stderr(file=cast(IO[str], _Patient()))
+stderr = Console(file=cast(IO[str], _Patient()))
 
 
 def say(text: str, label: str = "", style: str = "") -> None:
     """A line for people, on standard error; never broken, and no bracket in it is taken for a colour."""
-    with contextlib.suppress(OSError):  # the terminal is gone
-        stderr.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
+    stderr.print(Text.assemble((label, style), " " if label else "", text), soft_wrap=True)
 
 
 class LogLines(logging.Handler):
@@ -96,18 +93,61 @@ class LogLines(logging.Handler):
             say(self.format(record), label, "bold red")
 
 
-def on_signals(handle: Callable[[int, Any], None]) -> None:
-    """Answer Ctrl-C, a request to end, and the loss of the terminal; not what ``nohup`` and the like hold off."""
+def attended(command: Callable[[], object]) -> object:
+    """Run a command on a thread of its own, while this one, the program's first, hears signals, whatever hangs.
+
+    Python hears them on its first thread alone, between two of its own steps: a library that waits there for a camera
+    would keep them waiting, and one that is being loaded would take what they raise for a fault of its own.
+
+    Returns:
+        What the command returned; 1 after an exception, which is printed.
+    """
+    on_signals(quit_now)
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows lacks the last
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handle)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup holds one off
+            signal.signal(number, _heard)
+    results = []
+    threading.stack_size(_STACK)
+    thread = threading.Thread(target=lambda: results.append(command()), name="command", daemon=True)
+    thread.start()
+    threading.stack_size(0)
+    while thread.is_alive():
+        thread.join(0.2)  # in slices: Windows hears nothing during a wait
+    return results[0] if results else 1
+
+
+def on_signals(handle: Callable[[int, Any], None]) -> None:
+    """Answer Ctrl-C, a request to end, and the loss of the terminal so from now on; at first, with ``quit_now``."""
+    global _handle
+    _handle = handle
+
+
+def at_quit(close: Callable[[], object]) -> None:
+    """Have something done when the process is told to quit, if it can be done soon: ending workers, say."""
+    _closers.append(close)
 
 
 def quit_now(number: int, _: object) -> NoReturn:
-    """Leave, discarding what was begun."""
+    """Leave at once, discarding what was begun."""
     say("stopped")
-    raise SystemExit(128 + number)
+    stderr.quiet = True  # what is broken off now need not be told
+    for close in _closers:
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+    remove_all()
+    leave(128 + number)
+
+
+def _heard(number: int, frame: object) -> None:
+    _handle(number, frame)
+
+
+_handle: Callable[[int, Any], None] = quit_now
+_closers = list[Callable[[], object]]()
+_CLOSE_S = 5.0
+_STACK = 16 << 20  # bytes: what a first thread has, and more
 
 
 def leave(status: object) -> NoReturn:
@@ -116,6 +156,7 @@ def leave(status: object) -> NoReturn:
     if not left_behind or isinstance(status, str):
         sys.exit(status)  # type: ignore[arg-type]
     logging.shutdown()
+    stderr.show_cursor()  # which a progress bar hides
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -83,16 +83,13 @@ def _quantiser() -> tuple[bool, str]:
 
 
 def _openvino() -> tuple[bool, str]:
-    import openvino as ov
-
     from mcdrl_rt.engine.openvino import core
 
     devices = []
     for name in core().available_devices:
         types = {"FP32", "BF16", "FP16", "INT8"} & set(core().get_property(name, "OPTIMIZATION_CAPABILITIES"))
         devices.append(f"{name} ({core().get_property(name, 'FULL_DEVICE_NAME')}: {' '.join(sorted(types))})")
-    version = ov.__version__.split("-")[0]
-    return bool(devices), f"{version}, devices: {', '.join(devices) or 'none'}"
+    return bool(devices), f"{importlib.metadata.version('openvino')}, devices: {', '.join(devices) or 'none'}"
 
 
 def _codecs() -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -556,6 +557,27 @@ def test_ctrl_c_is_heard_while_the_input_gives_nothing(spawn: Start, engine: Pat
     assert read_pts(output)
 
 
+def test_a_signal_is_heard_while_it_starts(spawn: Start, small_checkpoint: Path, tmp_path: Path) -> None:
+    """Before the first frame: waiting for an input, in which FFmpeg hears nothing, and then loading an engine."""
+    os.mkfifo(tmp_path / "pipe")
+    waiting = spawn("stream", "--input", tmp_path / "pipe", "--output", tmp_path / "a.mkv")
+    with (tmp_path / "pipe").open("wb"):  # it is at it
+        time.sleep(0.3)
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(20) == 128 + signal.SIGTERM
+    slow = ("--model", small_checkpoint, "--engine", "torch")
+    loading = spawn("stream", "--input", "phantom:size=160x128", "--output", tmp_path / "b.mp4", *slow)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".b.partial*")):
+        assert time.monotonic() < deadline and loading.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    loading.send_signal(signal.SIGINT)
+    assert loading.communicate(timeout=20)[1] == "stopped\n"
+    assert loading.returncode == 128 + signal.SIGINT
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_a_second_ctrl_c_ends_it_even_while_nobody_reads_its_output(spawn: Start, engine: Path) -> None:
     process = spawn("stream", "--input", PHANTOM, "--output", "-", "--model", engine, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -653,15 +675,17 @@ def test_a_log_tells_how_it_began_and_ended(
         assert {record["stream"] for record in records} == {name}
 
 
-def test_a_second_request_discards_the_recording() -> None:
+def test_a_second_request_discards_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    quits = list[int]()
+    monkeypatch.setattr(console, "quit_now", lambda number, _: quits.append(number))
     stop = console.Stop()
     stop(signal.SIGINT, None)
     stop(signal.SIGTERM, None)  # what signals a process and its group says it twice: still the same request
     assert stop.is_set() and stop.number == signal.SIGINT
     stop._since -= 2 * stop.ECHO_S
-    with pytest.raises(SystemExit) as left:
-        stop(signal.SIGINT, None)
-    assert left.value.code == 130
+    assert not quits
+    stop(signal.SIGINT, None)
+    assert quits == [signal.SIGINT]
 
 
 def test_one_request_that_comes_twice_keeps_the_recording(endless: Start, tmp_path: Path) -> None:
@@ -685,20 +709,41 @@ def test_a_recording_outlives_its_terminal(endless: Start, tmp_path: Path) -> No
     assert len(read_pts(tmp_path / "live.avi")) > 0
 
 
-def test_process_keeps_only_whole_videos_when_stopped(spawn: Start, engine: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hands", "number"),
+    [
+        ((), signal.SIGTERM),
+        (("--workers", "2"), signal.SIGKILL),
+        pytest.param(("--workers", "2"), signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(("--ray", "local"), signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_process_keeps_only_whole_videos_when_stopped(
+    hands: tuple[str, ...], number: signal.Signals, spawn: Start, engine: Path, tmp_path: Path
+) -> None:
+    """And whoever works for it ends, too."""
     write_clip(tmp_path / "long.mp4", pts=range(2000), codec_options={"preset": "ultrafast", "g": "25"})
     output = tmp_path / "out"
     command = ("process", tmp_path / "long.mp4", "--output", output, "--model", engine, "--segment", "1")
-    process = spawn(*command)
+    process = spawn(*command, *hands)
     done = output / "long.parts" / "00000.frames.parquet"
     while process.poll() is None and not done.exists():
         time.sleep(0.05)
     time.sleep(0.2)  # the next segments take much longer
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (128 + signal.SIGTERM, "stopped\n")
+    if number == signal.SIGTERM:
+        assert (process.returncode, err.splitlines()[-1]) == (128 + number, "stopped")
     assert sorted(path.name for path in output.iterdir()) == [".mcdrl-rt.lock", "long.parts"]
-    assert not [path.name for path in (output / "long.parts").iterdir() if path.name.startswith(".")]
+    if not hands:
+        assert err == "stopped\n"
+        assert not [path.name for path in (output / "long.parts").iterdir() if path.name.startswith(".")]
+    deadline = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        pytest.fail("something of it is left")
 
 
 def test_a_terminal_gets_a_progress_bar(engine: Path, shelf: Path, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from clips import picture, read_pts
 
+from mcdrl_rt import unfinished
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Frame, Shown, VideoFormat
 from mcdrl_rt.video.file import VideoFile
@@ -125,10 +128,39 @@ def test_every_live_frame_is_written_at_once(tmp_path: Path) -> None:
     assert len(set(sizes)) >= 4  # clusters of half a second
 
 
-def test_a_full_disk_before_the_first_second_leaves_nothing(tmp_path: Path) -> None:
-    partial(tmp_path / "a.mp4", os.getpid()).symlink_to("/dev/full")
-    with pytest.raises(SinkError, match=r"cannot write .*a\.mp4: the disk is full$"):
-        with open_sink(str(tmp_path / "a.mp4"), LIVE) as sink:
-            for index in range(60):
-                sink.write(Shown(Frame(picture(index), index, TICK, index)))
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_full_disk_before_the_first_second_leaves_nothing(suffix: str, tmp_path: Path) -> None:
+    process = record(tmp_path / f"a.{suffix}", 20, most=5000)
+    last = process.communicate("\n")[0].splitlines()[-1]
+    assert last.endswith(f"a.{suffix}: the file is larger than this system allows")
+    assert process.returncode == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", [VideoFile.close, VideoFile.abort])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_a_recording_without_a_frame_is_none(suffix: str, end: Callable[[VideoFile], None], tmp_path: Path) -> None:
+    """The end of fragments that never began is a memory fault in FFmpeg."""
+    end(VideoFile(tmp_path / f"a.{suffix}", "libx264", LIVE))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_cut_off_is_not_written_over_by_a_process_of_the_same_number(tmp_path: Path) -> None:
+    """In a container, every process is number 1."""
+    left = partial(tmp_path / "a.mkv", os.getpid())
+    left.write_bytes(b"an hour")
+    with VideoFile(tmp_path / "a.mkv", "libx264", LIVE) as sink:
+        sink.write(Shown(Frame(picture(0), 0, TICK)))
+        unfinished.remove_all()  # as when the process is told to quit
+        assert [path.name for path in tmp_path.iterdir()] == [left.name]
+        sink.abort()
+    assert left.read_bytes() == b"an hour"
+
+
+def test_a_recording_whose_folder_is_removed_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    folder.mkdir()
+    sink = VideoFile(folder / "a.mkv", "libx264", LIVE)
+    sink.write(Shown(Frame(picture(0), 0, TICK)))
+    shutil.rmtree(folder)
+    with pytest.raises(SinkError, match=r"cannot finish .*: the file was removed meanwhile$"):
+        sink.close()

@@ -23,6 +23,7 @@ from mcdrl_rt.engine.frames import real_frames, synthetic_frames
 from mcdrl_rt.engine.order import Order, resolved
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.unfinished import begun
 
 if TYPE_CHECKING:  # heavy, and only building needs it: running a built engine imports neither torch nor open_clip
     from mcdrl_rt.model.folded import FoldedMCDRL
@@ -85,7 +86,7 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
     frames = real_frames(order.frames, size) if order.frames else synthetic_frames(size)
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent))
+        folder = begun(Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent)))
         partial = folder / output.name
         engine = _COMPILE[order.runtime](folded, partial, order, frames, stage)
         stage("checking it against the reference")

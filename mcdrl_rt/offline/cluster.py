@@ -12,6 +12,7 @@ one kind: bits differ between kinds, so a worker whose engine is not the head's 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 import socket
@@ -128,4 +129,5 @@ def _import_ray() -> Any:
         import ray
     except ModuleNotFoundError:
         raise EngineError("a cluster needs Ray: pip install 'mcdrl-rt[cluster]'") from None
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # it would warn that signals are for others
     return ray

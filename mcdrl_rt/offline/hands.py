@@ -121,8 +121,11 @@ class Processes(Hands):
             yield number, self._do_alone(task)
 
     def close(self) -> None:
-        """End them, in the midst of what they are at."""
-        self._closed = True
+        """End them, in the midst of what they are at; from any thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         for process in multiprocessing.active_children():
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
@@ -153,14 +156,22 @@ _segmenter: AnySegmenter | None = None  # of a worker
 
 
 def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
-    """Begin as a worker: with its share of the cores, and an engine of its own."""
+    """Begin as a worker: with its share of the cores, and an engine of its own; it ends when who leads is no more."""
     global _segmenter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who leads
     number = int(multiprocessing.current_process().name.rpartition("-")[2])  # children are numbered as they are born
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number % count :: count] or cores)
+    threading.Thread(target=_end_with_leader, name="leader", daemon=True).start()
     _segmenter = load()
+
+
+def _end_with_leader() -> None:
+    leader = multiprocessing.parent_process()
+    assert leader is not None
+    leader.join()
+    os._exit(1)
 
 
 def _do(task: Task) -> Part:

@@ -197,6 +197,10 @@ class Encoder:
             _, context.colorspace, context.color_trc, context.color_primaries = _COLORS[color]
             context.color_range = _LIMITED_RANGE
 
+    def open(self) -> None:
+        """Open the codec, so that what it does not take shows before the first picture."""
+        self._stream.codec_context.open()
+
     def encode(self, pixels: UInt8Array, pts: int) -> list[Packet[VideoStream]]:
         """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead."""
         frame = self._frame(pixels)

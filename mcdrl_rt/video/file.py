@@ -23,6 +23,7 @@ import av
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Shown, VideoFormat
+from mcdrl_rt.unfinished import keep
 from mcdrl_rt.video.audio import Audio
 from mcdrl_rt.video.encoder import H264, Encoder
 from mcdrl_rt.video.output import Sink, Timeline, check_folder, partial_path, reason
@@ -75,8 +76,13 @@ class VideoFile(Sink):
         joinable: bool = False,
         grey: bool = False,
     ) -> None:
-        check_folder(target)
         self._target, self._partial, self._live = target, partial_path(target), format.live
+        number = 1
+        while self._live and self._partial.exists():  # a recording that was cut off, by a process of the same number
+            keep(self._partial)
+            number += 1
+            self._partial = partial_path(target, number)
+        check_folder(target, self._partial)
         self._muxer = FORMATS[target.suffix.lower()][0]
         # AVI counts frames from its start, so a late first frame would become hours of filler
         self._timeline = Timeline(_grid(self._muxer, format), from_zero=format.live or self._muxer == "avi")
@@ -113,7 +119,10 @@ class VideoFile(Sink):
         self.size = self._encoder.size
         if self._audio:
             self._audio.add_to(self._container, self._muxer)
-        self._container.start_encoding()  # opens the encoder and writes the header: errors show now
+        if format.live and self._muxer in _EXACT:  # the header of fragments with none after it ends in a memory fault
+            self._encoder.open()
+        else:
+            self._container.start_encoding()  # opens the encoder and writes the header: errors show now
 
     def write(self, shown: Shown) -> None:
         """Encode and write one frame, and the sound before it."""
@@ -125,10 +134,10 @@ class VideoFile(Sink):
             self._container.mux(packets)
             if self._audio:
                 self._audio.write_until(shown.frame.pts * shown.frame.time_base, self._timeline.origin_s)
+            if self._live and packets and self._encoder.restarted:  # which ended the fragment before it
+                self._whole = _Whole(self._partial.stat().st_size, self._timeline.length_s)
         except (av.FFmpegError, OSError) as error:
             raise self._failed("write", error) from None
-        if self._live and packets and self._encoder.restarted:  # which ended the fragment before it
-            self._whole = _Whole(self._partial.stat().st_size, self._timeline.length_s)
         self.frames += 1
 
     def close(self) -> None:
@@ -175,7 +184,10 @@ class VideoFile(Sink):
 
     def _failed(self, verb: str, error: Exception) -> SinkError:
         """Give up, keeping what stands on its own of a live recording, and say so."""
-        text = f"cannot {verb} {self._target}: {reason(error)}"
+        gone = not self._partial.exists()
+        text = f"cannot {verb} {self._target}: {'the file was removed meanwhile' if gone else reason(error)}"
+        if gone:
+            self._whole = None
         if self._whole is None or not self._whole.length_s:
             self.abort()
             return SinkError(text)
@@ -186,6 +198,7 @@ class VideoFile(Sink):
             flush_to_disk(self._partial)
             if not self._target.exists():
                 kept = self._partial.rename(self._target)
+            keep(kept)
         return SinkError(f"{text}; the first {float(self._whole.length_s):.0f} s are kept in {kept}")
 
     def _release(self) -> None:

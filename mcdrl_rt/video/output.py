@@ -14,6 +14,7 @@ import av
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Frame, Shown, VideoFormat
+from mcdrl_rt.unfinished import begun
 
 _LATE_S = 1.0  # a file this far behind its own clock does not hurry to catch up
 
@@ -25,9 +26,13 @@ class Sink(ABC):
 
     Attributes:
         frames: number of frames written so far.
+        dropped: frames that were taken, and could not be sent on.
+        down: why nothing that is written arrives just now; empty while it does.
     """
 
     frames: int = 0
+    dropped: int = 0
+    down: str = ""
 
     @abstractmethod
     def write(self, shown: Shown) -> None:
@@ -130,13 +135,14 @@ class Pace:
         time.sleep(max(0.0, self._start + frame.pts_s - now))
 
 
-def partial_path(target: Path) -> Path:
-    """Where a file is written until it is whole."""
-    return target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
+def partial_path(target: Path, number: int = 1) -> Path:
+    """Where a file is written until it is whole; removed if the process has to end at once."""
+    again = f"-{number}" if number > 1 else ""
+    return begun(target.with_name(f".{target.stem}.partial-{os.getpid()}{again}{target.suffix}"))
 
 
-def check_folder(target: Path) -> None:
-    """Find out that a file can be made at ``target``, without making it.
+def check_folder(target: Path, partial: Path) -> None:
+    """Find out that a file can be made at ``target``, without making it; ``partial``, beside it, is made.
 
     Raises:
         SinkError: it cannot.
@@ -149,7 +155,7 @@ def check_folder(target: Path) -> None:
     if target.is_dir():
         raise SinkError(f"cannot write {target}: it is a folder; name a file inside it")
     try:  # asking for permissions says little (root, read-only mounts): try it
-        partial_path(target).open("ab").close()
+        partial.open("ab").close()
     except OSError as error:
         why = "no new files are allowed there" if error.errno == errno.ENOENT else reason(error)
         raise SinkError(f"cannot write in the folder {folder}: {why}") from None
