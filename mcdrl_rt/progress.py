@@ -123,15 +123,15 @@ def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool
     Returns:
         Whether one failed, and whether one has a flaw.
     """
-    failed, flawed, count = list[Path](), False, 0
+    failed, flawed, count = list[str](), False, 0
     for outcome in outcomes:
         bars.end(outcome.job.source)
-        source, count = outcome.job.source, count + 1
+        source, count = outcome.job.title, count + 1
         if outcome.summary is None:
             failed.append(source)
             say(f"{outcome.error}", "error:", "bold red")
             if as_json:
-                print_json({"source": str(source), "error": outcome.error})
+                print_json({"source": source, "error": outcome.error})
             continue
         flawed |= bool(outcome.summary.problem)
         if outcome.before and not as_json:

@@ -108,6 +108,13 @@ def test_plan_tells_files_of_one_name_apart(tmp_path: Path) -> None:
     assert [job.source for job in plan([tmp_path / "in"], tmp_path / "out")] == sorted(paths)
 
 
+def test_plan_keeps_the_extension_where_it_tells_files_apart(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.avi", "b.mp4"):
+        (tmp_path / name).touch()
+    places = [job.place.name for job in plan([tmp_path], tmp_path.parent / "out")]
+    assert places == ["a.avi", "a.mp4", "b"]
+
+
 def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
     out, empty, file = tmp_path / "out", tmp_path / "empty", archive / "a.mp4"
     empty.mkdir()
@@ -302,10 +309,9 @@ def test_an_engine_that_fails_once_is_started_again_and_nothing_is_missing(archi
     assert outcome.summary.engine_restarts == 1
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ZeroDivisionError("a bug")])
-def test_an_interruption_keeps_only_what_is_whole(archive: Path, tmp_path: Path, failure: BaseException) -> None:
+def test_an_interruption_keeps_only_what_is_whole(archive: Path, tmp_path: Path) -> None:
     def on_frame(frames: int) -> None:
-        raise failure
+        raise KeyboardInterrupt
 
     def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
         return on_frame if job.source.name == "B.MP4" else None
@@ -313,7 +319,7 @@ def test_an_interruption_keeps_only_what_is_whole(archive: Path, tmp_path: Path,
     out = tmp_path / "out"
     outcomes = process(plan([archive], out), out, Segmenter(StripesEngine()), on_start=start)
     next(outcomes)
-    with pytest.raises(type(failure)):
+    with pytest.raises(KeyboardInterrupt):
         next(outcomes)
     assert names(out) == sorted([*of("a"), "deep"])
 
@@ -457,3 +463,39 @@ def test_a_damaged_manifest_is_named(begun: tuple[Path, Path, Settings], content
     manifest.unlink()
     (outcome,) = run([clip], out, settings)
     assert outcome.error is None and names(out) == of("a")
+
+
+def test_strange_files_cost_only_themselves(archive: Path, tmp_path: Path) -> None:
+    long = "x" * 245 + ".mp4"
+    strange = os.fsdecode(b"caf\xe9.mp4")
+    (archive / "dangling.mp4").symlink_to("nowhere")
+    os.mkfifo(archive / "pipe.mp4")
+    for name in (long, strange):
+        (archive / name).write_bytes((archive / "a.mp4").read_bytes())
+    jobs = plan([archive], tmp_path / "out")
+    assert {job.size > 0 for job in jobs} == {True, False} and {job.state for job in jobs} == {"new"}
+    settings = Settings(masks=("ffv1", "coco"))
+    outcomes = {o.job.source.name: o for o in process(jobs, tmp_path / "out", Segmenter(StripesEngine()), settings)}
+    assert outcomes["dangling.mp4"].error == f"no such file: {archive}/dangling.mp4"
+    assert outcomes["pipe.mp4"].error == f"{archive}/pipe.mp4 is neither a file nor a folder of pictures"
+    assert outcomes[long].error == f"{archive}/{long}: file name too long"
+    for name in ("a.mp4", "B.MP4", strange):
+        assert outcomes[name].error is None, name
+    summary = json.loads((tmp_path / "out" / os.fsdecode(b"caf\xe9.summary.json")).read_text(encoding="utf-8"))
+    assert summary["summary"]["source"].endswith("caf\N{REPLACEMENT CHARACTER}.mp4")
+
+
+def test_a_fault_of_ours_costs_only_its_procedure(
+    archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_frame(frames: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def start(job: Job, frames: int | None) -> Callable[[int], None] | None:
+        return on_frame if job.source.name == "a.mp4" else None
+
+    out = tmp_path / "out"
+    first, second = process(plan([archive], out), out, Segmenter(StripesEngine()), on_start=start)
+    text = f"{archive}/a.mp4: a fault of mcdrl-rt itself, please report it: ZeroDivisionError: a bug"
+    assert (first.error, second.error) == (text, None)
+    assert any(record.exc_info for record in caplog.records)

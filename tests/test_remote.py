@@ -51,6 +51,9 @@ def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Pat
     far.get("/bucket/in", str(tmp_path / "in"), recursive=True)
     out = tmp_path / "out"
     list(process(plan([tmp_path / "in"], out), out, Segmenter(BrightEngine()), SETTINGS))
+    summary = json.loads(far.cat("/bucket/out/day1/a.summary.json"))["summary"]
+    assert summary["source"] == "memory:///bucket/in/day1/a.mp4"
+    assert summary["output"] == "memory:///bucket/out/day1/a.annotated.mp4"
     here = content(out / "day1")
     assert len(here) == 2
     assert all(far.cat(f"/bucket/out/day1/{name}") == data for name, data in here.items())
@@ -106,3 +109,10 @@ def test_a_store_nobody_knows_is_one_line() -> None:
     with pytest.raises(SinkError, match=r"cannot write to nowhere://bucket: Protocol not known: nowhere"):
         Store("nowhere://bucket")
     assert [is_remote(name) for name in ("s3://b/x", "file:///x", "/x", "C:/x", "@list")] == [True] + [False] * 4
+
+
+def test_of_what_cannot_be_read_no_copy_is_kept(far: Any, tmp_path: Path) -> None:
+    far.pipe("/bucket/in/day1/a.mp4", b"no video")
+    bad, good = run(["memory://bucket/in"], "memory://bucket/out")
+    assert bad.error is not None and good.error is None
+    assert not list((tmp_path / "cache" / "inputs").rglob("*.mp4"))

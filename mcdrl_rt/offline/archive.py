@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,8 +23,10 @@ from mcdrl_rt.offline.remote import Store
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
 
+_log = logging.getLogger("mcdrl_rt.journal")
 LOCK = ".mcdrl-rt.lock"
 """Lies in every output folder."""
 
@@ -93,13 +96,18 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
         make_folder(job.place.parent)
         if store is not None and not job.summary.exists():
             store.recall(job.summary)
-        summary, before = carry_out(job, crew, on_start)
+        summary, before = carry_out(job, crew, on_start, str if store is None else store.address)
         if store is not None:  # also what was done before, and not sent
             store.send(job.results(crew.settings))
         return Outcome(job, summary, before=before)
     except McdrlError as error:
-        named = job.source.name in str(error)
-        return Outcome(job, error=str(error) if named else f"{job.source}: {error}")
+        why = str(error)
+    except OSError as error:  # a name that is too long, say
+        why = reason(error)
+    except Exception as error:  # it must not cost the others their turn
+        _log.exception("%s: the fault", job.title)
+        why = f"a fault of mcdrl-rt itself, please report it: {type(error).__name__}: {error}"
+    return Outcome(job, error=why if legible(job.source.name) in why else f"{job.title}: {why}")
 
 
 @contextlib.contextmanager

@@ -47,16 +47,20 @@ def input_facts(source: Path) -> dict[str, Any]:
     Raises:
         SourceError: it cannot be read.
     """
-    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+    if not source.exists():
+        raise SourceError(f"no such file: {source}")
+    if not (source.is_file() or source.is_dir()):
+        raise SourceError(f"{source} is neither a file nor a folder of pictures")
     size, content = 0, hashlib.sha256()
     try:
+        files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
         for path in files:
             with path.open("rb") as file:
                 content.update(file.read(_SAMPLE))
                 its = file.seek(0, 2)
                 file.seek(max(0, its - _SAMPLE))
                 content.update(file.read())
-            content.update(f"{path.name if source.is_dir() else ''} {its}".encode())
+            content.update(f"{path.name if source.is_dir() else ''} {its}".encode(errors="surrogateescape"))
             size += its
     except OSError as error:
         raise SourceError(f"cannot read {source}: {reason(error)}") from None

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,15 +22,24 @@ from mcdrl_rt.offline.recording import Recording
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.version import __version__
+from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
 
 _TOLD = 3  # problems, at most
 
 
 def finish(
-    job: Job, manifest: Manifest, recording: Recording, kinds: Sequence[Product], about: About, settings: Settings
+    job: Job,
+    manifest: Manifest,
+    recording: Recording,
+    kinds: Sequence[Product],
+    about: About,
+    settings: Settings,
+    address: Callable[[Path], str] = str,
 ) -> Summary:
     """Join the parts of all segments, put the results in their places, and clear up.
+
+    ``address`` tells where a result will be in the end.
 
     Raises:
         SourceError: not one frame of the recording can be decoded.
@@ -49,8 +58,8 @@ def finish(
         _move(whole, job.result(kind.end))
     told = list(dict.fromkeys(text for text in problems if text))
     summary = dataclasses.replace(
-        _summary(job.name(settings) if settings.private else str(job.source), manifest, recording),
-        output=str(job.result(kinds[0].end)),
+        _summary(job.name(settings) if settings.private else job.title, manifest, recording),
+        output=legible(address(job.result(kinds[0].end))),
         problem="; ".join(told[:_TOLD]) + ("; …" if len(told) > _TOLD else "") or None,
     )
     if settings.report:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.remote import Origin, find, is_remote
 from mcdrl_rt.offline.settings import Settings
-from mcdrl_rt.video.names import plain
+from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 
@@ -67,11 +69,18 @@ class Job:
     @property
     def state(self) -> str:
         """How far it is, in a word."""
-        return "done" if self.summary.exists() else "begun" if self.parts.exists() else "new"
+        with contextlib.suppress(OSError):  # a name that is too long
+            return "done" if self.summary.exists() else "begun" if self.parts.exists() else "new"
+        return "new"
 
     def name(self, settings: Settings) -> str:
         """What it is called in its results."""
-        return self.place.name if settings.private else self.source.name
+        return legible(self.place.name if settings.private else self.source.name)
+
+    @property
+    def title(self) -> str:
+        """What it is called in messages: its path, or its address without a password."""
+        return legible(redacted(self.origin.url) if self.origin else str(self.source))
 
     def results(self, settings: Settings) -> list[Path]:
         """Everything that it is to become."""
@@ -107,9 +116,11 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     far = [one for name in given if is_remote(name) for one in find(name)]
     origins = {origin.copy: origin for origin, _ in far}
     files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
+    counts = Counter(place for _, place in files)
+    files = [(file, place if counts[place] == 1 else place.with_name(file.name)) for file, place in files]
     jobs = [Job(file, output / (rename(place) if rename else place), origins.get(file)) for file, place in files]
     places = [job.place for job in jobs]
-    twice = sorted({_stem(job.source) for job in jobs if places.count(job.place) > 1})
+    twice = sorted({legible(_stem(job.source)) for job in jobs if places.count(job.place) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
     replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}

@@ -63,13 +63,16 @@ def done_before(job: Job, fingerprint: Fingerprint) -> Summary | None:
     return Summary(**content["summary"])
 
 
-def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Summary, bool]:
+def carry_out(
+    job: Job, crew: Crew, on_start: OnStart | None = None, address: Callable[[Path], str] = str
+) -> tuple[Summary, bool]:
     """Do what is left to do of a procedure.
 
     Args:
         job: from ``plan``.
         crew: that does it.
         on_start: see ``process``.
+        address: where a result will be in the end.
 
     Returns:
         The summary, and whether it was there before.
@@ -85,14 +88,18 @@ def carry_out(job: Job, crew: Crew, on_start: OnStart | None = None) -> tuple[Su
         recording = open_recording(job.source.absolute(), crew.settings.private)
         manifest = _manifest(job, crew, recording, fingerprint)
         try:
-            return _carry_on(job, crew, recording, manifest, on_start), False
+            about = _about(job, crew, recording)
+            _work(job, crew, recording, manifest, about, on_start)
+            return finish(job, manifest, recording, crew.kinds, about, crew.settings, address), False
         finally:
             if not manifest.done:
                 shutil.rmtree(manifest.folder, ignore_errors=True)
 
 
-def _carry_on(job: Job, crew: Crew, recording: Recording, manifest: Manifest, on_start: OnStart | None) -> Summary:
-    about = _about(job, crew, recording)
+def _work(
+    job: Job, crew: Crew, recording: Recording, manifest: Manifest, about: About, on_start: OnStart | None
+) -> None:
+    """Do the segments that are left."""
     on_frame = on_start(job, recording.frames) if on_start else None
     counted = _Count(on_frame, sum(part.frames for part in manifest.parts))
     left = [segment for segment in manifest.segments if segment.number not in manifest.done]
@@ -103,7 +110,6 @@ def _carry_on(job: Job, crew: Crew, recording: Recording, manifest: Manifest, on
         counted(0)
         manifest.done[number] = part
         manifest.save()
-    return finish(job, manifest, recording, crew.kinds, about, crew.settings)
 
 
 class _Count:

@@ -71,8 +71,10 @@ class Origin:
                 files, path = _files(self.url)
                 files.get_file(path, str(partial_path(self.copy)))
                 os.replace(partial_path(self.copy), self.copy)
-        yield
-        shutil.rmtree(self.copy.parent, ignore_errors=True)  # kept where the work was broken off
+        try:
+            yield
+        finally:  # kept where the process was broken off
+            shutil.rmtree(self.copy.parent, ignore_errors=True)
 
 
 def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
@@ -134,7 +136,8 @@ class Store:
         with _told(SinkError, f"cannot read {redacted(self._url)}"):
             if self._files.exists(self._there(summary)):
                 summary.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._there(summary), str(summary))
+                self._files.get_file(self._there(summary), str(partial_path(summary)))
+                os.replace(partial_path(summary), summary)
 
     def send(self, results: Sequence[Path]) -> None:
         """Send results, in this order; those that were sent before are replaced.
@@ -187,7 +190,7 @@ def _cache(name: str) -> Path:
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _is_video(path: str) -> bool:

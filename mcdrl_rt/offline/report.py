@@ -102,7 +102,7 @@ def _picture(thumbnail: Thumbnail | None, time_s: float) -> str | None:
 
 def _relative(video: Path, folder: Path) -> str:
     """A URL from the page to the video, whatever is in its name."""
-    return quote(Path(os.path.relpath(video, folder)).as_posix())
+    return quote(os.fsencode(Path(os.path.relpath(video, folder)).as_posix()))
 
 
 def _data(seen: Overview) -> dict[str, Any]:
