@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from clips import write_clip
@@ -23,6 +26,7 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
 from mcdrl_rt.video.live import Live
 from mcdrl_rt.video.source import Source, open_source
+from mcdrl_rt.video.timestamps import Timestamps
 
 TICK = Fraction(1, 1000)
 PYTHON = "/usr/bin/python3"  # GStreamer's bindings are in the system's own
@@ -253,6 +257,44 @@ def test_what_was_held_up_is_not_shown_after_its_time() -> None:
     assert abs(pictures[-1].pts_s - pictures[0].pts_s - passed_s) < 0.15
 
 
+@pytest.mark.parametrize("leap_s", [-7200, 7200])
+def test_when_the_clock_of_a_camera_is_set_ours_goes_on(leap_s: int) -> None:
+    class Set(Delayed):
+        def __iter__(self) -> Iterator[Frame]:
+            clock = Timestamps(TICK, self.rate)
+            for frame in super().__iter__():
+                told = frame.pts + (leap_s * 1000 if frame.pts >= 400 else 0)
+                yield dataclasses.replace(frame, pts=clock(SimpleNamespace(pts=told, dts=told, duration=20)))
+
+    with Live(camera := Set([0.02 * i for i in range(40)])) as source:
+        taken = list(itertools.islice((frame for frame in source if frame.signal), 36))
+        camera.let_go.set()
+    assert rising(taken)
+    passed_s = taken[-1].capture_time_s - taken[0].capture_time_s
+    assert abs(taken[-1].pts_s - taken[0].pts_s - passed_s) < 0.2
+
+
+def test_pictures_without_times_get_those_of_their_arrival() -> None:
+    """A camera that sends 50 bare JPEGs a second, where FFmpeg makes up 25."""
+    jpeg = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (240, 320, 3)))[1].tobytes()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def send() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(jpeg)
+                time.sleep(0.02)
+
+    threading.Thread(target=send, daemon=True).start()
+    options = {"probesize": "300000"}
+    with listener, open_source(f"tcp://127.0.0.1:{listener.getsockname()[1]}", **options) as source:
+        taken = [frame for frame in itertools.islice(source, 80) if frame.signal]
+    passed_s = taken[-1].capture_time_s - taken[20].capture_time_s
+    assert abs((taken[-1].pts_s - taken[20].pts_s) / passed_s - 1) < 0.3
+    assert rising(taken)
+
+
 def test_what_comes_later_from_now_on_is_shown() -> None:
     """As after a pause of the sender: the pictures' own times say that they are late, and will be for good."""
     times_s = [0.02 * i if i < 10 else 0.02 * i + 0.9 for i in range(100)]
@@ -389,6 +431,14 @@ def test_a_recording_plays_at_its_own_pace(tmp_path: Path) -> None:
     assert frames[-1].capture_time_s - frames[0].capture_time_s < 5
 
 
+def test_a_recording_whose_clock_leaps_is_not_waited_for(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "leap.mkv", pts=[0, 20, 3_600_000, 3_600_020], time_base=TICK)
+    with open_source(str(clip), live=True) as source:
+        frames = list(source)
+    assert [frame.pts for frame in frames] == [0, 20, 3_600_000, 3_600_020]
+    assert frames[-1].capture_time_s - frames[0].capture_time_s < 60
+
+
 def test_a_paced_recording_says_what_was_wrong_and_drops_nothing_when_late(tmp_path: Path) -> None:
     whole = write_clip(
         tmp_path / "a.mp4", pts=range(50), codec_options={"g": "1"}, container_options={"movflags": "faststart"}
@@ -405,7 +455,7 @@ def test_a_paced_recording_says_what_was_wrong_and_drops_nothing_when_late(tmp_p
 
 
 def test_closing_a_paced_source_ends_its_wait(tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "gap.mkv", pts=[0, 3_600_000], time_base=TICK)
+    clip = write_clip(tmp_path / "gap.mkv", pts=[0, 9_000], time_base=TICK)
     source = open_source(str(clip), live=True)
     frames = iter(source)
     next(frames)

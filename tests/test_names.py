@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrl_rt.video.names import plain, redacted, scheme
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.types import VideoFormat
+from mcdrl_rt.video.names import legible, plain, redacted, scheme, slash_missing
+from mcdrl_rt.video.sink import open_sink
+from mcdrl_rt.video.source import open_source
 
 SECRET = st.text(st.sampled_from("xyz@:/?#&=é "), min_size=1).map(lambda text: f"SECRET{text}SECRET")
 
@@ -48,6 +54,24 @@ def test_a_file_address_is_a_path(tmp_path: Path) -> None:
         assert plain(f"FILE://localhost{tmp_path}/{name}") == f"{tmp_path}/{file}"
     for other in ("a.mp4", "rtsp://h/file://a", "-", "file:a.mp4"):
         assert plain(other) == other
+
+
+def test_an_address_with_a_slash_too_few_is_none_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for uri in ("rtsp:/u:secret@h/a", "RTMP:u:secret@h", "http:/h/a.mp4?token=secret"):
+        assert slash_missing(uri) == f"an address has two slashes: {uri.partition(':')[0]}://…"
+        with pytest.raises(SourceError, match="two slashes"):
+            open_source(uri)
+        with pytest.raises(SinkError, match="two slashes"):
+            open_sink(uri, VideoFormat((8, 8), Fraction(1, 25), Fraction(25)))
+    Path("udp:a.mp4").touch()
+    for uri in ("udp:a.mp4", "rtsp://h/a", "screen:1", "phantom:size=8x8", "a.mp4", "masks:a"):
+        assert not slash_missing(uri)
+
+
+def test_a_name_of_any_bytes_is_legible() -> None:
+    assert legible(os.fsdecode(b"caf\xe9.mp4")) == "caf\N{REPLACEMENT CHARACTER}.mp4"
+    assert legible("théâtre 1") == "théâtre 1"
 
 
 def test_scheme() -> None:

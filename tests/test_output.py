@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
 import pytest
 from clips import picture
-from streams import Kept, ListSource, run
+from streams import BrightEngine, Kept, ListSource, run
 
 from mcdrl_rt.errors import SinkError
+from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.stream import output as module
+from mcdrl_rt.stream.pipeline import Stream
+from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.types import Shown
 
 
@@ -63,6 +67,26 @@ def test_a_sink_that_hangs_does_not_cost_the_others_their_end() -> None:
     assert good.ended == "kept" and good.frames == summary.frames_out
     assert summary.problem is not None and summary.problem.startswith("stuck failed: stuck has taken nothing")
     stuck.let_go.set()
+
+
+def test_that_a_sink_takes_nothing_is_told_when_it_happens(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "STALL_S", 0.3)
+    caplog.set_level(logging.INFO)
+    slow = Kept(lambda shown: time.sleep(0.9 if shown.frame.index == 2 else 0))
+    with Supervisor(Segmenter(BrightEngine())) as supervisor:
+        stream = Stream(ListSource([picture(0)] * 150, live=True, every_s=0.01), supervisor.seat(), {"slow": slow})
+        up = set[bool]()
+        stream._on_frame = lambda _: up.add(stream.status().outputs["slow"])
+        summary = stream.run()
+    assert up == {True, False}
+    told = [record.getMessage() for record in caplog.records if record.name == "mcdrl_rt.stream"]
+    assert told == [
+        "list: slow is down, the video goes on: it has taken nothing for 0 s",
+        "list: slow is up again",
+    ]
+    assert summary.frames_dropped > 0 and summary.problem is None
 
 
 def test_a_file_waits_for_its_reader_however_slow_while_nobody_asks_for_the_end() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.stream import compose
 from mcdrl_rt.stream.pipeline import Stream
-from mcdrl_rt.stream.policy import Policy
+from mcdrl_rt.stream.policy import Picker, Policy
 from mcdrl_rt.stream.presenter import Presenter
 from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Telemetry
 from mcdrl_rt.types import UInt8Array
-from mcdrl_rt.video.motion import Motion
+from mcdrl_rt.video.motion import HISTORY, Motion
 
 
 def failing_twice(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
@@ -54,6 +55,18 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_frame(
     told = [record.getMessage() for record in caplog.records if record.name == "mcdrl_rt.stream"]
     assert told == ["list: no overlay: a fault in drawing it: ZeroDivisionError: on purpose"]
     assert [record for record in caplog.records if record.exc_info and record.name == "mcdrl_rt.journal"]
+
+
+def test_a_fault_in_asking_the_model_costs_no_frame(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Picker, "still", Mock(side_effect=[False] * 3 + [ZeroDivisionError("x")] * 2 + [False] * 5))
+    sink = Kept()
+    summary = run(ListSource([picture(i) for i in range(10)]), {"kept": sink}, policy=Policy())
+    assert [shown.frame.index for shown in sink.shown] == list(range(10))
+    assert [shown.note for shown in sink.shown][3:5] == ["no overlay: a fault: ZeroDivisionError"] * 2
+    assert summary.problem == "the model did not answer for 2 frames: a fault: ZeroDivisionError"
+    assert caplog.text.count("no overlay: a fault in asking the model: ZeroDivisionError: x") == 1
 
 
 def test_where_every_frame_must_be_segmented_a_fault_in_drawing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +110,7 @@ def test_a_mask_as_old_as_it_may_be_is_shown() -> None:
         (Policy(mode="every", fps=8), False),
         (Policy(mode="every", fps=6), True),
         (Policy(mode="pass", fps=1), True),
+        (Policy(mode="every", stride=26, max_mask_age_ms=5000), True),  # farther than motion is followed
     ],
 )
 def test_that_masks_will_be_too_old_is_said_before(
@@ -106,5 +120,5 @@ def test_that_masks_will_be_too_old_is_said_before(
     with Supervisor(Segmenter(BrightEngine())) as supervisor:
         Stream(source, supervisor.seat(), {"kept": (sink := Kept())}, policy).run()
     assert ("the overlay flickers; see --stride" in caplog.text) == flickers
-    if policy.mode == "every":
+    if policy.mode == "every" and policy.stride < HISTORY:
         assert any("ms old" in shown.note for shown in sink.shown) == flickers

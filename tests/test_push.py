@@ -139,8 +139,10 @@ def test_rtmp_receivers_may_end_and_come_back() -> None:
         camera = Camera(sink)
         camera.write_until(lambda: len(first.lines) >= 5)
     camera.write_until(lambda: sink.problem)
+    assert sink.down and sink.dropped
     with receiving(*listen) as second:
         camera.write_until(lambda: len(second.lines) >= 5)
+        assert not sink.down
         sink.close()
     assert sink.reconnections == 1
     assert camera.longest_s < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -45,6 +46,13 @@ def until(reached: Callable[[], bool], what: str, seconds: float = 20) -> None:
 @pytest.fixture(scope="module")
 def screen() -> Iterator[str]:
     """A screen of its own, such as ``:5``."""
+    with served() as (name, _):
+        yield name
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A screen's name and its server."""
     for tool in ("Xvfb", "xdotool"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} to try a window out")
@@ -56,7 +64,7 @@ def screen() -> Iterator[str]:
     with os.fdopen(reader) as answer:
         number = answer.readline().strip()
     assert number, "Xvfb did not start"
-    yield f":{number}"
+    yield f":{number}", server
     server.terminate()
     server.wait(10)
 
@@ -126,6 +134,16 @@ def start(screen: str, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     for program in programs:
         program.process.kill()
         program.process.communicate(timeout=20)
+
+
+@needs_pygame
+def test_a_screen_that_is_lost_takes_nothing_with_it(tmp_path: Path) -> None:
+    with served() as (name, server):
+        program = Program(name, tmp_path, live=True, aspect="1")
+        server.kill()
+        said = program.said()
+    assert said == f"lost: the screen at DISPLAY={name} is gone\nclosed\n"
+    assert program.process.returncode == 0
 
 
 @needs_pygame

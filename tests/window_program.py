@@ -1,6 +1,7 @@
 """A program with a window, for tests: ``python window_program.py LIVE ASPECT`` shows one picture again and again.
 
-With LIVE 1 its left edge changes with every frame. Prints ``open``, ``quit`` when the user does, and ``closed``.
+With LIVE 1 its left edge changes with every frame. Prints ``open``, ``quit`` when the user does, ``lost`` and why
+when the screen is gone, and ``closed``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from mcdrl_rt.console import leave
+from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import CLASS_COLORS, Frame, Region, Segmentation, Shown, UInt8Array, VideoFormat
 from mcdrl_rt.video.overlay import draw
 from mcdrl_rt.video.view import View
@@ -50,10 +53,15 @@ def main(live: bool, aspect: Fraction) -> None:
             pixels = drawn.copy()
             if live:
                 pixels[:, :50] = index % 256
-            window.write(Shown(Frame(pixels, index, Fraction(1, 50)), clean, found, age_ms=20.0))
+            try:
+                window.write(Shown(Frame(pixels, index, Fraction(1, 50)), clean, found, age_ms=20.0))
+            except SinkError as error:
+                print(f"lost: {error}", flush=True)
+                break
             index += 1
     print("closed", flush=True)
 
 
 if __name__ == "__main__":
     main(sys.argv[1] == "1", Fraction(sys.argv[2]))
+    leave(0)

@@ -6,13 +6,18 @@ What can be wrong with an input or an output shows here, before an engine is loa
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.video.container import is_remote
-from mcdrl_rt.video.names import plain
+from mcdrl_rt.video.file import FORMATS
+from mcdrl_rt.video.live import Live
+from mcdrl_rt.video.names import legible, plain, scheme
 from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
@@ -28,7 +33,7 @@ class Lane:
     Args:
         name: for people, unlike that of any other lane.
         source: opened.
-        outputs: as the user named them.
+        outputs: as the user named them, but that no recording replaces an earlier one.
         sinks: opened, by those names; a window is not among them: it needs the model's colours.
     """
 
@@ -73,13 +78,36 @@ def open_lanes(
     if not there:
         raise SourceError("none of the inputs can be opened")
     lanes = []
+    taken = {output for outputs in routes for output in outputs}
     for name, (place, source) in zip(distinct([s.name for s in there.values()]), there.items(), strict=True):
         file = Path(plain(inputs[place]))
         sound = file if file.is_file() else None
+        outputs = routes[place]
+        if isinstance(source, Live):  # what it shows will not come again
+            outputs = [_beside_earlier(output, taken) for output in outputs]
         opened = {
             output: sinks.enter_context(open_sink(output, source.format, codec=codec, audio=sound, stream=name))
-            for output in routes[place]
+            for output in outputs
             if output != WINDOW
         }
-        lanes.append(Lane(name, source, routes[place], opened))
+        lanes.append(Lane(name, source, outputs, opened))
     return lanes
+
+
+def _beside_earlier(output: str, taken: set[str]) -> str:
+    """The output, or where a recording of that name is there already, the next name that is free."""
+    path = Path(output)
+    if scheme(output) or path.suffix.lower() not in (*FORMATS, ".jsonl"):
+        return output
+    for left in sorted(path.parent.glob(f".{glob.escape(path.stem)}.partial-*{path.suffix}")):
+        _log.warning("%s holds what was recorded until something cut it off, or is being recorded", legible(str(left)))
+    if not path.is_file():
+        return output
+    free = next(
+        name
+        for number in itertools.count(2)
+        if not os.path.lexists(name := path.with_stem(f"{path.stem}-{number}")) and str(name) not in taken
+    )
+    taken.add(str(free))
+    _log.warning("%s is there already: this recording goes to %s", legible(output), legible(str(free)))
+    return str(free)

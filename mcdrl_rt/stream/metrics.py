@@ -50,7 +50,7 @@ class StreamStatus:
         reconnections: of the source, after it was lost.
         engine_restarts: after the engine failed or hung.
         signal: False while the source is lost.
-        outputs: by name, without passwords; False where nothing more is written.
+        outputs: by name, without passwords; False where nothing that is written arrives.
         age: of the shown masks.
         stages: time that frames spend in each stage, by the stage's name.
     """
@@ -154,7 +154,7 @@ class _Streams(Collector):
                 counter.add_metric([stream.name], getattr(stream, name))
             yield counter
         signal = GaugeMetricFamily("mcdrl_signal", "1 while the source delivers, else 0.", labels=["stream"])
-        outputs = GaugeMetricFamily("mcdrl_output_up", "1 until the output fails, then 0.", labels=["stream", "output"])
+        outputs = GaugeMetricFamily("mcdrl_output_up", "1 while what is written arrives.", labels=["stream", "output"])
         ages = HistogramMetricFamily("mcdrl_mask_age_seconds", "Age of the shown masks.", labels=["stream"])
         stages = HistogramMetricFamily(
             "mcdrl_stage_seconds", "Time that frames spend in each stage.", labels=["stream", "stage"]

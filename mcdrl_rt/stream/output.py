@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
@@ -15,6 +15,7 @@ from mcdrl_rt.video.sink import Sink
 
 QUEUE = 4  # frames that wait for a sink: enough to ride out a slow one
 LIVE_QUEUE = 12  # where nobody can be made to wait: 0.4 s of video at 30 frames a second
+STALL_S = 5.0  # that a sink takes nothing, before that is told
 FINISH_S = 20.0  # that a sink which takes nothing is waited for by a live stream, or one asked to end
 
 
@@ -43,8 +44,16 @@ class Output:
 
     @property
     def dropped(self) -> int:
-        """Frames the sink had no time for."""
-        return self._channel.dropped
+        """Frames the sink had no time for, or could not send on."""
+        return self._channel.dropped + self.sink.dropped
+
+    @property
+    def down(self) -> str:
+        """Why nothing that is written arrives just now; empty while it does."""
+        busy_s = self._busy_s
+        if busy_s is not None and time.monotonic() - busy_s > STALL_S:
+            return f"it has taken nothing for {STALL_S:.0f} s"
+        return self.sink.down
 
     def put(self, shown: Shown) -> None:
         """Hand over a frame; after a failure, nothing happens."""
@@ -61,20 +70,16 @@ class Output:
             self.failure = SinkError(f"{self.name} has taken nothing for {FINISH_S:.0f} s; its last frames are lost")
             self._channel.stop()
 
-    def finish(self, keep: bool, hurried: Callable[[], bool]) -> None:
-        """Wait until what was handed over is written and the sink closed; or what was written thrown away.
-
-        Args:
-            keep: what was written.
-            hurried: whether the sink is to hurry.
-        """
+    def finish(self, keep: bool) -> None:
+        """No frame will come: what was handed over is written and the sink closed, or what was written thrown away."""
         if keep:
             self._channel.end()
         else:
             self._channel.stop()
-        while not self._ended.wait(0.2) and self.failure is None:  # in slices, so that Ctrl-C is seen at once
-            if hurried():
-                self.hurry()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it has come."""
+        return self._ended.wait(timeout_s) or self.failure is not None
 
     def _run(self) -> None:
         try:

@@ -6,8 +6,20 @@
 
 How a stream keeps up is its policy's (``policy.py``). A source or a sink that fails ends its stream, unless other sinks
 are left; an engine that fails does not: the video goes on without overlay. Setting ``stop`` ends the source; what it
-has delivered by then is still segmented and written. What happens on the way goes to the log ``mcdrl_rt.stream``, how a
-run began and ended to ``mcdrl_rt.journal``.
+has delivered by then is still segmented and written. What is left of a video file, by what ended the stream:
+
+====================================  ===============================  ==========================
+what ended it                         of a live recording              of a file made of a file
+====================================  ===============================  ==========================
+the source's end, ``stop``            all                              all, or all until then
+the source fails, or another sink     all until then                   nothing
+a fault of ours                       all until then                   nothing
+the disk is full, the sink fails      all but the last second          nothing
+``discard``, a second Ctrl-C          nothing                          nothing
+``kill -9``, a power cut              all but the last second, hidden  nothing that can be played
+====================================  ===============================  ==========================
+
+What happens on the way goes to the log ``mcdrl_rt.stream``, how a run began and ended to ``mcdrl_rt.journal``.
 """
 
 from __future__ import annotations
@@ -21,6 +33,7 @@ from typing import Any, cast
 
 from mcdrl_rt.errors import McdrlError, SinkError
 from mcdrl_rt.stream.channel import Channel, Stopped
+from mcdrl_rt.stream.histogram import Histogram
 from mcdrl_rt.stream.metrics import StreamStatus
 from mcdrl_rt.stream.output import Output
 from mcdrl_rt.stream.policy import Policy
@@ -28,12 +41,14 @@ from mcdrl_rt.stream.presenter import Presenter, Segmented
 from mcdrl_rt.stream.supervisor import Seat
 from mcdrl_rt.stream.telemetry import Summary, Telemetry
 from mcdrl_rt.types import Frame, Shown
-from mcdrl_rt.video.names import redacted
+from mcdrl_rt.video.motion import HISTORY
+from mcdrl_rt.video.names import legible, redacted
 from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink
 from mcdrl_rt.video.source import Source
 
 QUEUE = 4  # frames between two stages: enough to ride out a slow one, few enough to stay current
+_SLICE_S = 0.2  # of every wait, so that Ctrl-C is seen at once
 STOP_S = 1.0  # that a source which delivers nothing is waited for, once the end was asked for
 _log, _journal = logging.getLogger("mcdrl_rt.stream"), logging.getLogger("mcdrl_rt.journal")
 
@@ -79,6 +94,7 @@ class Stream:
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
         self._signal, self._discarded = True, False
+        self._down = set[Output]()  # that take nothing just now
         self._asked_source_s: float | None = None  # since when the source owes a frame
         self._lost_s = 0.0  # since when there is no signal
         self._first_pts_s = self._last_pts_s = self._started_s = self._seconds = 0.0
@@ -90,7 +106,7 @@ class Stream:
             McdrlError: what source or sinks raised, after all have stopped.
         """
         self._started_s = time.monotonic()
-        names = distinct([redacted(name) for name in self._sinks])
+        names = distinct([legible(redacted(name)) for name in self._sinks])
         self._outputs = [
             Output(name, sink, self.telemetry, self.source.live)
             for name, sink in zip(names, self._sinks.values(), strict=True)
@@ -99,7 +115,10 @@ class Stream:
         self._warn_of_flicker()
         keep = self._run_stages()
         for output in self._outputs:
-            output.finish(keep, lambda: not keep or self.source.live or self.stop.is_set())
+            output.finish(keep)
+        while not all([output.wait(_SLICE_S) for output in self._outputs]):
+            if not keep or self.source.live or self.stop.is_set():
+                self._hurry()
         self._seconds = time.monotonic() - self._started_s
         self._check_outputs()
         if self._failure is not None:
@@ -150,8 +169,8 @@ class Stream:
             reconnections=self.source.reconnections,
             engine_restarts=self._seat.restarts,
             signal=self._signal,
-            outputs={output.name: output.failure is None for output in self._outputs},
-            age=self.telemetry.stages["mask_age"],
+            outputs={output.name: output.failure is None and not output.down for output in self._outputs},
+            age=self.telemetry.stages.get("mask_age", Histogram()),
             stages={name: times for name, times in list(self.telemetry.stages.items()) if name != "mask_age"},
         )
 
@@ -195,14 +214,14 @@ class Stream:
             threading.Thread(target=self._guard, args=(stage, end), name=name, daemon=True).start()
         try:
             for stage, end in ends.items():
-                while not end.wait(0.2):  # in slices, so that Ctrl-C is seen at once
+                while not end.wait(_SLICE_S):
                     if stage == self._capture and self._source_hangs():
                         self.stopped = True
                         self._captured.end()  # the thread is left behind: nothing can interrupt it
                         break
                     if self.stop.is_set() or self._failure is not None:
-                        for output in self._outputs:
-                            output.hurry()
+                        self._hurry()
+                    self._tell_of_outputs()
         except BaseException as error:
             self._fail(error)
             for end in ends.values():
@@ -210,6 +229,10 @@ class Stream:
             return False
         # a recording of what will not come again is worth keeping, whatever ended it
         return self._failure is None or (self.source.live and not self._discarded)
+
+    def _hurry(self) -> None:
+        for output in self._outputs:
+            output.hurry()
 
     def _capture(self) -> None:
         frames = iter(self.source)
@@ -276,6 +299,7 @@ class Stream:
 
     def _warn_of_flicker(self) -> None:
         oldest_ms, limit_ms = self.policy.oldest_mask_ms(self.source.rate), self.policy.max_mask_age_ms
+        limit_ms = min(limit_ms, float(HISTORY / self.source.rate * 1000))  # no mask is moved farther
         if oldest_ms > limit_ms:
             text = f"a mask is found every {oldest_ms:.0f} ms and shown for {limit_ms:.0f}: the overlay flickers"
             self._tell(logging.WARNING, f"{text}; see --stride, --fps and --max-mask-age")
@@ -287,6 +311,19 @@ class Stream:
         else:
             self._lost_s = now
             self._tell(logging.WARNING, "the signal is lost")
+
+    def _tell_of_outputs(self) -> None:
+        """Say that one takes nothing more, and that it does again; that it has failed is said elsewhere."""
+        for output in self._outputs:
+            why, known = output.down, output in self._down
+            if output.failure is not None or bool(why) == known:
+                continue
+            if why:
+                self._down.add(output)
+                self._tell(logging.WARNING, f"{output.name} is down, the video goes on: {why}")
+            else:
+                self._down.discard(output)
+                self._tell(logging.INFO, f"{output.name} is up again")
 
     def _tell(
         self,

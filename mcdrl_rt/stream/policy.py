@@ -107,8 +107,9 @@ class Picker:
         if not self._policy.skip_static:
             return False
         small = np.asarray(cv2.resize(frame.pixels, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.uint8)
-        if self._last is not None and small.shape == self._last.shape:
-            apart = cv2.absdiff(small, self._last)
+        last = self._last  # another thread may forget it
+        if last is not None and small.shape == last.shape:
+            apart = cv2.absdiff(small, last)
             if apart.mean() < _STILL_MEAN and apart.max() < _STILL_MOST:
                 self.reused += 1
                 return True

@@ -48,6 +48,7 @@ class Presenter:
         self._picker, self._asker = Picker(policy), Asker(seat, policy)
         self._asked: list[tuple[Frame, Ticket]] = []  # what ``at_once`` waits for
         self._reason = ""  # why the model did not answer last
+        self._faulty = set[str]()  # what went wrong and was told of
         self._unanswered, self._undrawn = Counter[str](), Counter[str]()  # frames, by the reason
 
     @property
@@ -69,6 +70,15 @@ class Presenter:
         Raises:
             EngineError: there is none, and it is an error.
         """
+        try:
+            return self._segment(frame)
+        except Exception as error:
+            if self._strict:
+                raise
+            self._tell_of_fault("asking the model", error)
+            return Segmented(frame, Answer(reason=f"a fault: {type(error).__name__}"))
+
+    def _segment(self, frame: Frame) -> Segmented:
         if not self._picker.due(frame):
             return Segmented(frame)
         if self._picker.still(frame):
@@ -126,6 +136,14 @@ class Presenter:
         for stage, milliseconds in found.stages_ms.items():
             self._telemetry.add(stage, milliseconds)
 
+    def _tell_of_fault(self, where: str, error: Exception) -> None:
+        """Once: the next frame may well have it, too."""
+        if where not in self._faulty:
+            self._faulty.add(where)
+            why, extra = f"{type(error).__name__}: {error}", {"stream": self._name}
+            _log.warning("%s: no overlay: a fault in %s: %s", self._name, where, why, extra=extra)
+            _journal.error("%s: the fault", self._name, exc_info=error, extra=extra)
+
     def _surely(self, present: Callable[[T], Shown], item: T, frame: Frame) -> Shown:
         """What is shown; if that fails, the frame as it came, and what was found on those before it is forgotten."""
         try:
@@ -134,9 +152,7 @@ class Presenter:
             if self._strict:
                 raise
             why = f"{type(error).__name__}: {error}"
-            if not self._undrawn:
-                _log.warning("%s: no overlay: a fault in drawing it: %s", self._name, why, extra={"stream": self._name})
-                _journal.error("%s: the fault", self._name, exc_info=error, extra={"stream": self._name})
+            self._tell_of_fault("drawing it", error)
             self._undrawn[why] += 1
             self._compositor = Compositor(self._policy, self._seat.spec)
             self._picker.forget()

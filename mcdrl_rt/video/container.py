@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.video.names import redacted, scheme
+from mcdrl_rt.video.names import legible, redacted, scheme
 
 OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0  # between packets of a file behind a network
@@ -21,6 +21,7 @@ LIVE_TIMEOUT_S = 3.0  # between packets of a stream: whoever watches it is bette
 
 # FFmpeg's demuxers that turn any bytes into a picture: a text file is not a video
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf"}
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "mms"}
 
 
@@ -88,6 +89,12 @@ def is_live(uri: str, container: InputContainer) -> bool:
     return _is_device(uri) or _is_screen(uri) or kind in _LIVE_SCHEMES or (bool(kind) and not ends)
 
 
+def has_times(container: InputContainer) -> bool:
+    """Whether it says when its pictures are to be shown; not so bare pictures and bare H.264."""
+    kind = container.format
+    return not (kind.flags & _NO_TIMESTAMPS or kind.name.endswith("_pipe"))  # jpeg_pipe and the like count pictures
+
+
 def in_pieces(container: InputContainer) -> bool:
     """Whether it comes in files of some seconds each, HLS or DASH."""
     return not {"hls", "dash"}.isdisjoint(container.format.name.split(","))
@@ -107,7 +114,7 @@ def display_name(uri: str) -> str:
 
 def short_name(uri: str) -> str:
     """``display_name``, of a file without its folder."""
-    return display_name(uri) if scheme(uri) or uri == "-" or _is_screen(uri) else Path(uri).name
+    return display_name(uri) if scheme(uri) or uri == "-" or _is_screen(uri) else legible(Path(uri).name)
 
 
 def reason(error: av.FFmpegError, waited_s: float) -> str:
@@ -123,15 +130,14 @@ def _place(uri: str) -> _Place:
     if uri == "-":
         return _Place("pipe:0")
     if _is_screen(uri):
-        return _Place(*_screen(uri), {"framerate": "30", "fflags": "nobuffer"}, limits)
+        return _Place(*_screen(uri), {"framerate": "30"}, limits)
     if _is_device(uri):
-        return _Place(uri, "v4l2", {"fflags": "nobuffer"}, limits)
+        return _Place(uri, "v4l2", timeout=limits)
     kind = scheme(uri)
     if kind in _LIVE_SCHEMES:
-        low_latency = {"fflags": "nobuffer", "flags": "low_delay"}
         # over UDP a lost packet is a smeared picture: reliability first
         reliable = {"rtsp_transport": "tcp"} if kind.startswith("rtsp") else {}
-        return _Place(uri, None, low_latency | reliable, limits)
+        return _Place(uri, None, {"flags": "low_delay"} | reliable, limits)
     if kind:
         return _Place(uri, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
     _check_file(Path(uri))
@@ -163,6 +169,10 @@ def _check_file(path: Path) -> None:
 def _open_advice(error: av.FFmpegError, uri: str) -> str:
     if isinstance(error, av.error.PermissionError):
         return "permission denied; check that you may read it"
+    if isinstance(error, av.error.ProtocolNotFoundError) and scheme(uri) == "srt":
+        return "this FFmpeg has no SRT; take ffmpeg -i srt://… -c copy -f mpegts - | mcdrl-rt stream --input -"
+    if uri == "-" and isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+        return "not a video, or MP4 with its index at the end, which cannot be read from a pipe: name the file"
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return "not a video, or a recording cut off before its index was written"
     why = reason(error, OPEN_TIMEOUT_S)

@@ -18,6 +18,7 @@ from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.container import (
     LIVE_TIMEOUT_S,
     frame_count,
+    has_times,
     in_pieces,
     is_live,
     open_container,
@@ -27,7 +28,7 @@ from mcdrl_rt.video.container import (
 from mcdrl_rt.video.deinterlace import Deinterlacer
 from mcdrl_rt.video.packets import Packets
 from mcdrl_rt.video.rgb import ToRgb, color, pixel_aspect, upright_size
-from mcdrl_rt.video.timestamps import Timestamps
+from mcdrl_rt.video.timestamps import Arrivals, Clock, Timestamps
 from mcdrl_rt.video.verdict import Expected, Tally
 
 _CLOSE_S = 1.0  # that closing waits for a reader in FFmpeg
@@ -68,7 +69,9 @@ class Video(Source):
         else:
             # frame threading delays output by one frame for each thread: fine for files only
             self._stream.thread_type = self._threads
-        self.time_base = self._stream.time_base or Fraction(1, 90_000)
+        # bare pictures come when they come: a container that tells no times has them made up, at 25 a second
+        self._as_it_comes = self.live and not has_times(self._container)
+        self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
         self._to_rgb = ToRgb()
@@ -139,9 +142,9 @@ class Video(Source):
         """What the decoder is to see."""
         return iter(self._packets)
 
-    def _clock(self) -> Timestamps:
+    def _clock(self) -> Clock:
         """What gives the frames their times."""
-        return Timestamps(self.time_base, self.rate)
+        return Arrivals(self.time_base) if self._as_it_comes else Timestamps(self.time_base, self.rate)
 
     def _counts(self, packet: Packet[VideoStream] | None) -> bool:
         """Whether the loss of a packet is to be told of; None is the end."""

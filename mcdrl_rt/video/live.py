@@ -27,6 +27,7 @@ _PATIENCE_S, _PATIENCE_FRAMES = 0.5, 3  # without a picture for the longer of th
 _MOST_PER_S = 120  # greyed frames: where FFmpeg cannot tell a stream's rate it may say 90000
 _JAM_S = 0.2  # of late pictures, before it is known whether they catch up
 _CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for each second of theirs
+_LEAP_S = 10.0  # of video that took less: the sender's clock was set, or another recording begins
 _BACK_OFF_S = (0.2, 2.0)  # between attempts to connect again: at first, and at most
 _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 
@@ -34,7 +35,8 @@ _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 class Paced(Source):
     """A recording, released at its own pace.
 
-    The next frame is decoded before it is due. What is decoded too late is released at once; nothing is dropped.
+    The next frame is decoded before it is due. What is decoded too late is released at once, and so is what would be
+    due after more than ten seconds without a picture; nothing is dropped.
     """
 
     def __init__(self, recording: Source) -> None:
@@ -48,7 +50,10 @@ class Paced(Source):
         for frame in self._recording:
             if self._started_s is None:
                 self._started_s = time.monotonic() - frame.pts_s
-            self._closing.wait(max(0.0, self._started_s + frame.pts_s - time.monotonic()))
+            early_s = self._started_s + frame.pts_s - time.monotonic()
+            if early_s > _LEAP_S:
+                self._started_s, early_s = self._started_s - early_s, 0.0
+            self._closing.wait(max(0.0, early_s))
             if self._closing.is_set():
                 return
             yield dataclasses.replace(frame, capture_time_s=time.monotonic())
@@ -210,7 +215,8 @@ class Live(Source):
 
 
 class _Clock:
-    """One clock for all connections: it goes on by the time that passes here while there is no picture."""
+    """One clock for all connections: it goes on by the time that passes here while there is no picture, and when the
+    sender's leaps ahead."""
 
     def __init__(self, time_base: Fraction) -> None:
         self._time_base = time_base
@@ -232,7 +238,7 @@ class _Clock:
         if not new and not signal and self._is_catching_up(frame, own):
             return None
         self._first_late = None
-        if new or not signal:
+        if new or not signal or self._leaps(frame, own):
             self._connection, self._shift = connection, self._passed(frame.capture_time_s) - own
         pts = self._onwards(own + self._shift)
         self._anchor_s, self._anchor = frame.capture_time_s, pts
@@ -249,6 +255,11 @@ class _Clock:
         first = self._first_late = self._first_late or frame
         video_s, passed_s = frame.pts_s - first.pts_s, frame.capture_time_s - first.capture_time_s
         return passed_s < _JAM_S or passed_s < _CATCHING_UP * video_s
+
+    def _leaps(self, frame: Frame, own: int) -> bool:
+        """Whether far more of its time than of ours has passed since the picture before it."""
+        ahead = own + self._shift - self._passed(frame.capture_time_s)
+        return self._last is not None and ahead * self._time_base > _LEAP_S
 
     def _passed(self, moment_s: float) -> int:
         return self._anchor + round(Fraction(moment_s - self._anchor_s) / self._time_base)

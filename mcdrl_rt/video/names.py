@@ -7,12 +7,24 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _PARTS = re.compile(r"([^?#;]*)([?#;]?)(.*)", re.DOTALL)  # of an address: a query, a fragment, ;jsessionid=… at its end
+_ONE_SLASH = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?):/?(?!/)", re.IGNORECASE)
 MASKS = "masks:"  # begins the name of an output that is a folder of masks
 
 
 def scheme(uri: str) -> str:
     """``rtsp`` of ``rtsp://…``, in lower case; empty for what is no address."""
     return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
+def legible(name: str) -> str:
+    """A file's name as text, whatever bytes it is made of."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def slash_missing(uri: str) -> str:
+    """What to say of an address that would be taken for a file, and shown with its password; empty for any other."""
+    found = _ONE_SLASH.match(uri)
+    return f"an address has two slashes: {found[1]}://…" if found and not Path(uri).exists() else ""
 
 
 def plain(uri: str) -> str:

@@ -97,10 +97,20 @@ class Push(Sink):
         self.close()
 
     @property
+    def dropped(self) -> int:  # type: ignore[override]
+        """Frames not sent."""
+        return self._lost_here + self._lost_there
+
+    @property
+    def down(self) -> str:  # type: ignore[override]
+        """Why there is no connection; empty while there is one."""
+        return "" if self._connection is not None else self._why
+
+    @property
     def problem(self) -> str | None:
         """Frames that did not arrive, and why."""
         problems = self._timeline.problems
-        if lost := self._lost_here + self._lost_there:
+        if lost := self.dropped:
             why = f"no connection ({self._why})" if self._why else "the network is too slow for this video"
             again = f", connected again {self.reconnections} times" if self.reconnections else ""
             problems.append(f"{lost} frames not sent to {self._name}: {why}{again}")
@@ -121,8 +131,8 @@ class Push(Sink):
             try:
                 self._send(*item)
             except (ConnectionLost, av.FFmpegError, OSError, ValueError) as error:
-                self._connection = None
                 self._why = str(error) if isinstance(error, ConnectionLost) else reason(error)
+                self._connection = None
                 self._retry_at = time.monotonic() + self._retry_s
                 self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
                 self._lost_there += 1

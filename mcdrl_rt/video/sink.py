@@ -15,7 +15,7 @@ from mcdrl_rt.video.encoder import codec_name
 from mcdrl_rt.video.file import FORMATS, VideoFile
 from mcdrl_rt.video.loopback import Loopback
 from mcdrl_rt.video.masks import Masks
-from mcdrl_rt.video.names import MASKS, redacted, scheme
+from mcdrl_rt.video.names import MASKS, redacted, scheme, slash_missing
 from mcdrl_rt.video.output import Sink
 from mcdrl_rt.video.push import MUXERS, Push
 from mcdrl_rt.video.records import Records
@@ -54,6 +54,8 @@ def open_sink(
     """
     if not uri:
         raise SinkError("the name of the output is empty; name a file, or null")
+    if why := slash_missing(uri):
+        raise SinkError(why)
     if uri == "null":
         return _NullSink()
     if uri == "-" or uri.endswith(".jsonl"):

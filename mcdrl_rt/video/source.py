@@ -20,7 +20,7 @@ from mcdrl_rt.types import Frame
 from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.live import Live, Paced
-from mcdrl_rt.video.names import plain
+from mcdrl_rt.video.names import plain, slash_missing
 from mcdrl_rt.video.phantom import Phantom
 from mcdrl_rt.video.playlist import Playlist, matching_files
 
@@ -51,6 +51,8 @@ def open_source(uri: str, *, live: bool = False, **options: str) -> Source:
     """
     if not uri:
         raise SourceError("the name of the input is empty")
+    if why := slash_missing(uri):
+        raise SourceError(why)
     source = _open(plain(uri), live, options)
     return Paced(source) if live and not source.live else source
 
@@ -61,7 +63,7 @@ def _open(uri: str, live: bool, options: dict[str, str]) -> Source:
     if (files := matching_files(uri)) is not None:
         return Playlist(uri, files, options)
     if uri == "-" and live:
-        return Live(Video(uri, {"fflags": "nobuffer"} | options, live=True))
+        return Live(Video(uri, options, live=True))
     video = Video(uri, options)
     if not video.live:
         return video

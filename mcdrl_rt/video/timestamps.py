@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
+from typing import Protocol
 
 from av.video.frame import VideoFrame
 
 
-class Timestamps:
+class Clock(Protocol):
     """Gives each decoded frame its time; called once for each, in order of presentation.
 
-    That is its pts, unless pts run out of order where dts do not (AVI with B-frames); failing both, one frame's
-    duration after the frame before. Never back: where the container's clock jumps back, time goes on one frame later.
+    Attributes:
+        first, last: times given so far, in units of the time base; None before.
+        jumps: how often the container's clock jumped back.
+    """
+
+    first: int | None
+    last: int | None
+    jumps: int
+
+    def __call__(self, decoded: VideoFrame) -> int:
+        """The frame's time, in units of the time base."""
+
+
+class Arrivals:
+    """A ``Clock`` for what is live and carries no times: it is when the frame was decoded, since the first was."""
+
+    def __init__(self, time_base: Fraction) -> None:
+        self._units_per_s = float(1 / time_base)
+        self._began_s: float | None = None
+        self.first: int | None = None
+        self.last: int | None = None
+        self.jumps = 0
+
+    def __call__(self, decoded: VideoFrame) -> int:
+        """The frame's time, in units of the time base."""
+        now_s = time.monotonic()
+        self._began_s = now_s if self._began_s is None else self._began_s
+        passed = round((now_s - self._began_s) * self._units_per_s)
+        self.last = passed if self.last is None else max(passed, self.last + 1)
+        self.first = self.last if self.first is None else self.first
+        return self.last
+
+
+class Timestamps:
+    """A ``Clock`` that goes by the container's.
+
+    A frame's time is its pts, unless pts run out of order where dts do not (AVI with B-frames); failing both, one
+    frame's duration after the frame before. Never back: where the container's clock jumps back, time goes on one frame
+    later.
 
     Args:
         time_base: of the frames' pts.
         rate: nominal frames per second.
         sound: the container's times are known to be right: a frame out of order is a mistake of the decoder, which
             changes no other frame's time.
-
-    Attributes:
-        first, last: times given so far; None before.
-        jumps: how often the container's clock jumped back.
     """
 
     def __init__(self, time_base: Fraction, rate: Fraction, sound: bool = False) -> None:

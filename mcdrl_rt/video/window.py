@@ -12,10 +12,12 @@ no window there.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SinkError
@@ -30,6 +32,7 @@ _CLOSE_S = 5.0
 _SMALLEST = 240, 320  # (height, width)
 _SHARE = 0.9  # of the screen, at most, that a window takes before anyone has resized it
 _SCREENS = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}  # where Linux says so, and SDL's name for it
+_IOErrorHandler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _one = threading.Lock()  # SDL has one queue of events for all windows of a process
 
 
@@ -57,6 +60,7 @@ class Window(Sink):
         self._failure: BaseException | None = None
         self._full_screen = False
         self._written: Notes | None = None  # on the screen now
+        self._on_screen_lost = _IOErrorHandler(self._screen_lost)  # must live as long as the window
         self._pygame = _import_pygame()
         if not _one.acquire(blocking=False):
             raise SinkError("one window is open already; show another stream with another mcdrl-rt")
@@ -83,7 +87,8 @@ class Window(Sink):
         """Close the window; safe to call twice."""
         self._end.set()
         self._arrived.set()
-        self._thread.join(_CLOSE_S)  # a screen that hangs keeps nobody from finishing a recording
+        if self._failure is None:
+            self._thread.join(_CLOSE_S)  # a screen that hangs keeps nobody from finishing a recording
 
     def abort(self) -> None:
         """Close the window."""
@@ -120,6 +125,23 @@ class Window(Sink):
         size = max(width, _SMALLEST[1]), max(height, _SMALLEST[0])
         self._window = self._pygame.Window(self._title, size, resizable=True)
         self._window.minimum_size = _SMALLEST[::-1]
+        if self._pygame.display.get_driver() == "x11" and sys.platform == "linux":
+            self._outlive_the_screen()
+
+    def _outlive_the_screen(self) -> None:
+        """Have Xlib tell us when the X server is gone: it would end the process, and a recording with it.
+
+        SDL's part of Python's own end hangs then, and ``console.leave`` is the way out.
+        """
+        libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libX11" in line}
+        for library in libraries:
+            if "libX11-xcb" not in library:
+                ctypes.CDLL(library).XSetIOErrorHandler(self._on_screen_lost)
+
+    def _screen_lost(self, _: object) -> int:
+        self._failure = SinkError(f"the screen at DISPLAY={os.environ.get('DISPLAY')} is gone")
+        threading.Event().wait()  # for ever: Xlib ends the process when this returns
+        return 0
 
     def _step(self) -> None:
         """Take what has come, a frame and keys, and draw if that changed anything."""
