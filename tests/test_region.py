@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdrl_rt.types import Region, UInt8Array
-from mcdrl_rt.video.region import RegionTracker, find_region
+from mcdrl_rt.video.region import RegionTracker, crop_and_resize, find_region
 
 
 def scope(size: tuple[int, int], box: Region, level: int = 150, surround: int = 0) -> UInt8Array:
@@ -141,3 +141,25 @@ def test_no_lesion_is_cropped_away(images: str, masks: str, step: int, data_root
 @pytest.mark.parametrize("size", [(1, 640), (2, 640), (640, 2), (1, 1)])
 def test_a_sliver_of_a_frame_is_its_own_region(size: tuple[int, int]) -> None:
     assert find_region(np.full((*size, 3), 120, np.uint8)) == Region(0, 0, *size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 1200), st.integers(32, 300), st.integers(32, 300), st.integers(0, 99))
+def test_a_picture_made_small_in_steps_is_the_one_made_at_once(
+    tall: int, wide: int, height: int, width: int, seed: int
+) -> None:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    rgb = np.asarray(cv2.resize(coarse, (wide + 20, tall + 10), interpolation=cv2.INTER_CUBIC), np.uint8)
+    region = Region(7, 11, tall, wide)
+    made = crop_and_resize(rgb, region, (height, width))
+    how = cv2.INTER_AREA if tall * wide > height * width else cv2.INTER_LINEAR
+    at_once = cv2.resize(rgb[region.slices], (width, height), interpolation=how)
+    assert made.shape == (height, width, 3) and made.dtype == np.uint8
+    assert cv2.absdiff(made, at_once).mean() < 2
+
+
+def test_what_is_not_much_larger_is_made_small_at_once() -> None:
+    """Photographs of the training's sites are: the figures of the model card hold to the bit."""
+    rgb = np.random.default_rng(0).integers(0, 256, (800, 860, 3)).astype(np.uint8)
+    at_once = cv2.resize(rgb, (288, 288), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(crop_and_resize(rgb, Region(0, 0, 800, 860), (288, 288)), at_once)
