@@ -50,6 +50,17 @@ def test_latency() -> None:
 
 
 @pytest.mark.slow
+def test_pipeline() -> None:
+    options = ("--size", "160x128", "--seconds", "1", "--rounds", "1")
+    lines, result = bench("benchmarks/pipeline.py", *options)
+    forms = {"floor", "pipeline", "mcdrl-rt", "opencv, same engine", "opencv, eager torch"}
+    assert forms <= set(result["seconds"]) and len(lines) >= len(forms) + 2
+    assert result["over_ours"]["mcdrl-rt"] == result["over_floor"]["floor"] == 1
+    assert result["overhead"] == result["over_floor"]["pipeline"] - 1
+    assert {"capture", "infer", "compose", "encode"} <= set(result["stages_p50_ms"])
+
+
+@pytest.mark.slow
 def test_precision(data_root: Path) -> None:
     clip = str(data_root / "video" / "colonoscopy_560x480_25fps.mp4")
     lines, result = bench("benchmarks/precision.py", "--frames", clip, "--models", "shipped", "--runs", "2")
