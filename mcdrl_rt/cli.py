@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,6 +155,7 @@ def stream(
 
     Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error.
     """
+    from mcdrl_rt.log import logging_to
     from mcdrl_rt.stream.lane import WINDOW, open_lanes
     from mcdrl_rt.stream.pipeline import Stream, run_together
     from mcdrl_rt.stream.policy import Policy
@@ -177,7 +178,7 @@ def stream(
     routes, as_live = route(input, output, log), live or policy in ("pass", "latest")
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
-            opened.enter_context(_logging_to(log))
+            opened.enter_context(logging_to(log))
         options = _options_of(capture)
         lanes = open_lanes(input, routes, opened, sinks, live=as_live, options=options, codec=codec)
         load = functools.partial(_segmenter, model, engine, precision, device)
@@ -381,19 +382,6 @@ def _window(source: Source, supervisor: Supervisor, policy: Policy, stop: Stop) 
     title = (lambda: supervisor.title) if policy.hud else None
     view = View(colors=supervisor.spec.colors, title=title, opacity=policy.opacity)
     return Window(source.format, source.name, view, stop.set)
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    from mcdrl_rt.log import log_file
-
-    handler = log_file(path)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ def _heard(number: int, frame: object) -> None:
 _handle: Callable[[int, Any], None] = quit_now
 _closers = list[Callable[[], object]]()
 _CLOSE_S = 5.0
+_LOG_S = 1.0
 _STACK = 16 << 20  # bytes: what a first thread has, and more
 
 
@@ -155,7 +156,9 @@ def leave(status: object) -> NoReturn:
     left_behind = [thread for thread in threading.enumerate() if thread.daemon]
     if not left_behind or isinstance(status, str):
         sys.exit(status)  # type: ignore[arg-type]
-    logging.shutdown()
+    shutdown = threading.Thread(target=logging.shutdown, daemon=True)  # a log may hang, too
+    shutdown.start()
+    shutdown.join(_LOG_S)
     stderr.show_cursor()  # which a progress bar hides
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -9,14 +9,17 @@ writes ``{"time": "2026-03-01T09:30:00.125+00:00", "level": "warning", "logger":
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import queue
 import re
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
+from logging.handlers import QueueHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from mcdrl_rt.video.names import redacted
 # an address in a text: to the end of the word, for a password may hold anything, and a log may rather lose a host than
 # keep a secret (one slash: what a pathlib.Path leaves of two; at the end, what a sentence puts there)
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(\S+?)(?=[\"'):;,.\]}>]*(?:\s|$))")
+_WAITING = 1000  # records that wait for a file which takes none
+_END_S = 2.0  # that the last ones are waited for
 # what every record has; anything else came with ``extra``
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -42,6 +47,35 @@ def redact(text: str) -> str:
 def _shown(address: re.Match[str]) -> str:
     kind, slashes, rest = address.groups()
     return redacted(f"{kind}://{rest}").replace("://", f":{slashes}", 1)
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Append every record of the program to a file, on a thread of its own: one that takes nothing holds nobody up.
+
+    Raises:
+        SinkError: the file cannot be written.
+    """
+    file, records = log_file(path), queue.Queue[logging.LogRecord | None](_WAITING)
+
+    def write() -> None:
+        while (record := records.get()) is not None:
+            file.handle(record)
+        with contextlib.suppress(OSError):  # a full disk was told of
+            file.close()
+
+    writer, handler = threading.Thread(target=write, name="log", daemon=True), _Queued(records)
+    writer.start()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        if records.full():  # the file takes nothing: one line less
+            with contextlib.suppress(queue.Empty):
+                records.get_nowait()
+        records.put_nowait(None)
+        writer.join(_END_S)
 
 
 def log_file(path: Path) -> logging.Handler:
@@ -93,6 +127,17 @@ class _LogFile(WatchedFileHandler):
             error = sys.exception()
             reason = str(getattr(error, "strerror", None) or error)
             print(f"the log {self.baseFilename} misses lines: {reason.lower()}", file=sys.stderr)
+
+
+class _Queued(QueueHandler):
+    """Leaves records for another thread; those that find no room are lost."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.log import JsonLines, log_file, redact
+from mcdrl_rt.log import JsonLines, log_file, logging_to, redact
 from mcdrl_rt.video.names import redacted
 
 
@@ -180,3 +182,24 @@ def test_a_place_that_cannot_be_written(name: str, reason: str, tmp_path: Path) 
     with pytest.raises(SinkError) as caught:
         log_file(tmp_path / name)
     assert str(caught.value) == f"cannot write the log {tmp_path / name}: {reason}"
+
+
+def test_a_log_that_takes_nothing_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcdrl_rt.log._END_S", 0.2)
+    os.mkfifo(tmp_path / "log")
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK)
+    began_s = time.monotonic()
+    with logging_to(tmp_path / "log"):
+        for _ in range(3000):
+            logging.getLogger("mcdrl_rt").error("x" * 100)
+    assert time.monotonic() - began_s < 20
+    while any(thread.name == "log" for thread in threading.enumerate()):  # the rest, taken
+        with contextlib.suppress(BlockingIOError):
+            os.read(reader, 1 << 20)
+    os.close(reader)
+
+
+def test_a_log_on_a_full_disk_ends_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_to(Path("/dev/full")):
+        logging.getLogger("mcdrl_rt").error("x")
+    assert capsys.readouterr().err == "the log /dev/full misses lines: no space left on device\n"
