@@ -29,12 +29,13 @@ def test_a_recording_of_what_is_live_does_not_replace_an_earlier_one(
         return Live(Camera(1, size=(48, 64)))
 
     monkeypatch.setattr(lane, "open_source", camera)
-    for name in ("a.mkv", "a-2.mkv", ".a.partial-1.mkv", "l.jsonl"):
+    for name in ("a.mkv", "a-2.mkv", ".a.partial-1.mkv", ".a-2.partial-7-2.mkv", ".ab.partial-1.mkv", "l.jsonl"):
         (tmp_path / name).write_bytes(b"earlier")
     names = ["a.mkv", "a-3.mkv", "b.mkv", "l.jsonl"]
     found = outputs_of(["rtsp://h/1"], [[*(f"{tmp_path}/{name}" for name in names), "null"]])
     assert found == [[*(f"{tmp_path}/{name}" for name in ("a-4.mkv", "a-3.mkv", "b.mkv", "l-2.jsonl")), "null"]]
     assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/.a-2.partial-7-2.mkv holds what was recorded until something cut it off, or is being recorded",
         f"{tmp_path}/.a.partial-1.mkv holds what was recorded until something cut it off, or is being recorded",
         f"{tmp_path}/a.mkv is there already: this recording goes to {tmp_path}/a-4.mkv",
         f"{tmp_path}/l.jsonl is there already: this recording goes to {tmp_path}/l-2.jsonl",

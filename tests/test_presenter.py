@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from fractions import Fraction
 from unittest.mock import Mock
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_a_mask_as_old_as_it_may_be_is_shown() -> None:
     run(ListSource([picture(i % 4) for i in range(90)]), {"kept": sink}, policy=Policy(mode="every", stride=4))
     assert [shown.note for shown in sink.shown if shown.note] == []
     assert max(shown.age_ms or 0 for shown in sink.shown) == 120
+
+
+@pytest.mark.parametrize(("rate", "told"), [(5, True), (30, False)])
+def test_that_a_camera_is_too_slow_for_any_overlay_is_said(
+    rate: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ListSource([picture(i) for i in range(2)], live=True)
+    source.rate = Fraction(rate)
+    run(source, {"kept": Kept()}, policy=Policy(mode="pass"))
+    assert ("there will be no overlay; see --max-mask-age" in caplog.text) == told
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from clips import picture, read_pts
@@ -81,7 +83,7 @@ def test_a_full_disk_keeps_what_was_recorded(tmp_path: Path, suffix: str, earlie
         target.write_bytes(b"the earlier recording")
     process = record(target, 400, most=500_000)
     said = process.communicate("\n")[0].splitlines()
-    kept = partial(target, process.pid) if earlier else target
+    kept = tmp_path / f"a-2.{suffix}" if earlier else target
     written, message = int(said[-2]), said[-1]
     times = read_pts(kept)
     assert written - 50 <= len(times) <= written
@@ -154,6 +156,26 @@ def test_what_was_cut_off_is_not_written_over_by_a_process_of_the_same_number(tm
         assert [path.name for path in tmp_path.iterdir()] == [left.name]
         sink.abort()
     assert left.read_bytes() == b"an hour"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_appeared_meanwhile_is_not_replaced(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another recorder of that name, say."""
+    if not links:
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError(errno.EPERM, "not here")))
+    sinks = [VideoFile(tmp_path / "a.mkv", "libx264", LIVE) for _ in range(3)]
+    for count, sink in enumerate(sinks, 1):
+        for index in range(count):
+            sink.write(Shown(Frame(picture(index), index, TICK, index)))
+        sink.close()
+    assert [len(read_pts(tmp_path / name)) for name in ("a.mkv", "a-2.mkv", "a-3.mkv")] == [1, 2, 3]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert [sink.problem for sink in sinks] == [
+        None,
+        *(f"it is in {tmp_path}/a-{number}.mkv: {tmp_path}/a.mkv was there already" for number in (2, 3)),
+    ]
 
 
 def test_a_recording_whose_folder_is_removed_says_so(tmp_path: Path) -> None:

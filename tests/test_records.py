@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,18 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match=r"cannot write masks into .*masks: the disk is full"):
         masks.write(shown(0, np.zeros((48, 64), np.uint8)))
     assert os.listdir(tmp_path / "masks") == ["masks.json"]
+
+
+def test_a_pipe_is_written_once_somebody_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcdrl_rt.video.records._READER_S", 0.3)
+    pipe = tmp_path / "o.jsonl"
+    os.mkfifo(pipe)
+    with pytest.raises(SinkError, match=r"cannot write .*o\.jsonl: nobody reads that pipe$"):
+        open_sink(str(pipe), FORMAT)
+    read = list[bytes]()
+    reader = threading.Thread(target=lambda: (time.sleep(0.1), read.append(pipe.read_bytes())))
+    reader.start()
+    with open_sink(str(pipe), FORMAT) as sink:
+        sink.write(Shown(Frame(np.zeros((48, 64, 3), np.uint8), 0, Fraction(1, 25))))
+    reader.join()
+    assert json.loads(read[0])["index"] == 0

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -144,6 +145,35 @@ def test_a_screen_that_is_lost_takes_nothing_with_it(tmp_path: Path) -> None:
         said = program.said()
     assert said == f"lost: the screen at DISPLAY={name} is gone\nclosed\n"
     assert program.process.returncode == 0
+
+
+@needs_pygame
+def test_a_screen_that_does_not_answer_stops_nothing(tmp_path: Path) -> None:
+    """SDL would wait for it with Python's lock in its hand: nothing else would run, and no signal be heard."""
+    script = """
+import signal
+from mcdrl_rt.console import attended, leave
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.video import window
+import window_program
+window._OPEN_S = 0.5
+def run():
+    try:
+        window_program.main(False, 1)
+    except SinkError as error:
+        print(error, flush=True)
+    signal.raise_signal(signal.SIGTERM)
+leave(attended(run))
+"""
+    with served() as (name, server):
+        server.send_signal(signal.SIGSTOP)
+        path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT), str(ROOT / "tests")])
+        environment = os.environ | {"DISPLAY": name, "PYTHONPATH": path}
+        command = [sys.executable, "-c", script]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
+        server.send_signal(signal.SIGCONT)
+    assert ended.stdout.startswith("cannot show a window: nothing came of it"), ended.stderr
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "stopped\n")
 
 
 @needs_pygame

@@ -6,17 +6,16 @@ What can be wrong with an input or an output shows here, before an engine is loa
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.video.container import is_remote
 from mcdrl_rt.video.file import FORMATS
-from mcdrl_rt.video.live import Live
 from mcdrl_rt.video.names import legible, plain, scheme
 from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink, open_sink
@@ -83,7 +82,7 @@ def open_lanes(
         file = Path(plain(inputs[place]))
         sound = file if file.is_file() else None
         outputs = routes[place]
-        if isinstance(source, Live):  # what it shows will not come again
+        if source.live:  # what it shows may not come again
             outputs = [_beside_earlier(output, taken) for output in outputs]
         opened = {
             output: sinks.enter_context(open_sink(output, source.format, codec=codec, audio=sound, stream=name))
@@ -99,7 +98,8 @@ def _beside_earlier(output: str, taken: set[str]) -> str:
     path = Path(output)
     if scheme(output) or path.suffix.lower() not in (*FORMATS, ".jsonl"):
         return output
-    for left in sorted(path.parent.glob(f".{glob.escape(path.stem)}.partial-*{path.suffix}")):
+    cut_off = re.compile(rf"\.{re.escape(path.stem)}(-\d+)?\.partial-[\d-]+{re.escape(path.suffix)}")
+    for left in sorted(file for file in path.parent.glob(".*.partial-*") if cut_off.fullmatch(file.name)):
         _log.warning("%s holds what was recorded until something cut it off, or is being recorded", legible(str(left)))
     if not path.is_file():
         return output

@@ -300,7 +300,11 @@ class Stream:
     def _warn_of_flicker(self) -> None:
         oldest_ms, limit_ms = self.policy.oldest_mask_ms(self.source.rate), self.policy.max_mask_age_ms
         limit_ms = min(limit_ms, float(HISTORY / self.source.rate * 1000))  # no mask is moved farther
-        if oldest_ms > limit_ms:
+        interval_ms = float(1 / self.source.rate * 1000)
+        if self.policy.mode == "pass" and interval_ms > self.policy.max_mask_age_ms:
+            text = f"a mask is ready when the next frame is shown, {interval_ms:.0f} ms later, and none as old is drawn"
+            self._tell(logging.WARNING, f"{text}: there will be no overlay; see --max-mask-age and --policy latest")
+        elif oldest_ms > limit_ms:
             text = f"a mask is found every {oldest_ms:.0f} ms and shown for {limit_ms:.0f}: the overlay flickers"
             self._tell(logging.WARNING, f"{text}; see --stride, --fps and --max-mask-age")
 

@@ -81,7 +81,8 @@ class Connection:
             if deadline is not None and time.monotonic() > deadline:
                 raise ConnectionLost(f"no answer for {timeout_s:.0f} s")
         if not self._connected:
-            raise ConnectionLost(self._words if self._settled.is_set() else "nobody has called yet")
+            waiting = "nobody has called yet" if timeout_s is None else "no answer yet"
+            raise ConnectionLost(self._words if self._settled.is_set() else waiting)
 
     def close(self) -> None:
         """Send what there is, hang up and end the process."""

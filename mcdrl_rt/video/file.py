@@ -4,15 +4,16 @@ A file is written beside its target as ``.name.partial-PID.ext`` and renamed at 
 deletes it. Every frame keeps its own presentation time: exactly in MP4 and MOV, to the millisecond in Matroska and
 WebM (their grid), to the frame in AVI (its grid, from zero). Times before zero are shifted to start there.
 
-A live recording cannot be made again, so what was written of it survives. The partial file is a playable video at
-any moment, and on disk up to the last second: after a crash or a power cut it is found beside the target (``ls -a``)
-and may be renamed. A full disk, or an error elsewhere in the program, ends the file where it is. This holds for MP4,
-MOV, Matroska and WebM: AVI has its index at the end.
+A live recording cannot be made again: it replaces no other file (``a-2.mp4`` where there is an ``a.mp4``), and what was
+written of it survives. The partial file is a playable video at any moment, and on disk up to the last second: after a
+crash or a power cut it is found beside the target (``ls -a``) and may be renamed. A full disk, or an error elsewhere in
+the program, ends the file where it is. This holds for MP4, MOV, Matroska and WebM: AVI has its index at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class VideoFile(Sink):
         self._in_order = joinable or self._muxer == "avi"  # which has no presentation times
         self._audio: Audio | None = None
         self._whole: _Whole | None = None
+        self._kept = target  # where the whole file is, in the end
         self._ended = threading.Event()
         try:
             self._open(codec, format, audio, grey)
@@ -155,7 +157,10 @@ class VideoFile(Sink):
                 self._audio.finish()
             self._container.close()
             flush_to_disk(self._partial)
-            os.replace(self._partial, self._target)
+            if self._live:
+                self._kept = _beside_others(self._partial, self._target)
+            else:
+                os.replace(self._partial, self._target)
         except (av.FFmpegError, OSError) as error:
             raise self._failed("finish", error) from None
         except BaseException:
@@ -180,7 +185,8 @@ class VideoFile(Sink):
     def problem(self) -> str | None:
         """Frames that could not be written, sound that was left out."""
         audio = self._audio.problems if self._audio else []
-        return "; ".join(self._timeline.problems + self._encoder.problems + audio) or None
+        elsewhere = [] if self._kept == self._target else [f"it is in {self._kept}: {self._target} was there already"]
+        return "; ".join(self._timeline.problems + self._encoder.problems + audio + elsewhere) or None
 
     def _failed(self, verb: str, error: Exception) -> SinkError:
         """Give up, keeping what stands on its own of a live recording, and say so."""
@@ -196,9 +202,8 @@ class VideoFile(Sink):
         with contextlib.suppress(OSError):
             os.truncate(self._partial, self._whole.size)
             flush_to_disk(self._partial)
-            if not self._target.exists():
-                kept = self._partial.rename(self._target)
-            keep(kept)
+            kept = _beside_others(self._partial, self._target)
+        keep(kept)
         return SinkError(f"{text}; the first {float(self._whole.length_s):.0f} s are kept in {kept}")
 
     def _release(self) -> None:
@@ -214,6 +219,22 @@ class VideoFile(Sink):
         while not self._ended.wait(_SYNC_S):
             with contextlib.suppress(OSError):  # a full disk is noticed by who writes
                 flush_to_disk(self._partial)
+
+
+def _beside_others(partial: Path, target: Path) -> Path:
+    """Give a recording its name, or, where that is taken, the next that is free: it replaces nothing."""
+    for name in (target, *(target.with_stem(f"{target.stem}-{number}") for number in range(2, 10_000))):
+        try:
+            os.link(partial, name)
+        except FileExistsError:
+            continue
+        except OSError:  # this file system has no links
+            if os.path.lexists(name):
+                continue
+            os.replace(partial, name)
+        partial.unlink(missing_ok=True)
+        return name
+    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def _grid(muxer: str, format: VideoFormat) -> Fraction:

@@ -14,7 +14,10 @@ selected) are null for a frame without an overlay, and ``note`` says why.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from mcdrl_rt.types import Segmentation, Shown, UInt8Array
 from mcdrl_rt.video.output import Sink, reason
 
 _STANDARD_OUTPUT = 1
+_READER_S = 10.0  # that a pipe's reader is waited for
 
 
 class Records(Sink):
@@ -48,9 +52,10 @@ class Records(Sink):
             if uri == "-":
                 self._file = open(_STANDARD_OUTPUT, "wb", buffering=0, closefd=False)
             else:
-                self._file = open(uri, "ab", buffering=0)
+                self._file = open(uri, "ab", buffering=0, opener=_opener)
         except OSError as error:
-            raise SinkError(f"cannot write {self._name}: {reason(error)}") from None
+            why = "nobody reads that pipe" if error.errno == errno.ENXIO else reason(error)
+            raise SinkError(f"cannot write {self._name}: {why}") from None
 
     def write(self, shown: Shown) -> None:
         """Write the line of one frame."""
@@ -76,6 +81,23 @@ class Records(Sink):
     def abort(self) -> None:
         """The same: lines written stay."""
         self.close()
+
+
+def _opener(name: str, flags: int) -> int:
+    """Opens a file; a pipe, only once somebody reads it, which is not waited for for ever."""
+    if not Path(name).is_fifo():
+        return os.open(name, flags, 0o666)
+    deadline_s = time.monotonic() + _READER_S
+    while True:
+        try:
+            number = os.open(name, flags | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+        else:
+            os.set_blocking(number, True)
+            return number
 
 
 def record(shown: Shown) -> dict[str, Any]:

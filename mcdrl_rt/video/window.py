@@ -16,6 +16,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mcdrl_rt.video.view import View
 
 _POLL_S = 0.02  # a key waits this long at most
 _OPEN_S = 20.0
+_STALL_S = 5.0  # that a screen does not answer, before that is told
 _CLOSE_S = 5.0
 _SMALLEST = 240, 320  # (height, width)
 _SHARE = 0.9  # of the screen, at most, that a window takes before anyone has resized it
@@ -59,6 +61,7 @@ class Window(Sink):
         self._arrived, self._opened, self._end = threading.Event(), threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._full_screen = False
+        self._busy_s = time.monotonic()  # when it last had nothing to wait for
         self._written: Notes | None = None  # on the screen now
         self._on_screen_lost = _IOErrorHandler(self._screen_lost)  # must live as long as the window
         self._pygame = _import_pygame()
@@ -70,6 +73,12 @@ class Window(Sink):
             self._end.set()
             raise SinkError(f"cannot show a window: nothing came of it in {_OPEN_S:.0f} s; does the screen answer?")
         self._raise_failure()
+
+    @property
+    def down(self) -> str:  # type: ignore[override]
+        """That the screen does not answer; empty while it does."""
+        late_s = time.monotonic() - self._busy_s
+        return f"the screen has not answered for {late_s:.0f} s" if late_s > _STALL_S else ""
 
     def write(self, shown: Shown) -> None:
         """Show a frame next, in place of one that still waits; after the user has quit, nothing.
@@ -103,6 +112,7 @@ class Window(Sink):
             self._open()
             self._opened.set()
             while not self._end.is_set():
+                self._busy_s = time.monotonic()
                 self._step()
             self._window.destroy()
         except self._pygame.error as error:
@@ -116,6 +126,7 @@ class Window(Sink):
             self._opened.set()
 
     def _open(self) -> None:
+        _wait_for_x11()
         self._pygame.display.init()
         height, width = self.size[0], round(self.size[1] * self._format.pixel_aspect)
         across, down = (round(side * _SHARE) for side in self._pygame.display.get_desktop_sizes()[0])
@@ -184,6 +195,19 @@ class Window(Sink):
         surface.blit(self._pygame.image.frombuffer(canvas, (width, height), "RGB"), (0, 0))
         self._window.flip()
         self._written = notes
+
+
+def _wait_for_x11() -> None:
+    """Wait until the X server answers, if there is one; pygame would wait for it with Python's lock in its hand."""
+    if sys.platform != "linux" or not os.environ.get("DISPLAY"):
+        return
+    try:
+        xlib = ctypes.CDLL("libX11.so.6")
+    except OSError:
+        return
+    xlib.XOpenDisplay.restype = ctypes.c_void_p
+    if display := xlib.XOpenDisplay(None):
+        xlib.XCloseDisplay(ctypes.c_void_p(display))
 
 
 def _import_pygame() -> Any:
