@@ -116,7 +116,6 @@ def measure(video: Path, target: Path, count: int) -> tuple[dict[str, list[float
     segmenter, eager = Segmenter.load(), Segmenter.load(engine="torch", device="cpu")
     replay = Replay(segmenter.engine)
     ours(video, target, Segmenter(replay))
-    replay.again()
     stages: dict[str, float] = {}
     forms: dict[str, Callable[[], object]] = {
         "floor": lambda: decode_and_encode(str(video), str(target), in_order=False),

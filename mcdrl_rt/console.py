@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from mcdrl_rt.stream.telemetry import Summary
 
 
+_CLOSE_S, _LOG_S = 5.0, 1.0  # that workers, and a log, are waited for when the process leaves
+_STACK = 16 << 20  # bytes: what a first thread has, and more
+
+
 class _Patient(io.TextIOBase):
     """Standard error, for as long as it is taken: on a terminal that is held (Ctrl-S) or hangs a write never ends.
 
@@ -133,11 +137,16 @@ def quit_now(number: int, _: object) -> NoReturn:
     say("stopped")
     stderr.quiet = True  # what is broken off now need not be told
     for close in _closers:
-        closing = threading.Thread(target=close, daemon=True)
-        closing.start()
-        closing.join(_CLOSE_S)
+        _try(close, _CLOSE_S)
     remove_all()
     leave(128 + number)
+
+
+def _try(action: Callable[[], object], seconds: float) -> None:
+    """Do what may hang, and wait for it no longer than that."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _heard(number: int, frame: object) -> None:
@@ -146,9 +155,6 @@ def _heard(number: int, frame: object) -> None:
 
 _handle: Callable[[int, Any], None] = quit_now
 _closers = list[Callable[[], object]]()
-_CLOSE_S = 5.0
-_LOG_S = 1.0
-_STACK = 16 << 20  # bytes: what a first thread has, and more
 
 
 def leave(status: object) -> NoReturn:
@@ -156,9 +162,7 @@ def leave(status: object) -> NoReturn:
     left_behind = [thread for thread in threading.enumerate() if thread.daemon]
     if not left_behind or isinstance(status, str):
         sys.exit(status)  # type: ignore[arg-type]
-    shutdown = threading.Thread(target=logging.shutdown, daemon=True)  # a log may hang, too
-    shutdown.start()
-    shutdown.join(_LOG_S)
+    _try(logging.shutdown, _LOG_S)
     stderr.show_cursor()  # which a progress bar hides
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

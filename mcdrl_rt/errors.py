@@ -17,6 +17,11 @@ class McdrlError(Exception):
     """Base of every error a user can cause; its message is one line meant for that user."""
 
 
+def fault(error: BaseException) -> str:
+    """What to say of an error that is none of these, and so a fault of ours."""
+    return f"a fault of mcdrl-rt itself, please report it: {type(error).__name__}: {error}"
+
+
 class SpecError(McdrlError):
     """A model specification whose parts contradict each other."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mcdrl_rt.console import print_json, report, say, stderr
-from mcdrl_rt.errors import McdrlError, SourceError
+from mcdrl_rt.errors import McdrlError, SourceError, fault
 
 if TYPE_CHECKING:
     from mcdrl_rt.offline import Outcome
@@ -103,7 +103,7 @@ def conclude(
             flawed |= bool(result.problem)
             continue
         if not isinstance(result, McdrlError):  # --log has all of it
-            result = McdrlError(f"a fault of mcdrl-rt itself, please report it: {type(result).__name__}: {result}")
+            result = McdrlError(fault(result))
         failed = True
         about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
         say(f"{about}{result}", "error:", "bold red")

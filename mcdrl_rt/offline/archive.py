@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mcdrl_rt.errors import McdrlError, SinkError, SourceError
+from mcdrl_rt.errors import McdrlError, SinkError, SourceError, fault
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference
 from mcdrl_rt.offline.hands import Hands, Here
 from mcdrl_rt.offline.manifest import read_json
@@ -106,7 +106,7 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
         why = reason(error)
     except Exception as error:  # it must not cost the others their turn
         _log.exception("%s: the fault", job.title)
-        why = f"a fault of mcdrl-rt itself, please report it: {type(error).__name__}: {error}"
+        why = fault(error)
     return Outcome(job, error=why if legible(job.source.name) in why else f"{job.title}: {why}")
 
 

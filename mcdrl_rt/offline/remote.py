@@ -67,10 +67,7 @@ class Origin:
         """
         with _told(SourceError, f"cannot fetch {redacted(self.url)}"):
             if not self.copy.exists():
-                self.copy.parent.mkdir(parents=True, exist_ok=True)
-                files, path = _files(self.url)
-                files.get_file(path, str(partial_path(self.copy)))
-                os.replace(partial_path(self.copy), self.copy)
+                _get(*_files(self.url), self.copy)
         try:
             yield
         finally:  # kept where the process was broken off
@@ -135,9 +132,7 @@ class Store:
         """
         with _told(SinkError, f"cannot read {redacted(self._url)}"):
             if self._files.exists(self._there(summary)):
-                summary.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._there(summary), str(partial_path(summary)))
-                os.replace(partial_path(summary), summary)
+                _get(self._files, self._there(summary), summary)
 
     def send(self, results: Sequence[Path]) -> None:
         """Send results, in this order; those that were sent before are replaced.
@@ -155,6 +150,14 @@ class Store:
 
     def _there(self, path: Path) -> str:
         return "/".join([self._root.rstrip("/"), *path.relative_to(self.folder).parts])
+
+
+def _get(files: Any, there: str, here: Path) -> None:
+    """Fetch a file, whole or not at all."""
+    here.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(here)
+    files.get_file(there, str(partial))
+    os.replace(partial, here)
 
 
 def _files(url: str) -> tuple[Any, str]:

@@ -6,7 +6,6 @@ What can be wrong with an input or an output shows here, before an engine is loa
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.video.container import is_remote
 from mcdrl_rt.video.file import FORMATS
 from mcdrl_rt.video.names import legible, plain, scheme
+from mcdrl_rt.video.output import numbered
 from mcdrl_rt.video.routing import distinct
 from mcdrl_rt.video.sink import Sink, open_sink
 from mcdrl_rt.video.source import Source, open_source
@@ -103,11 +103,7 @@ def _beside_earlier(output: str, taken: set[str]) -> str:
         _log.warning("%s holds what was recorded until something cut it off, or is being recorded", legible(str(left)))
     if not path.is_file():
         return output
-    free = next(
-        name
-        for number in itertools.count(2)
-        if not os.path.lexists(name := path.with_stem(f"{path.stem}-{number}")) and str(name) not in taken
-    )
+    free = next(name for name in numbered(path) if not os.path.lexists(name) and str(name) not in taken)
     taken.add(str(free))
     _log.warning("%s is there already: this recording goes to %s", legible(output), legible(str(free)))
     return str(free)

@@ -13,7 +13,6 @@ the program, ends the file where it is. This holds for MP4, MOV, Matroska and We
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from mcdrl_rt.types import Shown, VideoFormat
 from mcdrl_rt.unfinished import keep
 from mcdrl_rt.video.audio import Audio
 from mcdrl_rt.video.encoder import H264, Encoder
-from mcdrl_rt.video.output import Sink, Timeline, check_folder, partial_path, reason
+from mcdrl_rt.video.output import Sink, Timeline, check_folder, numbered, partial_path, reason
 
 _MILLISECOND = Fraction(1, 1000)
 _SYNC_S = 1.0  # what a power cut may cost
@@ -77,12 +76,7 @@ class VideoFile(Sink):
         joinable: bool = False,
         grey: bool = False,
     ) -> None:
-        self._target, self._partial, self._live = target, partial_path(target), format.live
-        number = 1
-        while self._live and self._partial.exists():  # a recording that was cut off, by a process of the same number
-            keep(self._partial)
-            number += 1
-            self._partial = partial_path(target, number)
+        self._target, self._partial, self._live = target, partial_path(target, fresh=format.live), format.live
         check_folder(target, self._partial)
         self._muxer = FORMATS[target.suffix.lower()][0]
         # AVI counts frames from its start, so a late first frame would become hours of filler
@@ -192,9 +186,7 @@ class VideoFile(Sink):
         """Give up, keeping what stands on its own of a live recording, and say so."""
         gone = not self._partial.exists()
         text = f"cannot {verb} {self._target}: {'the file was removed meanwhile' if gone else reason(error)}"
-        if gone:
-            self._whole = None
-        if self._whole is None or not self._whole.length_s:
+        if gone or self._whole is None or not self._whole.length_s:
             self.abort()
             return SinkError(text)
         self._release()
@@ -223,7 +215,7 @@ class VideoFile(Sink):
 
 def _beside_others(partial: Path, target: Path) -> Path:
     """Give a recording its name, or, where that is taken, the next that is free: it replaces nothing."""
-    for name in (target, *(target.with_stem(f"{target.stem}-{number}") for number in range(2, 10_000))):
+    for name in numbered(target):
         try:
             os.link(partial, name)
         except FileExistsError:
@@ -234,7 +226,7 @@ def _beside_others(partial: Path, target: Path) -> Path:
             os.replace(partial, name)
         partial.unlink(missing_ok=True)
         return name
-    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    raise AssertionError("there is always a next number")
 
 
 def _grid(muxer: str, format: VideoFormat) -> Fraction:

@@ -215,8 +215,7 @@ class Live(Source):
 
 
 class _Clock:
-    """One clock for all connections: it goes on by the time that passes here while there is no picture, and when the
-    sender's leaps ahead."""
+    """One clock for all connections: by the time that passes here, while there is no picture or the sender's leaps."""
 
     def __init__(self, time_base: Fraction) -> None:
         self._time_base = time_base

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -135,10 +137,20 @@ class Pace:
         time.sleep(max(0.0, self._start + frame.pts_s - now))
 
 
-def partial_path(target: Path, number: int = 1) -> Path:
-    """Where a file is written until it is whole; removed if the process has to end at once."""
-    again = f"-{number}" if number > 1 else ""
-    return begun(target.with_name(f".{target.stem}.partial-{os.getpid()}{again}{target.suffix}"))
+def partial_path(target: Path, fresh: bool = False) -> Path:
+    """Where a file is written until it is whole; removed if the process has to end at once.
+
+    A ``fresh`` one is none that is there: a recording that was cut off, by a process of the same number.
+    """
+    partial = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
+    return begun(next(name for name in numbered(partial) if not (fresh and name.exists())))
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Names for what must not replace another: ``a.mp4``, ``a-2.mp4``, ``a-3.mp4`` …"""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{number}")
 
 
 def check_folder(target: Path, partial: Path) -> None:

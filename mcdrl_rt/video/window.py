@@ -78,7 +78,7 @@ class Window(Sink):
     def down(self) -> str:  # type: ignore[override]
         """That the screen does not answer; empty while it does."""
         late_s = time.monotonic() - self._busy_s
-        return f"the screen has not answered for {late_s:.0f} s" if late_s > _STALL_S else ""
+        return f"the screen has not answered for {late_s:.0f} s" if late_s > _STALL_S and not self._end.is_set() else ""
 
     def write(self, shown: Shown) -> None:
         """Show a frame next, in place of one that still waits; after the user has quit, nothing.
