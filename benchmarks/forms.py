@@ -69,18 +69,18 @@ class _UnfusedBlock(FoldedBlock):
         f, indices, readout = select_intervene(
             features, texts, self.a, self.c, self.b, count, self.heads, self.eps
         )
-        return self._feed_forward(f), indices, readout
+        return self.feed_forward(f), indices, readout
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
         f, readout = intervene(f, self.a, self.c, self.b, self.heads, self.eps)
-        return self._feed_forward(f), readout
+        return self.feed_forward(f), readout
 
 
 def intervene(tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float) -> tuple[Tensor, Tensor]:
     """``mcdrl_rt::intervene`` one torch operation at a time, in the type of its inputs throughout."""
     scores = F.linear(F.layer_norm(tokens, tokens.shape[-1:], eps=eps), a, c)
     weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1)  # (B, N, heads, M)
-    return tokens + F.linear(weights.flatten(2), b), weights.mean(dim=(1, 2), dtype=torch.float32)
+    return tokens + F.linear(weights.flatten(2), b), weights.mean(dim=2, dtype=torch.float32)
 
 
 def select_intervene(

@@ -22,6 +22,7 @@ from timing import interleaved
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
 from mcdrl_rt.engine.tensors import Capture
 from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.fused import fuse
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import build_model
 
@@ -45,11 +46,11 @@ def measure(part: Part, encoder: str, side: int, stride: int) -> dict[str, Any]:
     """One encoder: seconds to compile and milliseconds to run, by form."""
     torch.manual_seed(0)
     folded = FoldedMCDRL(build_model(forms.spec_of(encoder, side, DEPTH, stride)))
-    half = to_half(folded).to(part.device).to(memory_format=torch.channels_last)
+    half, fused = (to_half(f).to(part.device).to(memory_format=torch.channels_last) for f in (folded, fuse(folded)))
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, generator=generator).to(part.device)
     makers: dict[str, Callable[[], Callable[[], Any]]] = {
-        "graph fused": lambda: Capture(lambda x: forms.labels(half(x)), frames).replay,
+        "graph fused": lambda: Capture(lambda x: forms.labels(fused(x)), frames).replay,
         "torch.compile, graph": lambda: _compiled(part, half, frames),
     }
     if not part.rehearse:

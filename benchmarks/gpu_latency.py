@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mcdrl_rt.engine.tensors import Capture
 from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.fused import fuse
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.mcdrl import build_model, pad_to_stride
 
@@ -66,9 +67,9 @@ class Measured:
         torch.manual_seed(0)
         self.literal = build_model(forms.spec_of(encoder, side, max(self.depths), stride)).eval()
         folded = FoldedMCDRL(self.literal)
-        self.half = to_half(folded).to(part.device).to(memory_format=torch.channels_last)
+        self.half, plain = (to_half(f).to(part.device).to(memory_format=torch.channels_last) for f in (fuse(folded), folded))
         self.literal.to(part.device)
-        self.unfused = forms.unfused(self.half)
+        self.unfused = forms.unfused(plain)
         self.models = (self.literal, self.half, self.unfused)
         self.blocks = [model.network.blocks for model in self.models]
         weights = {"fp32, literal": _mib(self.literal), "fp16": _mib(self.half)}

@@ -1,4 +1,4 @@
-"""The fused operator ``mcdrl_rt::select_intervene`` and its attention half, ``mcdrl_rt::intervene``.
+"""The fused operator ``mcdrl_rt::select_intervene``, its attention half ``mcdrl_rt::intervene``, and ``norm_shift``.
 
 Here are the schemas, the reference implementations (every device, ``CompositeExplicitAutograd``) and the fake
 ones that ``torch.export`` traces with. A native library only adds faster CUDA implementations to the same names,
@@ -25,6 +25,7 @@ _library.define(
     "select_intervene(Tensor features, Tensor texts, Tensor a, Tensor c, Tensor b, int count, int heads, float eps)"
     " -> (Tensor, Tensor, Tensor)"
 )
+_library.define("norm_shift(Tensor x, Tensor? weight, Tensor? bias, Tensor shift, float eps) -> (Tensor, Tensor)")
 
 
 def similarity(features: Tensor, texts: Tensor) -> Tensor:
@@ -124,14 +125,14 @@ def intervene_reference(
         eps: of the LayerNorm, whose affine part is inside ``a`` and ``c``.
 
     Returns:
-        Intervened tokens (B, N, d) in the type of ``tokens``, and the attention over the M confounders averaged
-        over heads and tokens, (B, M), at least float32; each row sums to one.
+        Intervened tokens (B, N, d) in the type of ``tokens``, and every token's attention over the M confounders,
+        averaged over heads, (B, N, M), at least float32; each row sums to one.
     """
     wide = at_least_float32(tokens)
     scores = F.linear(F.layer_norm(wide, wide.shape[-1:], eps=eps), a.to(wide.dtype), c.to(wide.dtype))
     weights = scores.unflatten(-1, (heads, -1)).softmax(dim=-1)  # (B, N, heads, M)
     update = F.linear(weights.flatten(2), b.to(wide.dtype))  # (B, N, d)
-    return (wide + update).to(tokens.dtype), weights.mean(dim=(1, 2))
+    return (wide + update).to(tokens.dtype), weights.mean(dim=2)
 
 
 def select_intervene_reference(
@@ -147,11 +148,27 @@ def select_intervene_reference(
 
     Returns:
         Intervened tokens (B, N, d); their grid indices (B, N) int64, best first, ties to the lower index; and the
-        confounder readout (B, M).
+        confounder readout (B, N, M).
     """
     indices = top_tokens(similarity(features, texts), count)
     tokens, readout = intervene_reference(gather_tokens(features, indices), a, c, b, heads, eps)
     return tokens, indices, readout
+
+
+def norm_shift_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What a residual branch starts from, and what its last product is added to.
+
+    Args:
+        x: (…, d).
+        weight, bias: (d,) or None, of the LayerNorm.
+        shift: (d,), the bias of the branch's last linear layer.
+
+    Returns:
+        LayerNorm(x) and x + shift, both like ``x``.
+    """
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps), x + shift
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -162,7 +179,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def _intervene_fake(
     tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tokens), _readout_like(tokens, a, heads)
+    return torch.empty_like(tokens), _readout_like(tokens, a, tokens.shape[1], heads)
 
 
 def _select_intervene_fake(
@@ -171,18 +188,26 @@ def _select_intervene_fake(
     batch, _, dim = features.shape
     tokens = features.new_empty(batch, count, dim)
     indices = features.new_empty((batch, count), dtype=torch.int64)
-    return tokens, indices, _readout_like(features, a, heads)
+    return tokens, indices, _readout_like(features, a, count, heads)
 
 
-def _readout_like(tokens: Tensor, a: Tensor, heads: int) -> Tensor:
+def _norm_shift_fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def _readout_like(tokens: Tensor, a: Tensor, count: int, heads: int) -> Tensor:
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    return tokens.new_empty((tokens.shape[0], a.shape[0] // heads), dtype=dtype)
+    return tokens.new_empty((tokens.shape[0], count, a.shape[0] // heads), dtype=dtype)
 
 
 _library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")
 _library.impl("select_intervene", select_intervene_reference, "CompositeExplicitAutograd")
+_library.impl("norm_shift", norm_shift_reference, "CompositeExplicitAutograd")
 torch.library.register_fake("mcdrl_rt::intervene", _intervene_fake, lib=_library)
 torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake, lib=_library)
+torch.library.register_fake("mcdrl_rt::norm_shift", _norm_shift_fake, lib=_library)
 
 
 def _load_native() -> None:

@@ -222,7 +222,7 @@ def test_half_precision_in_a_graph_has_the_references_labels(
 def test_replay_is_the_eager_model_every_time(frames: list[UInt8Array], batch: int) -> None:
     """Same kernels or others chosen while warming up: equal but for rounding; and each replay equal to the last."""
     model = to_half(FoldedMCDRL(load_checkpoint(DEFAULT_CHECKPOINT))).cuda()
-    engine = GraphEngine(to_half(FoldedMCDRL(load_checkpoint(DEFAULT_CHECKPOINT))))
+    engine = GraphEngine.from_checkpoint(DEFAULT_CHECKPOINT)
     for start in (0, 1):
         batch_of = np.stack([frames[(start + i) % len(frames)] for i in range(batch)])
         with torch.no_grad():
@@ -257,12 +257,12 @@ class Unfused(torch.nn.Module):
         f, indices, readout = ops.select_intervene_reference(
             features, network.texts, first.a, first.c, first.b, network.count, first.heads, first.eps
         )
-        f, readouts = first._feed_forward(f), [readout]
+        f, readouts = first.feed_forward(f), [readout]
         for block in later:
             f, readout = ops.intervene_reference(f, block.a, block.c, block.b, block.heads, block.eps)
-            f = block._feed_forward(f)
+            f = block.feed_forward(f)
             readouts.append(readout)
-        return f, indices, torch.stack(readouts).mean(dim=0)
+        return f, indices, torch.stack(readouts).mean(dim=(0, 2))
 
 
 def test_unfused_network_is_the_fused_one(small_model: MCDRL) -> None:
@@ -299,6 +299,7 @@ def test_native_operators_pass_torchs_own_checks(dtype: torch.dtype) -> None:
     features, texts, a, c, b = (torch.randn(*shape, generator=generator).to("cuda", dtype) for shape in shapes)
     torch.library.opcheck(torch.ops.mcdrl_rt.select_intervene.default, (features, texts, a, c, b, 20, 8, 1e-5))
     torch.library.opcheck(torch.ops.mcdrl_rt.intervene.default, (features, a, c, b, 8, 1e-5))
+    torch.library.opcheck(torch.ops.mcdrl_rt.norm_shift.default, (features, None, texts[0], texts[1], 1e-5))
 
 
 @pytest.mark.gpu

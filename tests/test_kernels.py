@@ -43,7 +43,7 @@ def emulate(
     m = a.shape[0] // heads
     out = torch.full((batch, count, dim), torch.nan, dtype=features.dtype)
     indices = torch.full((batch, count), -1, dtype=torch.int64)
-    readout = torch.full((batch, m), torch.nan)
+    readout = torch.full((batch, count, m), torch.nan)
     arrays = [features, texts, a, c, b, out, indices, readout]
     classes = 0 if texts is None else len(texts)
     numbers = (features.dtype == torch.bfloat16, backwards, batch, tokens, count, dim, classes, heads, m)
@@ -72,7 +72,7 @@ def assert_near(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: to
     bound = 2e-3 if dtype == torch.float16 else 1.6e-2
     for one, other in ((got[0], expected[0]), (got[-1], expected[-1])):
         assert (one.double() - other).norm() <= bound * other.norm()
-    assert torch.allclose(got[-1].sum(dim=-1), torch.ones(len(got[-1])), atol=1e-5)
+    assert torch.allclose(got[-1].sum(dim=-1), torch.ones(got[-1].shape[:-1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,6 +146,40 @@ def test_score_that_is_no_number_comes_first_and_breaks_nothing(emulator: ctypes
     features[0, [3, 11]] = torch.nan
     _, indices, _ = emulate(emulator, features, texts, a, c, b, 8, 8)
     assert indices[0, :2].tolist() == [3, 11] and len(set(indices[0].tolist())) == 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 9), dim=st.sampled_from([8, 64, 264, 1024, 1280, 2048]), affine=st.booleans(),
+    offset=st.floats(-20, 20), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_norm_beside_a_shift(
+    emulator: ctypes.CDLL, rows: int, dim: int, affine: bool, offset: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, dim, generator=generator) + offset).half()
+    shift, weight, bias = (torch.randn(dim, generator=generator).half() for _ in range(3))
+    results = [torch.full_like(x, torch.nan) for _ in range(2)]
+    arrays = [x, weight if affine else None, bias if affine else None, shift, *results]
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in arrays]
+    emulator.mcdrl_emulate_norm(rows, dim, ctypes.c_float(1e-5), *pointers)
+    exact = [None if t is None else t.double() for t in arrays[:4]]
+    for got, expected in zip(results, ops.norm_shift_reference(*exact, 1e-5), strict=True):
+        assert (got.double() - expected).norm() <= 1e-3 * expected.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 257, 1024), (64, 257, 768), (3, 1664), (2, 5, 12)])
+def test_native_norm_is_the_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """float32, and 12 columns, are not the kernel's: they must come out of the reference all the same."""
+    generator = torch.Generator().manual_seed(0)
+    x, shift, weight, bias = (torch.randn(s, generator=generator) for s in (shape, *[shape[-1:]] * 3))
+    given = [part.to("cuda", dtype) for part in (x, weight, bias, shift)]
+    got = torch.ops.mcdrl_rt.norm_shift(*given, 1e-5)
+    bound = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-6)
+    for one, other in zip(got, ops.norm_shift_reference(*[part.double() for part in given], 1e-5), strict=True):
+        assert (one.double() - other).norm() <= bound * other.norm()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,30 +1,32 @@
-// The fused operator in two kernels.
+// The fused operator in two kernels, so that even one frame's few tokens keep many multiprocessors busy.
 //
-// score_tokens: one warp a token, its best cosine with the class texts.
-// attend: one block for 16 tokens. It ranks them by counting better scores, which needs no sort, gives ties to the
-// lower index and says at once where in the output a token goes; normalises the chosen ones into shared memory; and
-// does the two thin products on the tensor cores, with a and b read from L2 once by every block. All sums are taken in
-// float32 and in a fixed order, so a result does not change from run to run.
+// attend: a block has 16 tokens and some of the heads. It normalises the tokens into shared memory and weighs the
+// confounders: norm(F)·aᵀ + c on the tensor cores, then softmax. Other blocks meanwhile take the tokens' best cosine
+// with the class texts.
+// update: a block has 16 tokens and 128 columns. It ranks the tokens by counting better scores, which needs no sort,
+// gives ties to the lower index and says at once where in the output a token goes; adds weights·bᵀ; and writes those
+// that are chosen. It starts while attend still runs (Hopper on), and has its share of b by the time it may go on.
+//
+// All sums are taken in float32 and in a fixed order, so a result does not change from run to run.
 #pragma once
 
-#ifdef MCDRL_EMULATE
-#include "emulation.h"
-#else
-#include "device.cuh"
-#endif
-
-#include <cstddef>
-#include <cstdint>
+#include "rows.cuh"
 
 namespace mcdrl_rt {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kRows = 16;     // tokens of a block: the rows of a tensor core's product
-constexpr int kColumns = 64;  // columns of norm(F)·aᵀ summed over warps at a time
 constexpr int kChunk = 32;    // of what a product sums over: 16 bytes for each of 4 lanes
+constexpr int kTiles = 3;     // products of 8 columns that a warp of attend has in its registers at a time
+constexpr int kColumns = 8 * kTiles;
 constexpr int kMaxDim = 1024;
-constexpr int kPieces = kMaxDim / (kWarp * 8);  // 16-byte loads of a lane for a token
+constexpr int kPieces = kMaxDim / (kWarp * 8);          // 16-byte loads of a lane for a token
+constexpr int kChunks = kMaxDim / (kChunk * kWarps);    // chunks of a token for each warp of attend
+constexpr int kUpdateWarps = 4;
+constexpr int kWide = 4;                                // products of 8 columns for each warp of update
+constexpr int kSlice = kUpdateWarps * 8 * kWide;        // columns of the output for each block of update
+constexpr int kDeep = 4;                                // chunks of the weights that update multiplies at a time
 
 struct Arguments {
   const void* features;
@@ -35,12 +37,18 @@ struct Arguments {
   void* out;
   int64_t* indices;
   float* readout;
-  float* scores;       // (B, T)
-  float* partial;      // (B, blocks, M)
-  unsigned* finished;  // (B,), blocks that are done
+  float* scores;   // (B, T)
+  float* weights;  // (B, T, heads·M)
   int tokens, count, dim, classes, heads, confounders;
   float eps;
 };
+
+// Heads of a block of attend: few, for many blocks; their columns fill whole products.
+__host__ __device__ inline int heads_together(int heads, int confounders) {
+  int together = 1;
+  while (together < heads && (together * confounders < 24 || together * confounders % 8)) ++together;
+  return together;
+}
 
 // Numbers in a row of shared memory: 8 lanes that read 16 bytes of two rows then meet every bank once.
 __host__ __device__ inline int padded(int columns) {
@@ -48,118 +56,95 @@ __host__ __device__ inline int padded(int columns) {
   return columns % 64 ? columns : columns + 32;
 }
 
-__host__ __device__ inline size_t shared_bytes(int dim, int columns, int tokens) {
-  return sizeof(uint16_t) * kRows * (padded(dim) + padded(columns)) +
-         sizeof(float) * (kWarps * kRows * (kColumns + 4) + kRows * columns + tokens);
+__host__ __device__ inline size_t attend_bytes(int dim, int columns) {
+  return sizeof(uint16_t) * kRows * padded(dim) + sizeof(float) * kRows * (kWarps * (kColumns + 4) + columns);
 }
 
-template <typename T>
-__device__ inline void load_row(const T* row, int dim, int lane, float (&values)[kPieces][8]) {
-#pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int column = (i * kWarp + lane) * 8;
-    const bool inside = column < dim;
-    const Eight eight = inside ? load_constant(row + column) : Eight{{0, 0, 0, 0}};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      values[i][2 * j] = low(eight.pair[j], T());
-      values[i][2 * j + 1] = high(eight.pair[j], T());
-    }
-  }
-}
+__host__ __device__ inline size_t update_bytes(int columns) { return sizeof(uint16_t) * kRows * padded(columns); }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) score_tokens(Arguments arguments) {
-  let_next_kernel_start();
-  const int lane = threadIdx.x % kWarp, batch = blockIdx.y, dim = arguments.dim;
-  const int token = blockIdx.x * kWarps + threadIdx.x / kWarp;
-  if (blockIdx.x == 0 && threadIdx.x == 0) arguments.finished[batch] = 0;
-  if (token >= arguments.tokens) return;
-  const T* features = static_cast<const T*>(arguments.features);
-  float x[kPieces][8], e[kPieces][8];
-  load_row(features + (static_cast<size_t>(batch) * arguments.tokens + token) * dim, dim, lane, x);
-  float square = 0;
-  for (int i = 0; i < kPieces; ++i)
-    for (int j = 0; j < 8; ++j) square += x[i][j] * x[i][j];
-  const float norm = fmaxf(sqrtf(warp_sum(square)), 1e-12f);
-  float best = -INFINITY;
-  for (int k = 0; k < arguments.classes; ++k) {
-    load_row(static_cast<const T*>(arguments.texts) + static_cast<size_t>(k) * dim, dim, lane, e);
-    float dot = 0, size = 0;
-    for (int i = 0; i < kPieces; ++i)
-      for (int j = 0; j < 8; ++j) dot += x[i][j] * e[i][j], size += e[i][j] * e[i][j];
-    const float cosine = warp_sum(dot) / norm / fmaxf(sqrtf(warp_sum(size)), 1e-12f);
-    best = cosine > best || cosine != cosine ? cosine : best;
-  }
-  // a score that is no number comes first, as torch sorts it
-  if (lane == 0) arguments.scores[static_cast<size_t>(batch) * arguments.tokens + token] = best == best ? best : INFINITY;
-}
-
-// A block's rows: which tokens they are, and where they go.
-struct Rows {
-  int token[kRows], place[kRows], count;
+// The tokens of this block that one warp of attend looks after: a row each of the upper and the lower half.
+struct Pair {
+  Eight values[2][kPieces];
+  bool present[2];
 };
 
-__device__ inline void take_in_order(const Arguments& arguments, Rows& rows) {
-  const int first = blockIdx.x * kRows;
-  if (threadIdx.x < kRows) rows.token[threadIdx.x] = rows.place[threadIdx.x] = first + threadIdx.x;
-  if (threadIdx.x == 0) rows.count = min(kRows, arguments.tokens - first);
-  __syncthreads();
+template <typename T>
+__device__ inline void load_pair(const Arguments& arguments, Pair& pair) {
+  const int lane = threadIdx.x % kWarp, last = arguments.tokens - 1;
+  const T* features =
+      static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * arguments.dim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = blockIdx.x * kRows + threadIdx.x / kWarp + i * kWarps;
+    pair.present[i] = token <= last;
+    load_row(features + static_cast<size_t>(min(token, last)) * arguments.dim, arguments.dim, lane, pair.values[i]);
+  }
 }
 
-// Rank 16 tokens among all by their scores, and keep those among the first N.
-__device__ inline void take_best(const Arguments& arguments, float* scores, int* rank, Rows& rows) {
-  const int first = blockIdx.x * kRows, batch = blockIdx.y, lane = threadIdx.x % kWarp, tokens = arguments.tokens;
-  const float* all = arguments.scores + static_cast<size_t>(batch) * tokens;
-  for (int t = threadIdx.x; t < tokens; t += kThreads) scores[t] = all[t];
-  __syncthreads();
-  for (int r = threadIdx.x / kWarp; r < kRows; r += kWarps) {
-    const int token = first + r;
-    int before = 0;
-    if (token < tokens) {
-      const float own = scores[token];
-      for (int t = lane; t < tokens; t += kWarp) before += scores[t] > own || (scores[t] == own && t < token);
+// The best cosine with a class text of each of this block's tokens.
+template <typename T>
+__device__ inline void score(const Arguments& arguments) {
+  const int lane = threadIdx.x % kWarp, dim = arguments.dim;
+  const T* texts = static_cast<const T*>(arguments.texts);
+  Pair pair;
+  load_pair<T>(arguments, pair);
+  float norm[2], best[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float square = 0;
+#pragma unroll
+    for (int j = 0; j < 8 * kPieces; ++j) {
+      const float x = number<T>(pair.values[i][j / 8], j % 8);
+      square += x * x;
     }
-    before = warp_sum(before);
-    if (lane == 0) rank[r] = token < tokens ? before : arguments.count;
+    norm[i] = fmaxf(sqrtf(warp_sum(square)), 1e-12f);
   }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int kept = 0;
-    for (int r = 0; r < kRows; ++r) {
-      if (rank[r] >= arguments.count) continue;
-      rows.token[kept] = first + r;
-      rows.place[kept++] = rank[r];
-      arguments.indices[static_cast<size_t>(batch) * arguments.count + rank[r]] = first + r;
+  for (int text = 0; text < arguments.classes; ++text) {
+    Eight values[kPieces];
+    float size = 0, dot[2] = {};
+    load_row(texts + static_cast<size_t>(text) * dim, dim, lane, values);
+#pragma unroll
+    for (int j = 0; j < 8 * kPieces; ++j) {
+      const float e = number<T>(values[j / 8], j % 8);
+      size += e * e;
+      dot[0] += number<T>(pair.values[0][j / 8], j % 8) * e;
+      dot[1] += number<T>(pair.values[1][j / 8], j % 8) * e;
     }
-    rows.count = kept;
+    size = fmaxf(sqrtf(warp_sum(size)), 1e-12f);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float cosine = warp_sum(dot[i]) / norm[i] / size;
+      best[i] = cosine > best[i] || cosine != cosine ? cosine : best[i];
+    }
   }
-  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = blockIdx.x * kRows + threadIdx.x / kWarp + i * kWarps;
+    // a score that is no number comes first, as torch sorts it
+    if (lane == 0 && pair.present[i])
+      arguments.scores[static_cast<size_t>(blockIdx.z) * arguments.tokens + token] = best[i] == best[i] ? best[i] : INFINITY;
+  }
 }
 
 // LayerNorm without its affine part of every row, rounded once into shared memory; absent rows are zero.
 template <typename T>
-__device__ inline void normalise(const Arguments& arguments, const T* features, const Rows& rows, T* normed) {
-  const int lane = threadIdx.x % kWarp, dim = arguments.dim, stride = padded(dim);
-  for (int r = threadIdx.x / kWarp; r < kRows; r += kWarps) {
-    float x[kPieces][8];
-    const bool present = r < rows.count;
-    if (present) load_row(features + static_cast<size_t>(rows.token[r]) * dim, dim, lane, x);
-    float sum = 0, square = 0;
-    for (int i = 0; i < kPieces && present; ++i)
-      for (int j = 0; j < 8; ++j) sum += x[i][j];
-    const float mean = warp_sum(sum) / dim;
-    for (int i = 0; i < kPieces && present; ++i)
-      for (int j = 0; j < 8; ++j)
-        if ((i * kWarp + lane) * 8 < dim) square += (x[i][j] - mean) * (x[i][j] - mean);
-    const float scale = rsqrtf(warp_sum(square) / dim + arguments.eps);
-    for (int i = 0; i < kPieces; ++i) {
-      const int column = (i * kWarp + lane) * 8;
-      if (column >= dim) continue;
+__device__ inline void normalise(const Arguments& arguments, const Pair& pair, T* normed) {
+  const int lane = threadIdx.x % kWarp, dim = arguments.dim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Eight(&values)[kPieces] = pair.values[i];
+    const auto [mean, scale] = moments<T>(values, dim, lane, arguments.eps);
+    T* row = normed + (threadIdx.x / kWarp + i * kWarps) * padded(dim);
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) {
+      const int column = (j * kWarp + lane) * 8;
       Eight eight = {{0, 0, 0, 0}};
-      for (int j = 0; j < 4 && present; ++j)
-        eight.pair[j] = pack((x[i][2 * j] - mean) * scale, (x[i][2 * j + 1] - mean) * scale, T());
-      *reinterpret_cast<Eight*>(normed + r * stride + column) = eight;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float first = number<T>(values[j], 2 * k) - mean, second = number<T>(values[j], 2 * k + 1) - mean;
+        if (pair.present[i]) eight.pair[k] = pack(first * scale, second * scale, T());
+      }
+      if (column < dim) *reinterpret_cast<Eight*>(row + column) = eight;
     }
   }
   __syncthreads();
@@ -188,136 +173,215 @@ __device__ inline void multiply(float (&sum)[4], const Share& left, const Eight&
   }
 }
 
-// scores = norm(F)·aᵀ + c, (16, heads·M): warps share what is summed over, and their sums are added in order.
+// A warp's share of `a`: its chunks of the columns first … first + 32, as far as they are before `end`.
 template <typename T>
-__device__ inline void multiply_a(const Arguments& arguments, const T* normed, float* sums, float* scores) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = arguments.dim;
-  const int columns = arguments.heads * arguments.confounders, width = kColumns + 4;
-  const T* a = static_cast<const T*>(arguments.a);
-  for (int first = 0; first < columns; first += kColumns) {
-    float sum[kColumns / 8][4] = {};
-    for (int chunk = warp; chunk < dim / kChunk; chunk += kWarps) {
-      const Share left = load_share(normed, padded(dim), chunk * kChunk, lane);
+__device__ inline void load_a(const Arguments& arguments, int first, int end, Eight (&a)[kChunks][kTiles]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim;
 #pragma unroll
-      for (int tile = 0; tile < kColumns / 8; ++tile) {
-        const int column = first + tile * 8;
-        if (column >= columns) continue;
-        const T* place = a + static_cast<size_t>(column + lane / 4) * dim + chunk * kChunk + lane % 4 * 8;
-        multiply<T>(sum[tile], left, load_constant(place));
-      }
-    }
-    float* own = sums + warp * kRows * width;
+  for (int i = 0; i < kChunks; ++i)
 #pragma unroll
-    for (int tile = 0; tile < kColumns / 8; ++tile)
-      for (int i = 0; i < 4; ++i) own[(lane / 4 + i / 2 * 8) * width + tile * 8 + lane % 4 * 2 + i % 2] = sum[tile][i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
-      const int row = i / kColumns, column = i % kColumns;
-      if (first + column >= columns) continue;
-      float total = to_float(static_cast<const T*>(arguments.c)[first + column]);
-      for (int w = 0; w < kWarps; ++w) total += sums[(w * kRows + row) * width + column];
-      scores[row * columns + first + column] = total;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int column = first + tile * 8, chunk = i * kWarps + warp;
+      const bool inside = column < end && chunk * kChunk < dim;
+      const T* place = static_cast<const T*>(arguments.a) + static_cast<size_t>(column + lane / 4) * dim;
+      a[i][tile] = inside ? load_constant(place + chunk * kChunk + lane % 4 * 8) : Eight{{0, 0, 0, 0}};
     }
-    __syncthreads();
-  }
 }
 
-// Softmax over the confounders for every row and head, in float32 in place and rounded into `weights`.
+// norm(F)·aᵀ + c of these columns into scores (16, kColumns at most): warps share what is summed over, and their sums
+// are added in order.
 template <typename T>
-__device__ inline void softmax(const Arguments& arguments, const Rows& rows, float* scores, T* weights) {
-  const int m = arguments.confounders, columns = arguments.heads * m, stride = padded(columns);
-  for (int i = threadIdx.x; i < kRows * arguments.heads; i += kThreads) {
-    const int row = i / arguments.heads, start = i % arguments.heads * m;
-    float* values = scores + row * columns + start;
+__device__ inline void multiply_a(const Arguments& arguments, const T* normed, const Eight (&a)[kChunks][kTiles],
+                                  int first, int end, float* sums, float* scores, int stride) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = arguments.dim, width = kColumns + 4;
+  float sum[kTiles][4] = {};
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const int chunk = i * kWarps + warp;
+    if (chunk * kChunk >= dim) continue;
+    const Share left = load_share(normed, padded(dim), chunk * kChunk, lane);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) multiply<T>(sum[tile], left, a[i][tile]);
+  }
+  float* own = sums + warp * kRows * width;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile)
+    for (int i = 0; i < 4; ++i) own[(lane / 4 + i / 2 * 8) * width + tile * 8 + lane % 4 * 2 + i % 2] = sum[tile][i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
+    const int row = i / kColumns, column = i % kColumns;
+    if (first + column >= end) continue;
+    float total = to_float(static_cast<const T*>(arguments.c)[first + column]);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total += sums[(w * kRows + row) * width + column];
+    scores[row * stride + column] = total;
+  }
+  __syncthreads();
+}
+
+// Softmax over the confounders for every row and head of these columns, into weights.
+__device__ inline void softmax(const Arguments& arguments, const float* scores, int first, int columns) {
+  const int m = arguments.confounders, heads = columns / m;
+  for (int i = threadIdx.x; i < kRows * heads; i += kThreads) {
+    const int row = i / heads, token = blockIdx.x * kRows + row;
+    if (token >= arguments.tokens) continue;
+    const float* values = scores + row * columns + i % heads * m;
+    float* weights = arguments.weights +
+                     (static_cast<size_t>(blockIdx.z) * arguments.tokens + token) * arguments.heads * m + first + i % heads * m;
     float most = -INFINITY, total = 0;
-    for (int j = 0; j < m; ++j) most = fmaxf(most, values[j]);
-    for (int j = 0; j < m; ++j) total += values[j] = expf(values[j] - most);
-    for (int j = 0; j < m; ++j) {
-      values[j] = row < rows.count ? values[j] / total : 0.0f;
-      store(weights + row * stride + start + j, values[j]);
-    }
-  }
-  const int whole = (columns + kChunk - 1) / kChunk * kChunk;
-  for (int i = threadIdx.x; i < kRows * (whole - columns); i += kThreads)
-    store(weights + i / (whole - columns) * stride + columns + i % (whole - columns), 0.0f);
-  __syncthreads();
-}
-
-// out = F + weights·bᵀ: every warp has columns of its own.
-template <typename T>
-__device__ inline void multiply_b(const Arguments& arguments, const T* features, const Rows& rows, const T* weights) {
-  const int lane = threadIdx.x % kWarp, dim = arguments.dim, columns = arguments.heads * arguments.confounders;
-  const int row = lane / 4;
-  const T* b = static_cast<const T*>(arguments.b);
-  T* out = static_cast<T*>(arguments.out) + static_cast<size_t>(blockIdx.y) * arguments.count * dim;
 #pragma unroll 4
-  for (int first = threadIdx.x / kWarp * 8; first < dim; first += kWarps * 8) {
-    float sum[4] = {};
-    for (int column = 0; column < columns; column += kChunk) {
-      const int own = column + lane % 4 * 8;
-      const Eight right =
-          own < columns ? load_constant(b + static_cast<size_t>(first + row) * columns + own) : Eight{{0, 0, 0, 0}};
-      multiply<T>(sum, load_share(weights, padded(columns), column, lane), right);
-    }
-    for (int i = 0; i < 2; ++i) {
-      const int r = row + 8 * i, column = first + lane % 4 * 2;
-      if (r >= rows.count) continue;
-      const uint32_t was = *reinterpret_cast<const uint32_t*>(features + static_cast<size_t>(rows.token[r]) * dim + column);
-      *reinterpret_cast<uint32_t*>(out + static_cast<size_t>(rows.place[r]) * dim + column) =
-          pack(low(was, T()) + sum[2 * i], high(was, T()) + sum[2 * i + 1], T());
-    }
+    for (int j = 0; j < m; ++j) most = fmaxf(most, values[j]);
+#pragma unroll 4
+    for (int j = 0; j < m; ++j) total += expf(values[j] - most);
+#pragma unroll 4
+    for (int j = 0; j < m; ++j) weights[j] = expf(values[j] - most) / total;
   }
 }
 
-// The readout: this block's share of the weights' sum; the block that ends last adds all shares, in order.
-__device__ inline void read_out(const Arguments& arguments, const Rows& rows, const float* scores, bool& last) {
-  const int lane = threadIdx.x % kWarp, batch = blockIdx.y, m = arguments.confounders, heads = arguments.heads;
-  float* partial = arguments.partial + static_cast<size_t>(batch) * gridDim.x * m;
-  for (int j = threadIdx.x / kWarp; j < m; j += kWarps) {
-    float sum = 0;
-    for (int i = lane; i < rows.count * heads; i += kWarp) sum += scores[i / heads * heads * m + i % heads * m + j];
-    sum = warp_sum(sum);
-    if (lane == 0) partial[blockIdx.x * m + j] = sum;
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) attend(Arguments arguments) {
+  let_next_kernel_start();
+  const int columns = arguments.heads * arguments.confounders;
+  const int together = heads_together(arguments.heads, arguments.confounders) * arguments.confounders;
+  const int first = blockIdx.y * together, end = min(first + together, columns);
+  if (first >= columns) {  // the same for the whole block
+    score<T>(arguments);
+    return;
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(&arguments.finished[batch], 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  for (int j = threadIdx.x; j < m; j += kThreads) {
-    float sum = 0;
-    for (int block = 0; block < static_cast<int>(gridDim.x); ++block) sum += __ldcg(partial + block * m + j);
-    arguments.readout[batch * m + j] = sum / (static_cast<float>(arguments.count) * heads);
+  T* normed = reinterpret_cast<T*>(shared_memory());                           // (16, d)
+  float* sums = reinterpret_cast<float*>(normed + kRows * padded(arguments.dim));  // (8, 16, kColumns)
+  float* scores = sums + kWarps * kRows * (kColumns + 4);                      // (16, end - first)
+  Eight a[kChunks][kTiles];
+  load_a<T>(arguments, first, end, a);  // on its way while the tokens are normalised
+  Pair pair;
+  load_pair<T>(arguments, pair);
+  normalise<T>(arguments, pair, normed);
+  for (int start = first; start < end; start += kColumns) {
+    if (start > first) load_a<T>(arguments, start, end, a);
+    multiply_a(arguments, normed, a, start, end, sums, scores + start - first, end - first);
   }
+  softmax(arguments, scores, first, end - first);
+}
+
+// Where in the output this block's tokens go, -1 for those that are not among the first N.
+template <bool kSelect>
+__device__ inline void rank(const Arguments& arguments, int* places) {
+  constexpr int kOwn = kRows / kUpdateWarps;
+  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * kOwn, tokens = arguments.tokens;
+  const int first = blockIdx.x * kRows + row;
+  if (!kSelect) {
+    if (lane < kOwn) places[row + lane] = first + lane < tokens ? first + lane : -1;
+    return;
+  }
+  const float* scores = arguments.scores + static_cast<size_t>(blockIdx.z) * tokens;
+  float own[kOwn];
+  int before[kOwn] = {};
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) own[i] = __ldcg(scores + min(first + i, tokens - 1));
+#pragma unroll 4
+  for (int t = lane; t < tokens; t += kWarp) {
+    const float other = __ldcg(scores + t);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) before[i] += other > own[i] || (other == own[i] && t < first + i);
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int place = warp_sum(before[i]);
+    if (lane == 0) places[row + i] = first + i < tokens && place < arguments.count ? place : -1;
+  }
+}
+
+// What is said of the chosen tokens: their indices, and the weights averaged over heads.
+template <bool kSelect>
+__device__ inline void read_out(const Arguments& arguments, const int* places) {
+  const int m = arguments.confounders, heads = arguments.heads, first = blockIdx.x * kRows;
+  for (int i = threadIdx.x; i < kRows * m; i += kUpdateWarps * kWarp) {
+    const int row = i / m, place = places[row];
+    if (place < 0) continue;
+    const float* weights =
+        arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first + row) * heads * m + i % m;
+    const size_t to = static_cast<size_t>(blockIdx.z) * arguments.count + place;
+    float sum = 0;
+#pragma unroll 8
+    for (int head = 0; head < heads; ++head) sum += __ldcg(weights + head * m);
+    arguments.readout[to * m + i % m] = sum / heads;
+    if (kSelect && i % m == 0) arguments.indices[to] = first + row;
+  }
+}
+
+// Columns `first` … of this warp's share of b, 8 rows a tile.
+template <typename T>
+__device__ inline void load_b(const Arguments& arguments, int row, int first, bool active, Eight (&b)[kDeep][kWide]) {
+  const int lane = threadIdx.x % kWarp, columns = arguments.heads * arguments.confounders;
+#pragma unroll
+  for (int i = 0; i < kDeep; ++i)
+#pragma unroll
+    for (int tile = 0; tile < kWide; ++tile) {
+      const int column = first + i * kChunk + lane % 4 * 8;
+      const T* place = static_cast<const T*>(arguments.b) + static_cast<size_t>(row + tile * 8 + lane / 4) * columns;
+      b[i][tile] = active && column < columns ? load_constant(place + column) : Eight{{0, 0, 0, 0}};
+    }
 }
 
 template <typename T, bool kSelect>
-__global__ void __launch_bounds__(kThreads) attend(Arguments arguments) {
-  __shared__ Rows rows;
-  __shared__ int rank[kRows];
-  __shared__ bool last;
-  const int columns = arguments.heads * arguments.confounders;
-  T* normed = reinterpret_cast<T*>(shared_memory());                    // (16, d)
-  T* weights = normed + kRows * padded(arguments.dim);                  // (16, heads·M)
-  float* sums = reinterpret_cast<float*>(weights + kRows * padded(columns));  // (8, 16, 64)
-  float* scores = sums + kWarps * kRows * (kColumns + 4);               // (16, heads·M)
-  float* similarity = scores + kRows * columns;                         // (T,)
-  const T* features =
-      static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.y) * arguments.tokens * arguments.dim;
-  if (kSelect) {
+__global__ void __launch_bounds__(kUpdateWarps* kWarp) update(Arguments arguments) {
+  __shared__ int places[kRows];
+  const int lane = threadIdx.x % kWarp, dim = arguments.dim, columns = arguments.heads * arguments.confounders;
+  const int first = blockIdx.x * kRows, column = blockIdx.y * kSlice + threadIdx.x / kWarp * 8 * kWide;
+  if (static_cast<int>(blockIdx.y) * kSlice >= dim) {  // the same for the whole block
     wait_for_last_kernel();
-    take_best(arguments, similarity, rank, rows);
-  } else {
-    take_in_order(arguments, rows);
+    rank<kSelect>(arguments, places);
+    __syncthreads();
+    read_out<kSelect>(arguments, places);
+    return;
   }
-  if (rows.count) {  // the same for the whole block
-    normalise(arguments, features, rows, normed);
-    multiply_a(arguments, normed, sums, scores);
-    softmax(arguments, rows, scores, weights);
-    multiply_b(arguments, features, rows, weights);
+  // constants, and what was there before attend: loaded while that still runs
+  const bool active = column < dim;
+  const T* features = static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * dim;
+  Eight b[kDeep][kWide];
+  load_b<T>(arguments, column, 0, active, b);
+  uint32_t was[kWide][2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = min(first + lane / 4 + 8 * i, arguments.tokens - 1);
+    const T* place = features + static_cast<size_t>(token) * dim + (active ? column : 0) + lane % 4 * 2;
+#pragma unroll
+    for (int tile = 0; tile < kWide; ++tile) was[tile][i] = *reinterpret_cast<const uint32_t*>(place + tile * 8);
   }
-  read_out(arguments, rows, scores, last);
+  wait_for_last_kernel();
+  rank<kSelect>(arguments, places);
+  T* weights = reinterpret_cast<T*>(shared_memory());  // (16, heads·M), rounded once
+  const int stride = padded(columns), whole = (columns + kChunk - 1) / kChunk * kChunk;
+  const float* from = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first) * columns;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < kRows * whole; i += kUpdateWarps * kWarp) {
+    const int row = i / whole, place = i % whole;
+    const bool present = place < columns && first + row < arguments.tokens;
+    store(weights + row * stride + place, present ? __ldcg(from + row * columns + place) : 0.0f);
+  }
+  __syncthreads();
+  float sum[kWide][4] = {};
+  for (int start = 0; start < columns; start += kDeep * kChunk) {
+    if (start) load_b<T>(arguments, column, start, active, b);
+#pragma unroll
+    for (int i = 0; i < kDeep; ++i) {
+      if (start + i * kChunk >= columns) continue;
+      const Share left = load_share(weights, stride, start + i * kChunk, lane);
+#pragma unroll
+      for (int tile = 0; tile < kWide; ++tile) multiply<T>(sum[tile], left, b[i][tile]);
+    }
+  }
+  T* out = static_cast<T*>(arguments.out) + static_cast<size_t>(blockIdx.z) * arguments.count * dim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int place = places[lane / 4 + 8 * i];
+    if (place < 0 || !active) continue;
+    T* row = out + static_cast<size_t>(place) * dim + column + lane % 4 * 2;
+#pragma unroll
+    for (int tile = 0; tile < kWide; ++tile)
+      *reinterpret_cast<uint32_t*>(row + tile * 8) =
+          pack(low(was[tile][i], T()) + sum[tile][2 * i], high(was[tile][i], T()) + sum[tile][2 * i + 1], T());
+  }
 }
 
 }  // namespace mcdrl_rt

@@ -2,6 +2,7 @@
 #include "launcher.h"
 
 #include "kernels.cuh"
+#include "norm.cuh"
 
 namespace mcdrl_rt {
 namespace {
@@ -10,51 +11,54 @@ constexpr size_t kAlign = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-int blocks(const Shape& shape) { return (shape.tokens + kRows - 1) / kRows; }
-
 int columns(const Shape& shape) { return shape.heads * shape.confounders; }
 
 size_t needed_shared(const Shape& shape) {
-  return shared_bytes(shape.dim, columns(shape), shape.classes ? shape.tokens : 0);
+  return attend_bytes(shape.dim, heads_together(shape.heads, shape.confounders) * shape.confounders);
 }
 
 Arguments bind(const Shape& shape, const Buffers& buffers) {
   auto* workspace = static_cast<unsigned char*>(buffers.workspace);
-  auto* finished = reinterpret_cast<unsigned*>(workspace);
-  workspace += aligned(sizeof(unsigned) * shape.batch);
   auto* scores = reinterpret_cast<float*>(workspace);
-  workspace += aligned(sizeof(float) * shape.batch * shape.tokens);
-  auto* partial = reinterpret_cast<float*>(workspace);
-  return {buffers.features, buffers.texts,  buffers.a,        buffers.c,    buffers.b,       buffers.out,
-          buffers.indices,  buffers.readout, scores,          partial,      finished,        shape.tokens,
-          shape.count,      shape.dim,       shape.classes,   shape.heads,  shape.confounders, shape.eps};
+  auto* weights = reinterpret_cast<float*>(workspace + aligned(sizeof(float) * shape.batch * shape.tokens));
+  return {buffers.features, buffers.texts,   buffers.a, buffers.c,    buffers.b,   buffers.out,
+          buffers.indices,  buffers.readout, scores,    weights,      shape.tokens, shape.count,
+          shape.dim,        shape.classes,   shape.heads, shape.confounders, shape.eps};
 }
 
 template <typename T, bool kSelect>
 cudaError_t launch(const Shape& shape, const Buffers& buffers, cudaStream_t stream) {
   const Arguments arguments = bind(shape, buffers);
-  const size_t shared = needed_shared(shape);
-  cudaError_t error =
-      cudaFuncSetAttribute(attend<T, kSelect>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  const unsigned blocks = (shape.tokens + kRows - 1) / kRows, batch = shape.batch;
+  const int together = heads_together(shape.heads, shape.confounders);
+  cudaLaunchConfig_t config = {};
+  config.stream = stream;
+  config.gridDim = dim3(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = needed_shared(shape);
+  cudaError_t error = cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(config.dynamicSmemBytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, attend<T>, arguments);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.stream = stream;
-  config.blockDim = dim3(kThreads);
-  if (kSelect) {
-    config.gridDim = dim3((shape.tokens + kWarps - 1) / kWarps, shape.batch);
-    error = cudaLaunchKernelEx(&config, score_tokens<T>, arguments);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-  } else {
-    error = cudaMemsetAsync(arguments.finished, 0, sizeof(unsigned) * shape.batch, stream);
-  }
-  if (error != cudaSuccess) return error;
-  config.gridDim = dim3(blocks(shape), shape.batch);
-  config.dynamicSmemBytes = shared;
-  return cudaLaunchKernelEx(&config, attend<T, kSelect>, arguments);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  config.gridDim = dim3(blocks, (shape.dim + kSlice - 1) / kSlice + 1, batch);
+  config.blockDim = dim3(kUpdateWarps * kWarp);
+  config.dynamicSmemBytes = update_bytes(columns(shape));
+  return cudaLaunchKernelEx(&config, update<T, kSelect>, arguments);
+}
+
+template <typename T>
+cudaError_t launch_norm(const NormArguments& arguments, cudaStream_t stream) {
+  const dim3 blocks((arguments.rows + kNormWarps - 1) / kNormWarps), threads(kNormWarps * kWarp);
+  if (arguments.dim <= kMaxDim)
+    norm_shift<T, kPieces><<<blocks, threads, 0, stream>>>(arguments);
+  else
+    norm_shift<T, 2 * kPieces><<<blocks, threads, 0, stream>>>(arguments);
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -70,12 +74,12 @@ const char* unsupported(const Shape& shape) {
   if (cudaGetDevice(&device) != cudaSuccess) return "there is no GPU";
   if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
     return "the GPU does not say how much shared memory it has";
-  return needed_shared(shape) + 1024 > static_cast<size_t>(most) ? "it needs more shared memory than the GPU has" : nullptr;
+  return needed_shared(shape) > static_cast<size_t>(most) ? "it needs more shared memory than the GPU has" : nullptr;
 }
 
 size_t workspace_bytes(const Shape& shape) {
-  return aligned(sizeof(unsigned) * shape.batch) + aligned(sizeof(float) * shape.batch * shape.tokens) +
-         aligned(sizeof(float) * shape.batch * blocks(shape) * shape.confounders);
+  const size_t tokens = static_cast<size_t>(shape.batch) * shape.tokens;
+  return aligned(sizeof(float) * tokens) + aligned(sizeof(float) * tokens * columns(shape));
 }
 
 cudaError_t select_intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream) {
@@ -86,6 +90,14 @@ cudaError_t select_intervene(const Shape& shape, Scalar type, const Buffers& buf
 cudaError_t intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream) {
   return type == Scalar::kHalf ? launch<__half, false>(shape, buffers, stream)
                                : launch<__nv_bfloat16, false>(shape, buffers, stream);
+}
+
+bool norm_takes(int dim) { return dim > 0 && dim % 8 == 0 && dim <= 2 * kMaxDim; }
+
+cudaError_t norm_shift(int rows, int dim, float eps, Scalar type, const NormBuffers& buffers, cudaStream_t stream) {
+  const NormArguments arguments = {buffers.x,       buffers.weight, buffers.bias, buffers.shift, buffers.normed,
+                                   buffers.shifted, rows,           dim,          eps};
+  return type == Scalar::kHalf ? launch_norm<__half>(arguments, stream) : launch_norm<__nv_bfloat16>(arguments, stream);
 }
 
 }  // namespace mcdrl_rt

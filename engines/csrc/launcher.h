@@ -31,7 +31,7 @@ struct Buffers {
   const void* b;         // (d, heads·M)
   void* out;             // (B, N, d)
   int64_t* indices;      // (B, N); null for intervene
-  float* readout;        // (B, M)
+  float* readout;        // (B, N, M)
   void* workspace;       // workspace_bytes(), contents do not matter
 };
 
@@ -42,10 +42,26 @@ const char* unsupported(const Shape& shape);
 size_t workspace_bytes(const Shape& shape);
 
 // F = the N rows most like a text, best first, ties to the lower index; then F + softmax(norm(F)·aᵀ + c)·bᵀ, and the
-// softmax averaged over heads and rows. Two launches on `stream`, no synchronisation; can be captured in a graph.
+// softmax averaged over heads. Two launches on `stream`, no synchronisation; can be captured in a graph.
 cudaError_t select_intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream);
 
 // The same on all rows as they are.
 cudaError_t intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream);
+
+// Rows of a LayerNorm, and the rows plus a constant; contiguous, 16-byte aligned, all in the Scalar type.
+struct NormBuffers {
+  const void* x;       // (rows, d)
+  const void* weight;  // (d,) or null: ones
+  const void* bias;    // (d,) or null: zeros
+  const void* shift;   // (d,)
+  void* normed;        // (rows, d)
+  void* shifted;       // (rows, d): x + shift
+};
+
+// Whether norm_shift takes rows of d numbers.
+bool norm_takes(int dim);
+
+// One launch on `stream`.
+cudaError_t norm_shift(int rows, int dim, float eps, Scalar type, const NormBuffers& buffers, cudaStream_t stream);
 
 }  // namespace mcdrl_rt

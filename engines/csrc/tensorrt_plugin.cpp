@@ -58,7 +58,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return ""; }
 
-  // Inputs: features, (texts,) a, c, b. Outputs: F (B, N, d), (indices (B, N),) readout (B, M).
+  // Inputs: features, (texts,) a, c, b. Outputs: F (B, N, d), (indices (B, N),) readout (B, N, M).
   int32_t getNbOutputs() const noexcept override { return select_ ? 3 : 2; }
 
   int32_t getOutputDataTypes(DataType* outputs, int32_t, const DataType* inputs, int32_t) const noexcept override {
@@ -79,9 +79,10 @@ class Plugin final : public nvinfer1::IPluginV3,
       outputs[1].d[1] = outputs[0].d[1];
     }
     DimsExprs& readout = outputs[select_ ? 2 : 1];
-    readout.nbDims = 2;
+    readout.nbDims = 3;
     readout.d[0] = features.d[0];
-    readout.d[1] = expressions.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *inputs[a()].d[0],
+    readout.d[1] = outputs[0].d[1];
+    readout.d[2] = expressions.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *inputs[a()].d[0],
                                          *expressions.constant(settings_.heads));
     return 0;
   }

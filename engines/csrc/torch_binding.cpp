@@ -1,4 +1,4 @@
-// The CUDA implementations of mcdrl_rt::select_intervene and mcdrl_rt::intervene (schemas: mcdrl_rt/ops.py).
+// The CUDA implementations of mcdrl_rt's operators (schemas: mcdrl_rt/ops.py).
 // A type or shape the kernels do not take goes to the reference, as if this library were not there.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
@@ -7,6 +7,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <climits>
+#include <optional>
 #include <tuple>
 
 #include "launcher.h"
@@ -56,7 +58,8 @@ std::tuple<Tensor, Tensor> intervene(const Tensor& tokens, const Tensor& a, cons
   }
   const Tensor inputs[] = {plain(tokens), plain(a), plain(c), plain(b)};
   const Tensor out = at::empty(tokens.sizes(), tokens.options());
-  const Tensor readout = at::empty({shape.batch, shape.confounders}, tokens.options().dtype(at::kFloat));
+  const Tensor readout =
+      at::empty({shape.batch, shape.count, shape.confounders}, tokens.options().dtype(at::kFloat));
   const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
   const Tensor workspace = at::empty({bytes}, tokens.options().dtype(at::kByte));
   const Buffers buffers = {inputs[0].const_data_ptr(), nullptr,          inputs[1].const_data_ptr(),
@@ -80,7 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> select_intervene(const Tensor& features, cons
   const Tensor inputs[] = {plain(features), plain(texts), plain(a), plain(c), plain(b)};
   const Tensor out = at::empty({shape.batch, count, shape.dim}, features.options());
   const Tensor indices = at::empty({shape.batch, count}, features.options().dtype(at::kLong));
-  const Tensor readout = at::empty({shape.batch, shape.confounders}, features.options().dtype(at::kFloat));
+  const Tensor readout =
+      at::empty({shape.batch, shape.count, shape.confounders}, features.options().dtype(at::kFloat));
   const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
   const Tensor workspace = at::empty({bytes}, features.options().dtype(at::kByte));
   const Buffers buffers = {inputs[0].const_data_ptr(), inputs[1].const_data_ptr(), inputs[2].const_data_ptr(),
@@ -90,9 +94,36 @@ std::tuple<Tensor, Tensor, Tensor> select_intervene(const Tensor& features, cons
   return {out, indices, readout};
 }
 
+std::tuple<Tensor, Tensor> norm_shift(const Tensor& x, const std::optional<Tensor>& weight,
+                                      const std::optional<Tensor>& bias, const Tensor& shift, double eps) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const int dim = static_cast<int>(x.size(-1));
+  const int64_t rows = dim ? x.numel() / dim : 0;
+  const auto type = x.scalar_type();
+  bool taken = (type == at::kHalf || type == at::kBFloat16) && mcdrl_rt::norm_takes(dim) && rows > 0 && rows < INT_MAX;
+  for (const Tensor& input : {weight.value_or(shift), bias.value_or(shift), shift})
+    taken = taken && input.scalar_type() == type && input.device() == x.device();
+  if (!taken) {
+    const auto stack = by_reference("mcdrl_rt::norm_shift", x, weight, bias, shift, eps);
+    return {stack[0].toTensor(), stack[1].toTensor()};
+  }
+  const Tensor inputs[] = {plain(x), plain(weight.value_or(shift)), plain(bias.value_or(shift)), plain(shift)};
+  const Tensor normed = at::empty(x.sizes(), x.options()), shifted = at::empty(x.sizes(), x.options());
+  const mcdrl_rt::NormBuffers buffers = {inputs[0].const_data_ptr(),
+                                         weight ? inputs[1].const_data_ptr() : nullptr,
+                                         bias ? inputs[2].const_data_ptr() : nullptr,
+                                         inputs[3].const_data_ptr(),
+                                         normed.data_ptr(),
+                                         shifted.data_ptr()};
+  C10_CUDA_CHECK(mcdrl_rt::norm_shift(static_cast<int>(rows), dim, static_cast<float>(eps), scalar(x), buffers,
+                                      c10::cuda::getCurrentCUDAStream()));
+  return {normed, shifted};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mcdrl_rt, CUDA, library) {
   library.impl("intervene", &intervene);
   library.impl("select_intervene", &select_intervene);
+  library.impl("norm_shift", &norm_shift);
 }

@@ -1,6 +1,7 @@
 // The kernels on a CPU, behind one C function; tests/test_kernels.py compiles and calls it.
 #define MCDRL_EMULATE
 #include "kernels.cuh"
+#include "norm.cuh"
 
 using namespace mcdrl_rt;
 
@@ -8,17 +9,13 @@ namespace {
 
 template <typename T>
 void run(const Arguments& arguments, int batch, bool select) {
-  const unsigned blocks = (arguments.tokens + kRows - 1) / kRows, height = batch;
-  const unsigned warps = (arguments.tokens + kWarps - 1) / kWarps;
-  const size_t shared =
-      shared_bytes(arguments.dim, arguments.heads * arguments.confounders, select ? arguments.tokens : 0);
-  if (select) {
-    emulation::launch({warps, height}, kThreads, 0, [&] { score_tokens<T>(arguments); });
-    emulation::launch({blocks, height}, kThreads, shared, [&] { attend<T, true>(arguments); });
-  } else {
-    std::fill(arguments.finished, arguments.finished + batch, 0u);
-    emulation::launch({blocks, height}, kThreads, shared, [&] { attend<T, false>(arguments); });
-  }
+  const unsigned blocks = (arguments.tokens + kRows - 1) / kRows, depth = batch;
+  const int heads = arguments.heads, together = heads_together(heads, arguments.confounders);
+  const unsigned groups = (heads + together - 1) / together + select, slices = (arguments.dim + kSlice - 1) / kSlice + 1;
+  const size_t shared = attend_bytes(arguments.dim, together * arguments.confounders);
+  emulation::launch({blocks, groups, depth}, kThreads, shared, [&] { attend<T>(arguments); });
+  const auto next = [&] { select ? update<T, true>(arguments) : update<T, false>(arguments); };
+  emulation::launch({blocks, slices, depth}, kUpdateWarps * kWarp, update_bytes(heads * arguments.confounders), next);
 }
 
 }  // namespace
@@ -29,12 +26,20 @@ extern "C" void mcdrl_emulate(int bfloat16, int backwards, int batch, int tokens
                               float* readout) {
   emulation::backwards = backwards;
   std::vector<float> scores(static_cast<size_t>(batch) * tokens, NAN);
-  std::vector<float> partial(static_cast<size_t>(batch) * ((tokens + kRows - 1) / kRows) * confounders, NAN);
-  std::vector<unsigned> finished(batch, 12345u);
-  const Arguments arguments = {features, texts,          a,      c,     b,   out,     indices, readout,     scores.data(),
-                               partial.data(), finished.data(), tokens, count, dim, classes, heads,   confounders, eps};
+  std::vector<float> weights(static_cast<size_t>(batch) * tokens * heads * confounders, NAN);
+  const Arguments arguments = {features, texts, a,   c,       b,     out,         indices, readout, scores.data(),
+                               weights.data(),  tokens, count, dim, classes, heads, confounders, eps};
   if (bfloat16)
     run<__nv_bfloat16>(arguments, batch, classes > 0);
   else
     run<__half>(arguments, batch, classes > 0);
+}
+
+extern "C" void mcdrl_emulate_norm(int rows, int dim, float eps, const void* x, const void* weight, const void* bias,
+                                   const void* shift, void* normed, void* shifted) {
+  const NormArguments arguments = {x, weight, bias, shift, normed, shifted, rows, dim, eps};
+  const unsigned blocks = (rows + kNormWarps - 1) / kNormWarps;
+  emulation::launch({blocks, 1, 1}, kNormWarps * kWarp, 0, [&] {
+    dim <= kMaxDim ? norm_shift<__half, kPieces>(arguments) : norm_shift<__half, 2 * kPieces>(arguments);
+  });
 }

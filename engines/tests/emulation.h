@@ -20,7 +20,7 @@
 #define __host__
 #define __global__ static
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct __half {
   uint16_t bits;
@@ -29,7 +29,7 @@ struct __nv_bfloat16 {
   uint16_t bits;
 };
 struct Place {
-  unsigned x = 0, y = 0;
+  unsigned x = 0, y = 0, z = 0;
 };
 
 namespace mcdrl_rt {
@@ -77,7 +77,7 @@ inline void wait(Barrier& barrier, int threads) {
 
 }  // namespace emulation
 
-inline Place threadIdx, blockIdx, gridDim;
+inline Place threadIdx, blockIdx;
 
 namespace emulation {
 
@@ -87,51 +87,48 @@ inline void enter() {
   swapcontext(&block->threads[block->current], &block->scheduler);
 }
 
-// Run `body` once for every thread of every block of a grid.
-inline void launch(Place grid, int threads, size_t shared, std::function<void()> body) {
-  gridDim = grid;
-  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-      Block state;
-      block = &state;
-      memory.assign(shared + 64, 0xff);  // numbers that are none, where something is read before it is written
-      state.body = body;
-      state.threads.resize(threads);
-      state.done.assign(threads, false);
-      state.warps.resize(threads / kWarp);
-      state.lanes.resize(threads);
-      state.left.resize(4 * threads);
-      state.right.resize(2 * threads);
-      for (int i = 0; i < threads; ++i) {
-        state.stacks.emplace_back(new char[64 << 10]);
-        getcontext(&state.threads[i]);
-        state.threads[i].uc_stack = {state.stacks[i].get(), 0, 64 << 10};
-        state.threads[i].uc_link = nullptr;
-        makecontext(&state.threads[i], enter, 0);
-      }
-      for (int left = threads; left;)
-        for (int step = 0; step < threads; ++step) {
-          const int i = backwards ? threads - 1 - step : step;
-          if (state.done[i]) continue;
-          state.current = i;
-          threadIdx.x = i;
-          swapcontext(&state.scheduler, &state.threads[i]);
-          left -= state.done[i];
-        }
+// Run `body` once for every thread of a block.
+inline void run(int threads, size_t shared, const std::function<void()>& body) {
+  Block state;
+  block = &state;
+  memory.assign(shared + 64, 0xff);  // numbers that are none, where something is read before it is written
+  state.body = body;
+  state.threads.resize(threads);
+  state.done.assign(threads, false);
+  state.warps.resize(threads / kWarp);
+  state.lanes.resize(threads);
+  state.left.resize(4 * threads);
+  state.right.resize(2 * threads);
+  for (int i = 0; i < threads; ++i) {
+    state.stacks.emplace_back(new char[64 << 10]);
+    getcontext(&state.threads[i]);
+    state.threads[i].uc_stack = {state.stacks[i].get(), 0, 64 << 10};
+    state.threads[i].uc_link = nullptr;
+    makecontext(&state.threads[i], enter, 0);
+  }
+  for (int left = threads; left;)
+    for (int step = 0; step < threads; ++step) {
+      const int i = backwards ? threads - 1 - step : step;
+      if (state.done[i]) continue;
+      state.current = i;
+      threadIdx.x = i;
+      swapcontext(&state.scheduler, &state.threads[i]);
+      left -= state.done[i];
     }
+}
+
+// Run `body` for every block of a grid.
+inline void launch(Place grid, int threads, size_t shared, const std::function<void()>& body) {
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run(threads, shared, body);
 }
 
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::wait(emulation::block->all, static_cast<int>(emulation::block->threads.size())); }
-inline void __threadfence() {}
 inline float __ldcg(const float* place) { return *place; }
 inline float rsqrtf(float value) { return 1.0f / std::sqrt(value); }
-inline unsigned atomicAdd(unsigned* place, unsigned value) {
-  const unsigned was = *place;
-  *place += value;
-  return was;
-}
 inline unsigned char* shared_memory() {
   return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(emulation::memory.data()) + 15) / 16 * 16);
 }

@@ -94,7 +94,7 @@ Shapes inputs_of(bool select, int64_t batch, int64_t dim = 256) {
   return result;
 }
 Shapes outputs_of(bool select, int64_t batch) {
-  return select ? Shapes{{batch, 20, 256}, {batch, 20}, {batch, 12}} : Shapes{{batch, 49, 256}, {batch, 12}};
+  return select ? Shapes{{batch, 20, 256}, {batch, 20}, {batch, 20, 12}} : Shapes{{batch, 49, 256}, {batch, 49, 12}};
 }
 std::vector<DataType> types_of(bool select, DataType type) {
   std::vector<DataType> result(select ? 6 : 5, type);

@@ -166,9 +166,10 @@ def _graph(path: Path, device: str) -> Engine:
     from mcdrl_rt.engine.graph import GraphEngine
     from mcdrl_rt.model.checkpoint import load_checkpoint
     from mcdrl_rt.model.folded import FoldedMCDRL
+    from mcdrl_rt.model.fused import fuse
     from mcdrl_rt.model.half import to_half
 
     folded = FoldedMCDRL(load_checkpoint(path))
-    engine = GraphEngine(to_half(folded), device)
+    engine = GraphEngine(to_half(fuse(folded)), device)
     check(engine, folded, synthetic_frames(folded.spec.input_size), "fp16", real=False, device=device)
     return engine

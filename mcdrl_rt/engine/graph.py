@@ -18,6 +18,7 @@ from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.fused import fuse
 from mcdrl_rt.model.half import to_half
 
 
@@ -45,7 +46,7 @@ class GraphEngine(TensorEngine):
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cuda") -> GraphEngine:
         """Load a checkpoint in half precision; see ``load_checkpoint`` for what it raises."""
-        return cls(to_half(FoldedMCDRL(load_checkpoint(path))), device)
+        return cls(to_half(fuse(FoldedMCDRL(load_checkpoint(path)))), device)
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
         """See ``TensorEngine.run``. The first call with a batch size other than 1 records its graph."""

@@ -45,7 +45,7 @@ def intervene(tokens: FLOAT, a: FLOAT, c: FLOAT, b: FLOAT, heads: int, eps: floa
     )
     weights = op.Softmax(op.Reshape(scores, by_head), axis=-1)  # (B, N, heads, M)
     update = op.MatMul(op.Reshape(weights, op.Shape(scores)), op.Transpose(op.Cast(b, to=1), perm=[1, 0]))
-    readout = op.ReduceMean(weights, op.Constant(value_ints=[1, 2]), keepdims=0)
+    readout = op.ReduceMean(weights, op.Constant(value_ints=[2]), keepdims=0)
     return op.CastLike(wide + update, tokens), readout
 
 
@@ -110,7 +110,7 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
 
 
 def _intervene_node(tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float) -> Sequence[Tensor]:
-    readout = (tokens.shape[0], a.shape[0] // heads)
+    readout = (*tokens.shape[:2], a.shape[0] // heads)
     return torch.onnx.ops.symbolic_multi_out(
         "mcdrl_rt::intervene",
         (tokens, a, c, b),
@@ -130,7 +130,7 @@ def _select_intervene_node(
         (features, texts, a, c, b),
         {"count": count, "heads": heads, "eps": eps},
         dtypes=(features.dtype, torch.int64, torch.float32),
-        shapes=((batch, count, dim), (batch, count), (batch, a.shape[0] // heads)),
+        shapes=((batch, count, dim), (batch, count), (batch, count, a.shape[0] // heads)),
         version=1,
     )
 

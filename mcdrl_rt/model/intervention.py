@@ -71,6 +71,23 @@ class InterventionNetwork(nn.Module):
         return f, torch.stack(readouts).mean(dim=0)
 
 
+class FeedForward(nn.Module):
+    """A causal block's FFN with its residual, the norm's affine part folded.
+
+    Args:
+        expand, contract: d → ``ffn_width(d)`` → d.
+        eps: of the LayerNorm.
+    """
+
+    def __init__(self, expand: nn.Linear, contract: nn.Linear, eps: float) -> None:
+        super().__init__()
+        self.expand, self.contract, self.eps = expand, contract, eps
+
+    def forward(self, f: Tensor) -> Tensor:
+        """F (B, N, d) → the same."""
+        return f + self.contract(F.gelu(self.expand(F.layer_norm(f, f.shape[-1:], eps=self.eps))))
+
+
 class FoldedBlock(nn.Module):
     """One causal block for a fixed dictionary: two thin products and the FFN, no other parameters."""
 
@@ -86,24 +103,20 @@ class FoldedBlock(nn.Module):
         self.a: Tensor
         self.b: Tensor
         self.c: Tensor
-        self.ffn_eps = block.norm_ffn.eps
-        self.expand, self.contract = _fold_norm(block.norm_ffn, cast(nn.Linear, block.ffn[0])), block.ffn[2]
+        expand = _fold_norm(block.norm_ffn, cast(nn.Linear, block.ffn[0]))
+        self.feed_forward: nn.Module = FeedForward(expand, cast(nn.Linear, block.ffn[2]), block.norm_ffn.eps)
 
     def select_intervene(self, features: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole block with MTRS in front: C (B, T, d) → F (B, N, d), indices (B, N), readout (B, M)."""
+        """The whole block with MTRS in front: C (B, T, d) → F (B, N, d), indices (B, N), readout (B, N, M)."""
         f, indices, readout = torch.ops.mcdrl_rt.select_intervene(
             features, texts, self.a, self.c, self.b, count, self.heads, self.eps
         )
-        return self._feed_forward(f), indices, readout
+        return self.feed_forward(f), indices, readout
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        """F (B, N, d) → F (B, N, d), readout (B, M)."""
+        """F (B, N, d) → F (B, N, d), readout (B, N, M)."""
         f, readout = torch.ops.mcdrl_rt.intervene(f, self.a, self.c, self.b, self.heads, self.eps)
-        return self._feed_forward(f), readout
-
-    def _feed_forward(self, f: Tensor) -> Tensor:
-        normed = F.layer_norm(f, f.shape[-1:], eps=self.ffn_eps)
-        return f + self.contract(F.gelu(self.expand(normed)))
+        return self.feed_forward(f), readout
 
 
 class FoldedNetwork(nn.Module):
@@ -131,7 +144,7 @@ class FoldedNetwork(nn.Module):
         for block in later:
             f, readout = block(f)
             readouts.append(readout)
-        return f, indices, torch.stack(readouts).mean(dim=0)
+        return f, indices, torch.stack(readouts).mean(dim=(0, 2))
 
 
 def _fold_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:

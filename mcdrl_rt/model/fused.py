@@ -1,0 +1,134 @@
+"""Residual branches in few launches: what the deployed form becomes on a GPU, to the same results.
+
+As PyTorch has it, a transformer's block launches ten kernels. Here they are seven: the norm brings along its row plus
+the bias of the branch's last product (``mcdrl_rt::norm_shift``), onto which that product is added in place, and GELU
+is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals.
+Exports keep the plain form, of which their compilers make what they can.
+
+    >>> half = to_half(fuse(FoldedMCDRL(model)))   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from mcdrl_rt.model.clip import ClipViT
+from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.intervention import FeedForward, FoldedBlock
+
+QUICK = 1.702  # QuickGELU is silu(1.702·x) / 1.702, and both factors belong to the products around it
+
+
+def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
+    """A copy in which every residual branch that can be is fused; before ``to_half``, which rounds the weights."""
+    model = copy.deepcopy(model)
+    for block in cast(Sequence[FoldedBlock], model.network.blocks):
+        block.feed_forward = FusedFeedForward(block.feed_forward)
+    if isinstance(model.encoder, ClipViT):
+        tower = model.encoder.tower
+        *blocks, last = tower.transformer.resblocks  # of the last, the encoder reads the parts (its readout)
+        tower.transformer.resblocks = nn.ModuleList([*map(_fused, blocks), last])
+        tower.conv1 = Patches(tower.conv1)
+    return model.requires_grad_(False)
+
+
+def _fused(block: Any) -> nn.Module:
+    plain = isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity)
+    known = isinstance(block.mlp[1], nn.GELU | QuickGELU) and block.attn.in_proj_weight is not None
+    return FusedTransformerBlock(block) if plain and known else block
+
+
+class FusedFeedForward(nn.Module):
+    """``FeedForward`` in three launches.
+
+    Args:
+        plain: its layers are taken over.
+    """
+
+    def __init__(self, plain: FeedForward) -> None:
+        super().__init__()
+        self.expand, self.contract, self.eps = plain.expand, plain.contract, plain.eps
+
+    def forward(self, f: Tensor) -> Tensor:
+        """F (B, N, d) → the same."""
+        normed, shifted = torch.ops.mcdrl_rt.norm_shift(f, None, None, self.contract.bias, self.eps)
+        return _add_product(shifted, _gelu_product(normed, self.expand), self.contract)
+
+
+class FusedTransformerBlock(nn.Module):
+    """A residual block of open_clip's vision transformers in seven launches.
+
+    Args:
+        block: an open_clip ``ResidualAttentionBlock`` without layer scale; its layers are taken over.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        attention = block.attn
+        self.heads = attention.num_heads
+        self.norm, self.out, self.norm_mlp = block.ln_1, attention.out_proj, block.ln_2
+        self.expand, self.contract = block.mlp.c_fc, block.mlp.c_proj
+        self.qkv = nn.Linear(attention.embed_dim, 3 * attention.embed_dim)
+        self.qkv.weight, self.qkv.bias = attention.in_proj_weight, attention.in_proj_bias
+        self.quick = isinstance(block.mlp[1], QuickGELU)
+        if self.quick:
+            for parameter, factor in (
+                (self.expand.weight, QUICK), (self.expand.bias, QUICK), (self.contract.weight, 1 / QUICK)
+            ):  # fmt: skip
+                parameter.data = parameter.data * factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + T, width) → the same."""
+        normed, shifted = _norm_shift(x, self.norm, self.out)
+        q, k, v = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = _add_product(shifted, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), self.out)
+        normed, shifted = _norm_shift(x, self.norm_mlp, self.contract)
+        hidden = F.silu(self.expand(normed)) if self.quick else _gelu_product(normed, self.expand)
+        return _add_product(shifted, hidden, self.contract)
+
+
+class Patches(nn.Module):
+    """A convolution whose kernel is its stride, as one product; channels of an input pixel are neighbours.
+
+    Args:
+        conv: without padding.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.side = conv.kernel_size[0]
+        weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # (width, side·side·3)
+        self.inputs = weight.shape[1]
+        self.weight = nn.Parameter(F.pad(weight, (0, -self.inputs % 8)))  # tensor cores load 8 numbers at a time
+        self.bias = conv.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, width, H / side, W / side)."""
+        cut = images.permute(0, 2, 3, 1).unflatten(1, (-1, self.side)).unflatten(3, (-1, self.side)).transpose(2, 3)
+        patches = images.new_zeros((*cut.shape[:3], self.weight.shape[1]))
+        patches[..., : self.inputs].unflatten(-1, cut.shape[3:]).copy_(cut)
+        return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+def _norm_shift(x: Tensor, norm: nn.LayerNorm, last: nn.Linear) -> tuple[Tensor, Tensor]:
+    return torch.ops.mcdrl_rt.norm_shift(x, norm.weight, norm.bias, last.bias, norm.eps)
+
+
+def _gelu_product(x: Tensor, linear: nn.Linear) -> Tensor:
+    rows = x.flatten(0, -2)
+    # on a GPU GELU's tanh form, inside the product: as far from the exact one as float16 from float32
+    hidden = torch._addmm_activation(linear.bias, rows, linear.weight.T, use_gelu=True)
+    return hidden.unflatten(0, x.shape[:-1])
+
+
+def _add_product(onto: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
+    """``onto + x·Wᵀ`` in the memory of ``onto``, which has the bias in it."""
+    onto.flatten(0, -2).addmm_(x.flatten(0, -2), linear.weight.T)
+    return onto
