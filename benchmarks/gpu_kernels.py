@@ -44,22 +44,22 @@ TINY = (Shape("tiny", 24, 12, 64, 2),)
 
 
 def main() -> None:
-    """Check, then time."""
+    """Time, then check."""
     part = Part.from_arguments(__doc__)
     shapes = TINY if part.rehearse else SHAPES
     batches = (1, 2) if part.rehearse else (1, 8, 64)
+    timings: list[dict[str, Any]] = []
+    for batch, shape in itertools.product(batches, shapes):
+        if shape.tokens * batch <= 64 * 256 and part.has_time(5):
+            timed = part.attempt(f"time of {shape.name}", lambda s=shape, b=batch: measure(s, b, part))
+            timings += [timed] if timed else []
+            part.save(microseconds=timings)
     rows: list[dict[str, Any]] = []
     for shape, batch, dtype in itertools.product(shapes, batches, BOUND):
         if shape.tokens * batch <= 64 * 256 and part.has_time():
             row = part.attempt(f"error of {shape.name}", lambda s=shape, b=batch, d=dtype: error(s, b, d, part.device))
             rows += [row] if row else []
     part.save(errors_against_float64=rows, within_bounds=bool(rows) and all(row["within_bounds"] for row in rows))
-    timings: list[dict[str, Any]] = []
-    for shape, batch in itertools.product(shapes, batches):
-        if shape.tokens * batch <= 64 * 256 and part.has_time(5):
-            timed = part.attempt(f"time of {shape.name}", lambda s=shape, b=batch: measure(s, b, part))
-            timings += [timed] if timed else []
-            part.save(microseconds=timings)
     for row in timings:
         print(f"{row['shape']:<28} batch {row['batch']:>2}: {row['select_intervene']} µs")
 

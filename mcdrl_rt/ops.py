@@ -1,4 +1,4 @@
-"""The fused operator ``mcdrl_rt::select_intervene``, its attention half ``mcdrl_rt::intervene``, and ``norm_shift``.
+"""The fused operator ``mcdrl_rt::select_intervene``, its attention half ``mcdrl_rt::intervene``; ``norm_shift``, ``lift``.
 
 Here are the schemas, the reference implementations (every device, ``CompositeExplicitAutograd``) and the fake
 ones that ``torch.export`` traces with. A native library only adds faster CUDA implementations to the same names,
@@ -26,6 +26,7 @@ _library.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 _library.define("norm_shift(Tensor x, Tensor? weight, Tensor? bias, Tensor shift, float eps) -> (Tensor, Tensor)")
+_library.define("lift(Tensor coarse, Tensor gate, Tensor sharp, int height, int width) -> Tensor")
 
 
 def similarity(features: Tensor, texts: Tensor) -> Tensor:
@@ -171,6 +172,27 @@ def norm_shift_reference(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps), x + shift
 
 
+def lift_reference(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
+    """A decoder's next level: coarse features at a finer resolution, and beside them sharp ones behind a gate.
+
+    Args:
+        coarse: (B, c, h, w).
+        gate: (B, s, h, w), before its logistic function: the gate acts at the coarser resolution.
+        sharp: (B, s, h', w').
+        height, width: of the result; what has another size is resampled bilinearly, corners not aligned.
+
+    Returns:
+        (B, c + s, height, width).
+    """
+    gates, coarse, sharp = (_resized(t, (height, width)) for t in (torch.sigmoid(gate), coarse, sharp))
+    return torch.cat([coarse, gates * sharp], dim=1)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    same = tuple(x.shape[-2:]) == size
+    return x if same else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision as float32; any other type as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -197,6 +219,10 @@ def _norm_shift_fake(
     return torch.empty_like(x), torch.empty_like(x)
 
 
+def _lift_fake(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
+    return coarse.new_empty((len(coarse), coarse.shape[1] + sharp.shape[1], height, width))
+
+
 def _readout_like(tokens: Tensor, a: Tensor, count: int, heads: int) -> Tensor:
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     return tokens.new_empty((tokens.shape[0], count, a.shape[0] // heads), dtype=dtype)
@@ -205,9 +231,11 @@ def _readout_like(tokens: Tensor, a: Tensor, count: int, heads: int) -> Tensor:
 _library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")
 _library.impl("select_intervene", select_intervene_reference, "CompositeExplicitAutograd")
 _library.impl("norm_shift", norm_shift_reference, "CompositeExplicitAutograd")
+_library.impl("lift", lift_reference, "CompositeExplicitAutograd")
 torch.library.register_fake("mcdrl_rt::intervene", _intervene_fake, lib=_library)
 torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake, lib=_library)
 torch.library.register_fake("mcdrl_rt::norm_shift", _norm_shift_fake, lib=_library)
+torch.library.register_fake("mcdrl_rt::lift", _lift_fake, lib=_library)
 
 
 def _load_native() -> None:

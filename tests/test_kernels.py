@@ -168,6 +168,48 @@ def test_norm_beside_a_shift(
         assert (got.double() - expected).norm() <= 1e-3 * expected.norm()
 
 
+def make_level(
+    batch: int, coarse: tuple[int, int, int], sharp: tuple[int, int, int], dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coarse features, a gate and sharp features of (channels, height, width), channels last in memory."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (coarse, (sharp[0], *coarse[1:]), sharp)
+    parts = (torch.randn(batch, *size, generator=generator).to(dtype) for size in sizes)
+    first, gate, last = (part.contiguous(memory_format=torch.channels_last) for part in parts)
+    return first, gate * 2, last
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    batch=st.integers(1, 2), channels=st.tuples(st.sampled_from([8, 24]), st.sampled_from([8, 16])),
+    coarse=st.tuples(st.integers(1, 5), st.integers(1, 5)), sharp=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(st.integers(1, 11), st.integers(1, 11)), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_level_of_any_size(
+    emulator: ctypes.CDLL, batch: int, channels: tuple[int, int], coarse: tuple[int, int], sharp: tuple[int, int],
+    size: tuple[int, int], seed: int,
+) -> None:  # fmt: skip
+    parts = make_level(batch, (channels[0], *coarse), (channels[1], *sharp), torch.float16, seed)
+    out = torch.full((batch, sum(channels), *size), torch.nan).half().contiguous(memory_format=torch.channels_last)
+    sizes = (ctypes.c_int * 9)(batch, *coarse, channels[0], *sharp, channels[1], *size)
+    emulator.mcdrl_emulate_lift(sizes, *[ctypes.c_void_p(t.data_ptr()) for t in (*parts, out)])
+    expected = ops.lift_reference(*[part.double() for part in parts], *size)
+    assert torch.allclose(out.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32])
+@pytest.mark.parametrize("sizes", [((384, 16, 16), (192, 16, 16)), ((96, 9, 7), (64, 17, 14)), ((12, 4, 4), (8, 8, 8))])
+def test_native_level_is_the_reference(
+    sizes: tuple[tuple[int, int, int], tuple[int, int, int]], dtype: torch.dtype
+) -> None:
+    parts = [part.cuda() for part in make_level(3, *sizes, dtype)]
+    got = torch.ops.mcdrl_rt.lift(*parts, 32, 28)
+    expected = ops.lift_reference(*[part.double() for part in parts], 32, 28)
+    bound = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+    assert (got.double() - expected).norm() <= bound * expected.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32])
 @pytest.mark.parametrize("shape", [(1, 257, 1024), (64, 257, 768), (3, 1664), (2, 5, 12)])

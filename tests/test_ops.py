@@ -192,14 +192,14 @@ def test_fold_takes_the_norm_and_every_bias_in() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *DTYPES])
-@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift"])
+@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift", "lift"])
 def test_operators_pass_torchs_own_checks(name: str, dtype: torch.dtype) -> None:
     opcheck(name, dtype, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift"])
+@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift", "lift"])
 def test_operators_on_cuda_pass_torchs_checks_and_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
     on_cpu, on_cuda = opcheck(name, dtype, "cpu"), opcheck(name, dtype, "cuda")
     for one, other in zip(on_cpu, on_cuda, strict=True):
@@ -216,6 +216,10 @@ def opcheck(name: str, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
         arguments = (features, texts, a, c, b, case.count, case.heads, 1e-5)
     if name == "norm_shift":
         arguments = (features, texts[0], None, a[0], 1e-5)
+    if name == "lift":
+        picture = features[0, None, :, None, :8]  # (1, T, 1, 8)
+        arguments = (picture, picture[:, :5], picture[:, :5, :, ::2], 2, 9)
     operator = getattr(torch.ops.mcdrl_rt, name).default
     torch.library.opcheck(operator, arguments)
-    return operator(*arguments)
+    results = operator(*arguments)
+    return results if isinstance(results, tuple) else (results,)

@@ -35,9 +35,30 @@ __device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(
 __device__ inline void store(__half* place, float value) { *place = __float2half_rn(value); }
 __device__ inline void store(__nv_bfloat16* place, float value) { *place = __float2bfloat16_rn(value); }
 
+__device__ inline Eight load(const void* place) {
+  const uint4 value = *reinterpret_cast<const uint4*>(place);
+  return {{value.x, value.y, value.z, value.w}};
+}
+// Of what no kernel writes: such a load may be moved before a wait.
 __device__ inline Eight load_constant(const void* place) {
   const uint4 value = __ldg(reinterpret_cast<const uint4*>(place));
   return {{value.x, value.y, value.z, value.w}};
+}
+
+// 4 numbers that an earlier kernel has written.
+__device__ inline void load_four(const float* place, float (&values)[4]) {
+  const float4 four = __ldcg(reinterpret_cast<const float4*>(place));
+  values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+}
+
+// Over 8 neighbouring lanes, all of which get it.
+__device__ inline float eighth_sum(float value) {
+  for (int offset = 4; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+__device__ inline float eighth_max(float value) {
+  for (int offset = 4; offset; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
 }
 
 __device__ inline float warp_sum(float value) {
@@ -67,7 +88,9 @@ __device__ inline unsigned char* shared_memory() {
   return memory;
 }
 
-// Programmatic dependent launch: the second kernel's blocks are in place before the first has ended (Hopper on).
+// Programmatic dependent launch (Hopper on): a kernel's blocks are in place before the kernel before it has ended. Each of
+// ours waits for that before it reads or writes anything that may be another's; one that lets the next start does so
+// after its own wait, so the next finds whatever was there before both.
 __device__ inline void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();

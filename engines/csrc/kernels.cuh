@@ -23,7 +23,7 @@ constexpr int kColumns = 8 * kTiles;
 constexpr int kMaxDim = 1024;
 constexpr int kPieces = kMaxDim / (kWarp * 8);          // 16-byte loads of a lane for a token
 constexpr int kChunks = kMaxDim / (kChunk * kWarps);    // chunks of a token for each warp of attend
-constexpr int kUpdateWarps = 4;
+constexpr int kUpdateWarps = 4;                         // 8 threads for each of the 16 tokens
 constexpr int kWide = 4;                                // products of 8 columns for each warp of update
 constexpr int kSlice = kUpdateWarps * 8 * kWide;        // columns of the output for each block of update
 constexpr int kDeep = 4;                                // chunks of the weights that update multiplies at a time
@@ -57,7 +57,8 @@ __host__ __device__ inline int padded(int columns) {
 }
 
 __host__ __device__ inline size_t attend_bytes(int dim, int columns) {
-  return sizeof(uint16_t) * kRows * padded(dim) + sizeof(float) * kRows * (kWarps * (kColumns + 4) + columns);
+  return sizeof(uint16_t) * kRows * padded(dim) +
+         sizeof(float) * (kRows * kWarps * (kColumns + 4) + (kRows + 1) * columns);
 }
 
 __host__ __device__ inline size_t update_bytes(int columns) { return sizeof(uint16_t) * kRows * padded(columns); }
@@ -188,11 +189,11 @@ __device__ inline void load_a(const Arguments& arguments, int first, int end, Ei
     }
 }
 
-// norm(F)·aᵀ + c of these columns into scores (16, kColumns at most): warps share what is summed over, and their sums
-// are added in order.
+// norm(F)·aᵀ + c of the block's columns start … start + kColumns into scores (16, columns): warps share what is summed
+// over, and their sums are added in a fixed order.
 template <typename T>
 __device__ inline void multiply_a(const Arguments& arguments, const T* normed, const Eight (&a)[kChunks][kTiles],
-                                  int first, int end, float* sums, float* scores, int stride) {
+                                  int start, int columns, const float* c, float* sums, float* scores) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = arguments.dim, width = kColumns + 4;
   float sum[kTiles][4] = {};
 #pragma unroll
@@ -210,57 +211,68 @@ __device__ inline void multiply_a(const Arguments& arguments, const T* normed, c
   __syncthreads();
   for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
     const int row = i / kColumns, column = i % kColumns;
-    if (first + column >= end) continue;
-    float total = to_float(static_cast<const T*>(arguments.c)[first + column]);
+    if (start + column >= columns) continue;
+    float parts[kWarps];
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += sums[(w * kRows + row) * width + column];
-    scores[row * stride + column] = total;
+    for (int w = 0; w < kWarps; ++w) parts[w] = sums[(w * kRows + row) * width + column];
+    scores[row * columns + start + column] = c[start + column] + tree(parts);
   }
   __syncthreads();
 }
 
-// Softmax over the confounders for every row and head of these columns, into weights.
+// Softmax over the confounders for every row and head of these columns, into weights: 8 lanes each.
 __device__ inline void softmax(const Arguments& arguments, const float* scores, int first, int columns) {
-  const int m = arguments.confounders, heads = columns / m;
-  for (int i = threadIdx.x; i < kRows * heads; i += kThreads) {
-    const int row = i / heads, token = blockIdx.x * kRows + row;
-    if (token >= arguments.tokens) continue;
-    const float* values = scores + row * columns + i % heads * m;
-    float* weights = arguments.weights +
-                     (static_cast<size_t>(blockIdx.z) * arguments.tokens + token) * arguments.heads * m + first + i % heads * m;
-    float most = -INFINITY, total = 0;
-#pragma unroll 4
-    for (int j = 0; j < m; ++j) most = fmaxf(most, values[j]);
-#pragma unroll 4
-    for (int j = 0; j < m; ++j) total += expf(values[j] - most);
-#pragma unroll 4
-    for (int j = 0; j < m; ++j) weights[j] = expf(values[j] - most) / total;
+  constexpr int kOwn = 8;  // confounders of a lane, at most
+  const int m = arguments.confounders, heads = columns / m, lane = threadIdx.x % 8;
+  for (int start = 0; start < kRows * heads; start += kThreads / 8) {  // no lane leaves while others exchange
+    const int i = start + threadIdx.x / 8, row = i % kRows, head = i / kRows, token = blockIdx.x * kRows + row;
+    const bool inside = head < heads;
+    const float* values = scores + row * columns + (inside ? head : 0) * m;
+    float x[kOwn], most = -INFINITY, total = 0;
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      x[j] = j * 8 + lane < m ? values[j * 8 + lane] : -INFINITY;
+      most = fmaxf(most, x[j]);
+    }
+    most = eighth_max(most);
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) total += x[j] = j * 8 + lane < m ? expf(x[j] - most) : 0.0f;
+    const float scale = 1.0f / eighth_sum(total);
+    if (!inside || token >= arguments.tokens) continue;
+    const size_t place = static_cast<size_t>(blockIdx.z) * arguments.tokens + token;
+    float* weights = arguments.weights + place * arguments.heads * m + first + head * m;
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j)
+      if (j * 8 + lane < m) weights[j * 8 + lane] = x[j] * scale;
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) attend(Arguments arguments) {
+  wait_for_last_kernel();
   let_next_kernel_start();
-  const int columns = arguments.heads * arguments.confounders;
+  const int all = arguments.heads * arguments.confounders;
   const int together = heads_together(arguments.heads, arguments.confounders) * arguments.confounders;
-  const int first = blockIdx.y * together, end = min(first + together, columns);
-  if (first >= columns) {  // the same for the whole block
+  const int first = blockIdx.y * together, columns = min(together, all - first);
+  if (columns <= 0) {  // the same for the whole block
     score<T>(arguments);
     return;
   }
-  T* normed = reinterpret_cast<T*>(shared_memory());                           // (16, d)
+  T* normed = reinterpret_cast<T*>(shared_memory());                               // (16, d)
   float* sums = reinterpret_cast<float*>(normed + kRows * padded(arguments.dim));  // (8, 16, kColumns)
-  float* scores = sums + kWarps * kRows * (kColumns + 4);                      // (16, end - first)
+  float* scores = sums + kWarps * kRows * (kColumns + 4);                          // (16, columns)
+  float* c = scores + kRows * columns;                                             // (columns,)
   Eight a[kChunks][kTiles];
-  load_a<T>(arguments, first, end, a);  // on its way while the tokens are normalised
   Pair pair;
   load_pair<T>(arguments, pair);
+  load_a<T>(arguments, first, first + columns, a);  // on its way while the tokens are normalised
+  for (int i = threadIdx.x; i < columns; i += kThreads) c[i] = to_float(static_cast<const T*>(arguments.c)[first + i]);
   normalise<T>(arguments, pair, normed);
-  for (int start = first; start < end; start += kColumns) {
-    if (start > first) load_a<T>(arguments, start, end, a);
-    multiply_a(arguments, normed, a, start, end, sums, scores + start - first, end - first);
+  for (int start = 0; start < columns; start += kColumns) {
+    if (start) load_a<T>(arguments, first + start, first + columns, a);
+    multiply_a(arguments, normed, a, start, columns, c, sums, scores);
   }
-  softmax(arguments, scores, first, end - first);
+  softmax(arguments, scores, first, columns);
 }
 
 // Where in the output this block's tokens go, -1 for those that are not among the first N.
@@ -351,13 +363,16 @@ __global__ void __launch_bounds__(kUpdateWarps* kWarp) update(Arguments argument
   wait_for_last_kernel();
   rank<kSelect>(arguments, places);
   T* weights = reinterpret_cast<T*>(shared_memory());  // (16, heads·M), rounded once
-  const int stride = padded(columns), whole = (columns + kChunk - 1) / kChunk * kChunk;
-  const float* from = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first) * columns;
+  const int stride = padded(columns), whole = (columns + kChunk - 1) / kChunk * kChunk, row = threadIdx.x / 8;
+  const bool present = first + row < arguments.tokens;
+  const float* from = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first + row) * columns;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kRows * whole; i += kUpdateWarps * kWarp) {
-    const int row = i / whole, place = i % whole;
-    const bool present = place < columns && first + row < arguments.tokens;
-    store(weights + row * stride + place, present ? __ldcg(from + row * columns + place) : 0.0f);
+  for (int i = threadIdx.x % 8 * 4; i < whole; i += kChunk) {
+    float values[4] = {};
+    if (present && i < columns) load_four(from + i, values);
+    auto* place = reinterpret_cast<uint32_t*>(weights + row * stride + i);
+    place[0] = pack(values[0], values[1], T());
+    place[1] = pack(values[2], values[3], T());
   }
   __syncthreads();
   float sum[kWide][4] = {};

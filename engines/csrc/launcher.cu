@@ -2,6 +2,7 @@
 #include "launcher.h"
 
 #include "kernels.cuh"
+#include "lift.cuh"
 #include "norm.cuh"
 
 namespace mcdrl_rt {
@@ -26,39 +27,42 @@ Arguments bind(const Shape& shape, const Buffers& buffers) {
           shape.dim,        shape.classes,   shape.heads, shape.confounders, shape.eps};
 }
 
+// A launch whose blocks may be in place before the kernel before it has ended.
+template <typename Kernel, typename Given>
+cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t stream, const Given& given) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, given);
+}
+
 template <typename T, bool kSelect>
 cudaError_t launch(const Shape& shape, const Buffers& buffers, cudaStream_t stream) {
   const Arguments arguments = bind(shape, buffers);
   const unsigned blocks = (shape.tokens + kRows - 1) / kRows, batch = shape.batch;
   const int together = heads_together(shape.heads, shape.confounders);
-  cudaLaunchConfig_t config = {};
-  config.stream = stream;
-  config.gridDim = dim3(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = needed_shared(shape);
-  cudaError_t error = cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(config.dynamicSmemBytes));
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, attend<T>, arguments);
+  const dim3 groups(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
+  const dim3 slices(blocks, (shape.dim + kSlice - 1) / kSlice + 1, batch);
+  const size_t shared = needed_shared(shape);
+  cudaError_t error =
+      cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error == cudaSuccess) error = launch_early(attend<T>, groups, kThreads, shared, stream, arguments);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  config.gridDim = dim3(blocks, (shape.dim + kSlice - 1) / kSlice + 1, batch);
-  config.blockDim = dim3(kUpdateWarps * kWarp);
-  config.dynamicSmemBytes = update_bytes(columns(shape));
-  return cudaLaunchKernelEx(&config, update<T, kSelect>, arguments);
+  return launch_early(update<T, kSelect>, slices, kUpdateWarps * kWarp, update_bytes(columns(shape)), stream, arguments);
 }
 
 template <typename T>
 cudaError_t launch_norm(const NormArguments& arguments, cudaStream_t stream) {
-  const dim3 blocks((arguments.rows + kNormWarps - 1) / kNormWarps), threads(kNormWarps * kWarp);
-  if (arguments.dim <= kMaxDim)
-    norm_shift<T, kPieces><<<blocks, threads, 0, stream>>>(arguments);
-  else
-    norm_shift<T, 2 * kPieces><<<blocks, threads, 0, stream>>>(arguments);
-  return cudaGetLastError();
+  const dim3 blocks((arguments.rows + kNormWarps - 1) / kNormWarps);
+  const auto kernel = arguments.dim <= kMaxDim ? norm_shift<T, kPieces> : norm_shift<T, 2 * kPieces>;
+  return launch_early(kernel, blocks, kNormWarps * kWarp, 0, stream, arguments);
 }
 
 }  // namespace
@@ -98,6 +102,22 @@ cudaError_t norm_shift(int rows, int dim, float eps, Scalar type, const NormBuff
   const NormArguments arguments = {buffers.x,       buffers.weight, buffers.bias, buffers.shift, buffers.normed,
                                    buffers.shifted, rows,           dim,          eps};
   return type == Scalar::kHalf ? launch_norm<__half>(arguments, stream) : launch_norm<__nv_bfloat16>(arguments, stream);
+}
+
+bool lift_takes(const LiftShape& shape) {
+  const bool whole = shape.coarse_channels % 8 == 0 && shape.sharp_channels % 8 == 0;
+  const bool some = shape.batch > 0 && shape.coarse_channels > 0 && shape.sharp_channels > 0 && shape.coarse_height > 0 &&
+                    shape.coarse_width > 0 && shape.sharp_height > 0 && shape.sharp_width > 0 && shape.width > 0;
+  return whole && some && shape.batch <= 65535 && shape.height > 0 && shape.height <= 65535;
+}
+
+cudaError_t lift(const LiftShape& shape, Scalar type, const void* coarse, const void* gate, const void* sharp, void* out,
+                 cudaStream_t stream) {
+  const LiftArguments arguments = {coarse, gate, sharp, out, shape.coarse_height, shape.coarse_width, shape.coarse_channels,
+                                   shape.sharp_height, shape.sharp_width, shape.sharp_channels, shape.height, shape.width};
+  const int threads = shape.width * ((shape.coarse_channels + shape.sharp_channels) / 8);
+  const dim3 grid((threads + kLiftThreads - 1) / kLiftThreads, shape.height, shape.batch);
+  return launch_early(type == Scalar::kHalf ? lift<__half> : lift<__nv_bfloat16>, grid, kLiftThreads, 0, stream, arguments);
 }
 
 }  // namespace mcdrl_rt

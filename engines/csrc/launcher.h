@@ -64,4 +64,20 @@ bool norm_takes(int dim);
 // One launch on `stream`.
 cudaError_t norm_shift(int rows, int dim, float eps, Scalar type, const NormBuffers& buffers, cudaStream_t stream);
 
+// Pictures with the channels of a pixel as neighbours; contiguous, 16-byte aligned, all in the Scalar type.
+struct LiftShape {
+  int batch;
+  int coarse_height, coarse_width, coarse_channels;
+  int sharp_height, sharp_width, sharp_channels;
+  int height, width;  // of the result
+};
+
+// Whether lift takes a shape.
+bool lift_takes(const LiftShape& shape);
+
+// coarse (B, h, w, c), gate (B, h, w, s) and sharp (B, h', w', s) at H × W: coarse, then sharp times the gate's logistic
+// function, in out (B, H, W, c + s). One launch on `stream`.
+cudaError_t lift(const LiftShape& shape, Scalar type, const void* coarse, const void* gate, const void* sharp, void* out,
+                 cudaStream_t stream);
+
 }  // namespace mcdrl_rt

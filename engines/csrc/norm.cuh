@@ -24,18 +24,21 @@ template <typename T, int kPieces>
 __global__ void __launch_bounds__(kNormWarps* kWarp) norm_shift(NormArguments arguments) {
   const int lane = threadIdx.x % kWarp, row = blockIdx.x * kNormWarps + threadIdx.x / kWarp, dim = arguments.dim;
   if (row >= arguments.rows) return;  // the same for the whole warp
+  wait_for_last_kernel();
   const size_t offset = static_cast<size_t>(row) * dim;
   Eight x[kPieces];
   load_row(static_cast<const T*>(arguments.x) + offset, dim, lane, x);
+  Eight weights[kPieces] = {}, biases[kPieces] = {}, shifts[kPieces];  // all asked for before any is waited for
+  load_row(static_cast<const T*>(arguments.shift), dim, lane, shifts);
+  if (arguments.weight) load_row(static_cast<const T*>(arguments.weight), dim, lane, weights);
+  if (arguments.bias) load_row(static_cast<const T*>(arguments.bias), dim, lane, biases);
   const auto [mean, scale] = moments<T>(x, dim, lane, arguments.eps);
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
     const int column = (i * kWarp + lane) * 8;
     if (column >= dim) continue;
-    const Eight shift = load_constant(static_cast<const T*>(arguments.shift) + column);
-    Eight weight = {}, bias = {}, normed, shifted;
-    if (arguments.weight) weight = load_constant(static_cast<const T*>(arguments.weight) + column);
-    if (arguments.bias) bias = load_constant(static_cast<const T*>(arguments.bias) + column);
+    const Eight shift = shifts[i], weight = weights[i], bias = biases[i];
+    Eight normed, shifted;
     float out[8], moved[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {

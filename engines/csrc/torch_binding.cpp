@@ -33,8 +33,8 @@ Scalar scalar(const Tensor& tensor) {
 }
 
 // Contiguous and at a multiple of 16 bytes, which a view need not be.
-Tensor plain(const Tensor& tensor) {
-  const Tensor whole = tensor.contiguous();
+Tensor plain(const Tensor& tensor, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  const Tensor whole = tensor.contiguous(format);
   return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 ? whole.clone() : whole;
 }
 
@@ -120,10 +120,30 @@ std::tuple<Tensor, Tensor> norm_shift(const Tensor& x, const std::optional<Tenso
   return {normed, shifted};
 }
 
+Tensor lift(const Tensor& coarse, const Tensor& gate, const Tensor& sharp, int64_t height, int64_t width) {
+  const c10::cuda::CUDAGuard guard(coarse.device());
+  const auto size = [](int64_t value) { return static_cast<int>(value); };
+  const mcdrl_rt::LiftShape shape = {size(coarse.size(0)), size(coarse.size(2)), size(coarse.size(3)),
+                                     size(coarse.size(1)), size(sharp.size(2)),  size(sharp.size(3)),
+                                     size(sharp.size(1)),  size(height),         size(width)};
+  const auto type = coarse.scalar_type();
+  bool taken = (type == at::kHalf || type == at::kBFloat16) && mcdrl_rt::lift_takes(shape);
+  for (const Tensor& input : {gate, sharp})
+    taken = taken && input.scalar_type() == type && input.device() == coarse.device();
+  if (!taken) return by_reference("mcdrl_rt::lift", coarse, gate, sharp, height, width)[0].toTensor();
+  const auto last = at::MemoryFormat::ChannelsLast;
+  const Tensor inputs[] = {plain(coarse, last), plain(gate, last), plain(sharp, last)};
+  const Tensor out = at::empty({shape.batch, coarse.size(1) + sharp.size(1), height, width}, coarse.options(), last);
+  C10_CUDA_CHECK(mcdrl_rt::lift(shape, scalar(coarse), inputs[0].const_data_ptr(), inputs[1].const_data_ptr(),
+                                inputs[2].const_data_ptr(), out.data_ptr(), c10::cuda::getCurrentCUDAStream()));
+  return out;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mcdrl_rt, CUDA, library) {
   library.impl("intervene", &intervene);
   library.impl("select_intervene", &select_intervene);
   library.impl("norm_shift", &norm_shift);
+  library.impl("lift", &lift);
 }

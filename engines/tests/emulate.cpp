@@ -1,6 +1,7 @@
 // The kernels on a CPU, behind one C function; tests/test_kernels.py compiles and calls it.
 #define MCDRL_EMULATE
 #include "kernels.cuh"
+#include "lift.cuh"
 #include "norm.cuh"
 
 using namespace mcdrl_rt;
@@ -42,4 +43,13 @@ extern "C" void mcdrl_emulate_norm(int rows, int dim, float eps, const void* x, 
   emulation::launch({blocks, 1, 1}, kNormWarps * kWarp, 0, [&] {
     dim <= kMaxDim ? norm_shift<__half, kPieces>(arguments) : norm_shift<__half, 2 * kPieces>(arguments);
   });
+}
+
+extern "C" void mcdrl_emulate_lift(const int* sizes, const void* coarse, const void* gate, const void* sharp, void* out) {
+  const LiftArguments arguments = {coarse,   gate,     sharp,    out,      sizes[1], sizes[2],
+                                   sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8]};
+  const int threads = arguments.width * ((arguments.coarse_channels + arguments.sharp_channels) / 8);
+  const Place grid = {static_cast<unsigned>((threads + kLiftThreads - 1) / kLiftThreads),
+                      static_cast<unsigned>(arguments.height), static_cast<unsigned>(sizes[0])};
+  emulation::launch(grid, kLiftThreads, 0, [&] { lift<__half>(arguments); });
 }

@@ -164,26 +164,36 @@ uint32_t pack(float first, float second, T) {
   return one.bits | static_cast<uint32_t>(other.bits) << 16;
 }
 
-inline Eight load_constant(const void* place) {
+inline Eight load(const void* place) {
   Eight eight;
   std::memcpy(&eight, place, 16);
   return eight;
 }
+inline Eight load_constant(const void* place) { return load(place); }
 
 inline void warp_barrier() { emulation::wait(emulation::block->warps[threadIdx.x / kWarp], kWarp); }
 
-inline float warp_sum(float value) {
+inline void load_four(const float* place, float (&values)[4]) { std::memcpy(values, place, 16); }
+
+// `combine` over `width` neighbouring lanes, as a butterfly of shuffles does it.
+template <typename Combine>
+float butterfly(float value, int width, Combine combine) {
   float* lanes = emulation::block->lanes.data() + threadIdx.x / kWarp * kWarp;
   lanes[threadIdx.x % kWarp] = value;
   warp_barrier();
   float values[kWarp], next[kWarp];
   std::copy(lanes, lanes + kWarp, values);
-  for (int offset = kWarp / 2; offset; offset /= 2) {
-    for (int i = 0; i < kWarp; ++i) next[i] = values[i] + values[i ^ offset];
+  for (int offset = width / 2; offset; offset /= 2) {
+    for (int i = 0; i < kWarp; ++i) next[i] = combine(values[i], values[i ^ offset]);
     std::copy(next, next + kWarp, values);
   }
   warp_barrier();
   return values[threadIdx.x % kWarp];
+}
+inline float warp_sum(float value) { return butterfly(value, kWarp, std::plus<float>()); }
+inline float eighth_sum(float value) { return butterfly(value, 8, std::plus<float>()); }
+inline float eighth_max(float value) {
+  return butterfly(value, 8, [](float one, float other) { return std::fmax(one, other); });
 }
 inline int warp_sum(int value) { return static_cast<int>(warp_sum(static_cast<float>(value))); }
 

@@ -2,8 +2,9 @@
 
 As PyTorch has it, a transformer's block launches ten kernels. Here they are seven: the norm brings along its row plus
 the bias of the branch's last product (``mcdrl_rt::norm_shift``), onto which that product is added in place, and GELU
-is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals.
-Exports keep the plain form, of which their compilers make what they can.
+is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals. A
+convolution's bias, the residual and ReLU are part of it, and a level of the decoder is one launch
+(``mcdrl_rt::lift``). Exports keep the plain form, of which their compilers make what they can.
 
     >>> half = to_half(fuse(FoldedMCDRL(model)))   # doctest: +SKIP
 """
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from mcdrl_rt.model.clip import ClipViT
+from mcdrl_rt.model.clip import ClipResNet, ClipViT
 from mcdrl_rt.model.folded import FoldedMCDRL
+from mcdrl_rt.model.half import fold_batch_norms
+from mcdrl_rt.model.head import DetailHead
 from mcdrl_rt.model.intervention import FeedForward, FoldedBlock
 
 QUICK = 1.702  # QuickGELU is silu(1.702·x) / 1.702, and both factors belong to the products around it
@@ -29,6 +32,7 @@ QUICK = 1.702  # QuickGELU is silu(1.702·x) / 1.702, and both factors belong to
 def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
     """A copy in which every residual branch that can be is fused; before ``to_half``, which rounds the weights."""
     model = copy.deepcopy(model)
+    fold_batch_norms(model)
     for block in cast(Sequence[FoldedBlock], model.network.blocks):
         block.feed_forward = FusedFeedForward(block.feed_forward)
     if isinstance(model.encoder, ClipViT):
@@ -36,6 +40,16 @@ def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
         *blocks, last = tower.transformer.resblocks  # of the last, the encoder reads the parts (its readout)
         tower.transformer.resblocks = nn.ModuleList([*map(_fused, blocks), last])
         tower.conv1 = Patches(tower.conv1)
+    if isinstance(model.encoder, ClipResNet):
+        tower = model.encoder.tower
+        _take_relus(tower, 3)
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            setattr(tower, layer, nn.Sequential(*map(FusedBottleneck, getattr(tower, layer))))
+    for part in model.head.modules():
+        if isinstance(part, nn.Sequential) and len(part) == 3 and isinstance(part[2], nn.ReLU):
+            part[0], part[2] = ConvReLU(cast(nn.Conv2d, part[0])), nn.Identity()  # between them was the BatchNorm
+    if isinstance(model.head, DetailHead):
+        model.head.lift = _lift
     return model.requires_grad_(False)
 
 
@@ -115,6 +129,58 @@ class Patches(nn.Module):
         patches = images.new_zeros((*cut.shape[:3], self.weight.shape[1]))
         patches[..., : self.inputs].unflatten(-1, cut.shape[3:]).copy_(cut)
         return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)
+
+
+class ConvReLU(nn.Module):
+    """A convolution, its bias, perhaps a residual, and ReLU: one launch of cuDNN's.
+
+    Args:
+        conv: of one group, padded with zeros.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.stride, self.padding, self.dilation = list(conv.stride), list(cast(Any, conv.padding)), list(conv.dilation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(B, c, H, W), and what is added before ReLU → (B, c', H', W')."""
+        geometry = self.stride, self.padding, self.dilation
+        if not x.is_cuda:
+            out = F.conv2d(x, self.weight, self.bias, *geometry)
+            return F.relu(out if residual is None else out + residual)
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *geometry, 1)
+        return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *geometry, 1)
+
+
+class FusedBottleneck(nn.Module):
+    """A residual block of CLIP's ResNets, its BatchNorms folded.
+
+    Args:
+        block: an open_clip ``Bottleneck``; its layers are taken over.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(ConvReLU(conv) for conv in (block.conv1, block.conv2, block.conv3))
+        self.pool, self.downsample = block.avgpool, block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) → (B, c', H', W')."""
+        first, second, third = self.convs
+        return third(self.pool(second(first(x))), x if self.downsample is None else self.downsample(x))
+
+
+def _take_relus(parent: Any, count: int) -> None:
+    """Of open_clip's conv1, bn1, act1 and so on, the BatchNorms folded."""
+    for i in range(1, count + 1):
+        setattr(parent, f"conv{i}", ConvReLU(getattr(parent, f"conv{i}")))
+        setattr(parent, f"act{i}", nn.Identity())
+
+
+def _lift(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
+    return torch.ops.mcdrl_rt.lift(coarse, gate, sharp, height, width)
 
 
 def _norm_shift(x: Tensor, norm: nn.LayerNorm, last: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ what draws the boundary is the picture, what decides is F_ca.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mcdrl_rt.ops import lift_reference
 
 FEWEST = (160, 96, 32)  # channels at the grid and after each doubling: fewer lose accuracy and save next to nothing
 
@@ -96,6 +97,7 @@ class DetailHead(nn.Module):
     def __init__(self, dim: int, labels: int, detail_channels: Sequence[int]) -> None:
         super().__init__()
         self.doublings = len(detail_channels)
+        self.lift: Callable[[Tensor, Tensor, Tensor, int, int], Tensor] = lift_reference  # or a faster form of it
         widths = head_widths(dim, len(detail_channels))
         sharps = [max(32, width // 64 * 32) for width in widths[:-1]]  # channels of what the shallow features add
         self.stem = nn.Sequential(_conv_norm(dim, widths[0]), Context(widths[0]))
@@ -111,18 +113,11 @@ class DetailHead(nn.Module):
         """(B, d, h, w) and details (B, c_i, h_i, w_i) → logits (B, K+1, h_L, w_L) at the finest detail."""
         x = self.stem(grid)
         for detail, lateral, gate, merge in zip(details, self.lateral, self.gate, self.merge, strict=True):
-            gates = torch.sigmoid(gate(x))  # at the coarser resolution, where F_ca lives
             # a ViT has no finer features than its grid: its shallow tokens are drawn at twice the resolution
             finer = detail.shape[-1] > x.shape[-1]
-            size = detail.shape[-2:] if finer else (2 * x.shape[-2], 2 * x.shape[-1])
-            gates, x, sharp = (_resize(t, size) for t in (gates, x, lateral(detail)))
-            x = merge(torch.cat([x, gates * sharp], dim=1))
+            height, width = detail.shape[-2:] if finer else (2 * x.shape[-2], 2 * x.shape[-1])
+            x = merge(self.lift(x, gate(x), lateral(detail), height, width))
         return self.classify(x)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    same = tuple(x.shape[-2:]) == tuple(size)
-    return x if same else F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 HEADS: dict[str, type[GridHead] | type[DetailHead]] = {"detail": DetailHead, "grid": GridHead}

@@ -1,0 +1,77 @@
+"""The fused form of the deployed model is the plain one, and is fused where it can be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.model.checkpoint import load_checkpoint
+from mcdrl_rt.model.folded import OUTPUTS, FoldedMCDRL
+from mcdrl_rt.model.fused import FusedTransformerBlock, Patches, fuse
+from mcdrl_rt.model.half import to_half
+from mcdrl_rt.model.mcdrl import MCDRL
+from mcdrl_rt.types import ModelSpec
+
+MakeModel = Callable[[ModelSpec], MCDRL]
+ENCODERS = ("ViT-B-32", "ViT-B-32-quickgelu", "RN50", "mcdrl-small")
+
+
+@torch.no_grad()
+def outputs(model: FoldedMCDRL, frames: Tensor) -> dict[str, Tensor]:
+    return dict(zip(OUTPUTS, model(frames), strict=True))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_fused_model_is_the_plain_one(make_model: MakeModel, small_spec: ModelSpec, encoder: str) -> None:
+    stride = small_spec.grid_stride if encoder == "mcdrl-small" else 0
+    spec = dataclasses.replace(
+        small_spec, encoder=encoder, grid_stride=stride, readout="", depth=2, input_size=(96, 80)
+    )
+    plain = FoldedMCDRL(make_model(spec))
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    model = fuse(plain)
+    frames = torch.randint(0, 256, (2, 96, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    one, other = outputs(plain, frames), outputs(model, frames)
+    assert (one["logits"] - other["logits"]).norm() <= 1e-4 * one["logits"].norm()
+    assert torch.allclose(one["confounders"], other["confounders"], atol=1e-5)
+    assert torch.equal(one["selected"], other["selected"])
+    again = outputs(model, frames)  # nothing was added to what the next frame starts from
+    assert all(torch.equal(other[name], again[name]) for name in OUTPUTS)
+    half = outputs(to_half(model), frames)
+    assert {k: (v.shape, v.dtype) for k, v in half.items()} == {k: (v.shape, v.dtype) for k, v in one.items()}
+    after = plain.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_shipped_model_keeps_its_labels() -> None:
+    plain = FoldedMCDRL(load_checkpoint(DEFAULT_CHECKPOINT))
+    shape = (1, *plain.spec.input_size, 3)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    one, other = outputs(plain, frames), outputs(fuse(plain), frames)
+    assert (one["score"].int() - other["score"].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, QuickGELU])
+def test_blocks_of_a_vision_transformer_are_fused(
+    make_model: MakeModel, small_spec: ModelSpec, activation: type[nn.Module]
+) -> None:
+    name = "ViT-B-32-quickgelu" if activation is QuickGELU else "ViT-B-32"
+    spec = dataclasses.replace(small_spec, encoder=name, grid_stride=0, readout="", input_size=(64, 64))
+    tower = fuse(FoldedMCDRL(make_model(spec))).encoder.tower
+    *blocks, last = tower.transformer.resblocks
+    assert all(isinstance(block, FusedTransformerBlock) and block.quick == (activation is QuickGELU) for block in blocks)
+    assert not isinstance(last, FusedTransformerBlock) and isinstance(tower.conv1, Patches)
+
+
+def test_block_with_a_layer_scale_is_left_alone(make_model: MakeModel, small_spec: ModelSpec) -> None:
+    spec = dataclasses.replace(small_spec, encoder="ViT-B-32", grid_stride=0, readout="", input_size=(64, 64))
+    model = FoldedMCDRL(make_model(spec))
+    block = model.encoder.tower.transformer.resblocks[0]
+    block.ls_1 = nn.Linear(768, 768)
+    assert type(fuse(model).encoder.tower.transformer.resblocks[0]) is type(block)
