@@ -1,8 +1,9 @@
-"""The fused operator ``mcdrl_rt::select_intervene``, its attention half ``mcdrl_rt::intervene``; ``norm_shift``, ``lift``.
+"""The fused operator ``mcdrl_rt::select_intervene`` and its attention half, ``mcdrl_rt::intervene``.
 
 Here are the schemas, the reference implementations (every device, ``CompositeExplicitAutograd``) and the fake
 ones that ``torch.export`` traces with. A native library only adds faster CUDA implementations to the same names,
-so the dispatcher is the fallback and no caller has an ``if``. The dictionary Z is constant at inference, which
+so the dispatcher is the fallback and no caller has an ``if``. Beside the two: ``norm_shift`` (what a residual branch
+needs), both with it in one (``…_norm``), and ``lift`` (a decoder's level); ``mcdrl_rt.model.fused`` uses them. The dictionary Z is constant at inference, which
 folds a cross-attention block into two thin products (``fold_attention``), exactly.
 
     >>> out, readout = torch.ops.mcdrl_rt.intervene(tokens, a, c, b, heads, eps)   # doctest: +SKIP
@@ -24,6 +25,14 @@ _library.define("intervene(Tensor tokens, Tensor a, Tensor c, Tensor b, int head
 _library.define(
     "select_intervene(Tensor features, Tensor texts, Tensor a, Tensor c, Tensor b, int count, int heads, float eps)"
     " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "intervene_norm(Tensor tokens, Tensor a, Tensor c, Tensor b, Tensor shift, int heads, float eps, float norm_eps)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "select_intervene_norm(Tensor features, Tensor texts, Tensor a, Tensor c, Tensor b, Tensor shift, int count,"
+    " int heads, float eps, float norm_eps) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define("norm_shift(Tensor x, Tensor? weight, Tensor? bias, Tensor shift, float eps) -> (Tensor, Tensor)")
 _library.define("lift(Tensor coarse, Tensor gate, Tensor sharp, int height, int width) -> Tensor")
@@ -172,6 +181,23 @@ def norm_shift_reference(
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps), x + shift
 
 
+def intervene_norm_reference(
+    tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, shift: Tensor, heads: int, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``intervene``, and ``norm_shift`` of what it gives: LayerNorm and shifted tokens (B, N, d), readout (B, N, M)."""
+    out, readout = intervene_reference(tokens, a, c, b, heads, eps)
+    return *norm_shift_reference(out, None, None, shift, norm_eps), readout
+
+
+def select_intervene_norm_reference(
+    features: Tensor, texts: Tensor, a: Tensor, c: Tensor, b: Tensor, shift: Tensor, count: int, heads: int,
+    eps: float, norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``select_intervene``, and ``norm_shift`` of what it gives; indices before the readout."""
+    out, indices, readout = select_intervene_reference(features, texts, a, c, b, count, heads, eps)
+    return *norm_shift_reference(out, None, None, shift, norm_eps), indices, readout
+
+
 def lift_reference(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
     """A decoder's next level: coarse features at a finer resolution, and beside them sharp ones behind a gate.
 
@@ -213,6 +239,21 @@ def _select_intervene_fake(
     return tokens, indices, _readout_like(features, a, count, heads)
 
 
+def _intervene_norm_fake(
+    tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, shift: Tensor, heads: int, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, readout = _intervene_fake(tokens, a, c, b, heads, eps)
+    return out, torch.empty_like(out), readout
+
+
+def _select_intervene_norm_fake(
+    features: Tensor, texts: Tensor, a: Tensor, c: Tensor, b: Tensor, shift: Tensor, count: int, heads: int,
+    eps: float, norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    out, indices, readout = _select_intervene_fake(features, texts, a, c, b, count, heads, eps)
+    return out, torch.empty_like(out), indices, readout
+
+
 def _norm_shift_fake(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -228,14 +269,16 @@ def _readout_like(tokens: Tensor, a: Tensor, count: int, heads: int) -> Tensor:
     return tokens.new_empty((tokens.shape[0], count, a.shape[0] // heads), dtype=dtype)
 
 
-_library.impl("intervene", intervene_reference, "CompositeExplicitAutograd")
-_library.impl("select_intervene", select_intervene_reference, "CompositeExplicitAutograd")
-_library.impl("norm_shift", norm_shift_reference, "CompositeExplicitAutograd")
-_library.impl("lift", lift_reference, "CompositeExplicitAutograd")
-torch.library.register_fake("mcdrl_rt::intervene", _intervene_fake, lib=_library)
-torch.library.register_fake("mcdrl_rt::select_intervene", _select_intervene_fake, lib=_library)
-torch.library.register_fake("mcdrl_rt::norm_shift", _norm_shift_fake, lib=_library)
-torch.library.register_fake("mcdrl_rt::lift", _lift_fake, lib=_library)
+for _name, _reference, _fake in (
+    ("intervene", intervene_reference, _intervene_fake),
+    ("select_intervene", select_intervene_reference, _select_intervene_fake),
+    ("intervene_norm", intervene_norm_reference, _intervene_norm_fake),
+    ("select_intervene_norm", select_intervene_norm_reference, _select_intervene_norm_fake),
+    ("norm_shift", norm_shift_reference, _norm_shift_fake),
+    ("lift", lift_reference, _lift_fake),
+):
+    _library.impl(_name, _reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mcdrl_rt::{_name}", _fake, lib=_library)
 
 
 def _load_native() -> None:

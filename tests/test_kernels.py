@@ -36,20 +36,24 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 def emulate(
     library: ctypes.CDLL, features: Tensor, texts: Tensor | None, a: Tensor, c: Tensor, b: Tensor, count: int,
-    heads: int, backwards: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``select_intervene``, or without texts ``intervene``, by the kernels; outputs start as what is no number."""
+    heads: int, backwards: bool = False, shift: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """``select_intervene``, or without texts ``intervene``, by the kernels; outputs start as what is no number.
+
+    With a shift, ``…_norm``: the norm comes before the shifted tokens.
+    """
     batch, tokens, dim = features.shape
     m = a.shape[0] // heads
     out = torch.full((batch, count, dim), torch.nan, dtype=features.dtype)
     indices = torch.full((batch, count), -1, dtype=torch.int64)
     readout = torch.full((batch, count, m), torch.nan)
-    arrays = [features, texts, a, c, b, out, indices, readout]
+    normed = None if shift is None else torch.full_like(out, torch.nan)
+    arrays = [features, texts, a, c, b, shift, out, normed, indices, readout]
     classes = 0 if texts is None else len(texts)
     numbers = (features.dtype == torch.bfloat16, backwards, batch, tokens, count, dim, classes, heads, m)
     pointers = [ctypes.c_void_p(None if t is None else t.contiguous().data_ptr()) for t in arrays]
     library.mcdrl_emulate(*map(int, numbers), ctypes.c_float(1e-5), *pointers)
-    return out, indices, readout
+    return (out, indices, readout) if normed is None else (normed, out, indices, readout)
 
 
 def make_inputs(
@@ -129,6 +133,12 @@ def test_kernels_on_any_shape(
     assert_near(got, (out, readout), torch.float16)
     again = emulate(emulator, *inputs, count, heads, backwards=True)  # threads in another order: no barrier is missing
     assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
+    shift = torch.randn(dim, generator=torch.Generator().manual_seed(seed)).half()
+    normed, shifted, *rest = emulate(emulator, *inputs, count, heads, shift=shift)
+    assert all(torch.equal(one, other) for one, other in zip(got[1:], rest, strict=True))
+    expected = ops.norm_shift_reference(got[0].double(), None, None, shift.double(), 1e-5)
+    for one, other in zip((normed, shifted), expected, strict=True):
+        assert (one.double() - other).norm() <= 1e-3 * other.norm()
 
 
 def test_ties_go_to_the_lower_index(emulator: ctypes.CDLL) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -191,15 +191,18 @@ def test_fold_takes_the_norm_and_every_bias_in() -> None:
     assert torch.allclose(case.features + weights @ b.T, paper_attention(case, case.features)[0])
 
 
+OPERATORS = ("intervene", "select_intervene", "intervene_norm", "select_intervene_norm", "norm_shift", "lift")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, *DTYPES])
-@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift", "lift"])
+@pytest.mark.parametrize("name", OPERATORS)
 def test_operators_pass_torchs_own_checks(name: str, dtype: torch.dtype) -> None:
     opcheck(name, dtype, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("name", ["intervene", "select_intervene", "norm_shift", "lift"])
+@pytest.mark.parametrize("name", OPERATORS)
 def test_operators_on_cuda_pass_torchs_checks_and_agree_with_the_cpu(name: str, dtype: torch.dtype) -> None:
     on_cpu, on_cuda = opcheck(name, dtype, "cpu"), opcheck(name, dtype, "cuda")
     for one, other in zip(on_cpu, on_cuda, strict=True):
@@ -211,15 +214,16 @@ def opcheck(name: str, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     case = make_case(tokens=11, count=6)
     a, c, b = (part.to(device) for part in case.folded(dtype))
     features, texts = case.features.to(device, dtype), case.texts.to(device, dtype)
-    arguments = (features, a, c, b, case.heads, 1e-5)
-    if name == "select_intervene":
-        arguments = (features, texts, a, c, b, case.count, case.heads, 1e-5)
-    if name == "norm_shift":
-        arguments = (features, texts[0], None, a[0], 1e-5)
-    if name == "lift":
-        picture = features[0, None, :, None, :8]  # (1, T, 1, 8)
-        arguments = (picture, picture[:, :5], picture[:, :5, :, ::2], 2, 9)
+    picture, numbers = features[0, None, :, None, :8], (case.heads, 1e-5)  # (1, T, 1, 8)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "intervene": (features, a, c, b, *numbers),
+        "select_intervene": (features, texts, a, c, b, case.count, *numbers),
+        "intervene_norm": (features, a, c, b, a[0], *numbers, 1e-5),
+        "select_intervene_norm": (features, texts, a, c, b, a[0], case.count, *numbers, 1e-5),
+        "norm_shift": (features, texts[0], None, a[0], 1e-5),
+        "lift": (picture, picture[:, :5], picture[:, :5, :, ::2], 2, 9),
+    }
     operator = getattr(torch.ops.mcdrl_rt, name).default
-    torch.library.opcheck(operator, arguments)
-    results = operator(*arguments)
+    torch.library.opcheck(operator, arguments[name])
+    results = operator(*arguments[name])
     return results if isinstance(results, tuple) else (results,)

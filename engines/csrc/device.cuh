@@ -45,13 +45,17 @@ __device__ inline Eight load_constant(const void* place) {
   return {{value.x, value.y, value.z, value.w}};
 }
 
-// 4 numbers that an earlier kernel has written.
-__device__ inline void load_four(const float* place, float (&values)[4]) {
-  const float4 four = __ldcg(reinterpret_cast<const float4*>(place));
+// 4 numbers in shared memory, at a multiple of 16 bytes.
+__device__ inline void load_shared(const float* place, float (&values)[4]) {
+  const float4 four = *reinterpret_cast<const float4*>(place);
   values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
 }
 
-// Over 8 neighbouring lanes, all of which get it.
+// Over 4 or 8 neighbouring lanes, all of which get it.
+__device__ inline float quarter_sum(float value) {
+  for (int offset = 2; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
 __device__ inline float eighth_sum(float value) {
   for (int offset = 4; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;

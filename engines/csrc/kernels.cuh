@@ -1,11 +1,12 @@
 // The fused operator in two kernels, so that even one frame's few tokens keep many multiprocessors busy.
 //
-// attend: a block has 16 tokens and some of the heads. It normalises the tokens into shared memory and weighs the
-// confounders: norm(F)·aᵀ + c on the tensor cores, then softmax. Other blocks meanwhile take the tokens' best cosine
-// with the class texts.
-// update: a block has 16 tokens and 128 columns. It ranks the tokens by counting better scores, which needs no sort,
-// gives ties to the lower index and says at once where in the output a token goes; adds weights·bᵀ; and writes those
-// that are chosen. It starts while attend still runs (Hopper on), and has its share of b by the time it may go on.
+// attend: a block has 16 tokens and some of the heads, and weighs the confounders: norm(F)·aᵀ + c, then softmax. The
+// product is of the tokens as they are, on the tensor cores; mean and variance are taken of the same registers, and the
+// norm is applied to what comes out. Other blocks meanwhile take the tokens' best cosine with the class texts.
+// update: a block has 8 tokens, whole. It ranks them by counting better scores, which needs no sort, gives ties to the
+// lower index and says at once where in the output a token goes; adds weights·bᵀ; and, where asked to, prepares what
+// comes next: the norm of the result, and the result plus a constant. It starts while attend still runs (Hopper on), and
+// has b in its registers by the time it may go on.
 //
 // All sums are taken in float32 and in a fixed order, so a result does not change from run to run.
 #pragma once
@@ -16,17 +17,17 @@ namespace mcdrl_rt {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kRows = 16;     // tokens of a block: the rows of a tensor core's product
+constexpr int kRows = 16;     // tokens of a block of attend: the rows of a tensor core's product
 constexpr int kChunk = 32;    // of what a product sums over: 16 bytes for each of 4 lanes
 constexpr int kTiles = 3;     // products of 8 columns that a warp of attend has in its registers at a time
 constexpr int kColumns = 8 * kTiles;
+constexpr int kWidth = kColumns + 4;
 constexpr int kMaxDim = 1024;
 constexpr int kPieces = kMaxDim / (kWarp * 8);          // 16-byte loads of a lane for a token
 constexpr int kChunks = kMaxDim / (kChunk * kWarps);    // chunks of a token for each warp of attend
-constexpr int kUpdateWarps = 4;                         // 8 threads for each of the 16 tokens
-constexpr int kWide = 4;                                // products of 8 columns for each warp of update
-constexpr int kSlice = kUpdateWarps * 8 * kWide;        // columns of the output for each block of update
-constexpr int kDeep = 4;                                // chunks of the weights that update multiplies at a time
+constexpr int kUpdateThreads = 512;
+constexpr int kUpdateWarps = kUpdateThreads / kWarp;
+constexpr int kTokens = 8;                              // of a block of update: the columns of a tensor core's product
 
 struct Arguments {
   const void* features;
@@ -34,13 +35,15 @@ struct Arguments {
   const void* a;
   const void* c;
   const void* b;
+  const void* shift;  // (d,), or null: neither norm nor shift
   void* out;
+  void* normed;
   int64_t* indices;
   float* readout;
   float* scores;   // (B, T)
   float* weights;  // (B, T, heads·M)
   int tokens, count, dim, classes, heads, confounders;
-  float eps;
+  float eps, norm_eps;
 };
 
 // Heads of a block of attend: few, for many blocks; their columns fill whole products.
@@ -56,12 +59,13 @@ __host__ __device__ inline int padded(int columns) {
   return columns % 64 ? columns : columns + 32;
 }
 
-__host__ __device__ inline size_t attend_bytes(int dim, int columns) {
-  return sizeof(uint16_t) * kRows * padded(dim) +
-         sizeof(float) * (kRows * kWarps * (kColumns + 4) + (kRows + 1) * columns);
+__host__ __device__ inline size_t attend_bytes(int columns) {
+  return sizeof(float) * (kWarps * ((kRows + 1) * kWidth + 2 * kRows) + (kRows + 1) * columns);
 }
 
-__host__ __device__ inline size_t update_bytes(int columns) { return sizeof(uint16_t) * kRows * padded(columns); }
+__host__ __device__ inline size_t update_bytes(int dim, int columns) {
+  return sizeof(float) * kTokens * (dim + 4) + sizeof(uint16_t) * kTokens * padded(columns);
+}
 
 // The tokens of this block that one warp of attend looks after: a row each of the upper and the lower half.
 struct Pair {
@@ -127,42 +131,12 @@ __device__ inline void score(const Arguments& arguments) {
   }
 }
 
-// LayerNorm without its affine part of every row, rounded once into shared memory; absent rows are zero.
-template <typename T>
-__device__ inline void normalise(const Arguments& arguments, const Pair& pair, T* normed) {
-  const int lane = threadIdx.x % kWarp, dim = arguments.dim;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const Eight(&values)[kPieces] = pair.values[i];
-    const auto [mean, scale] = moments<T>(values, dim, lane, arguments.eps);
-    T* row = normed + (threadIdx.x / kWarp + i * kWarps) * padded(dim);
-#pragma unroll
-    for (int j = 0; j < kPieces; ++j) {
-      const int column = (j * kWarp + lane) * 8;
-      Eight eight = {{0, 0, 0, 0}};
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const float first = number<T>(values[j], 2 * k) - mean, second = number<T>(values[j], 2 * k + 1) - mean;
-        if (pair.present[i]) eight.pair[k] = pack(first * scale, second * scale, T());
-      }
-      if (column < dim) *reinterpret_cast<Eight*>(row + column) = eight;
-    }
-  }
-  __syncthreads();
-}
-
-// One lane's share of 16 rows × 32 columns in shared memory, and the product with a share of 8 rows of a matrix.
-// A lane holds 8 neighbouring columns; which of the product's 16 slots they fill is the same on both sides, so the sum
-// is over the same pairs.
+// One lane's share of 16 rows × 32 columns, and the product with a share of 8 rows of another matrix. A lane holds 8
+// neighbouring columns; which of the product's 16 slots they fill is the same on both sides, so the sum is over the same
+// pairs.
 struct Share {
   Eight upper, lower;  // rows lane / 4 and lane / 4 + 8
 };
-
-template <typename T>
-__device__ inline Share load_share(const T* matrix, int stride, int column, int lane) {
-  const T* place = matrix + lane / 4 * stride + column + lane % 4 * 8;
-  return {*reinterpret_cast<const Eight*>(place), *reinterpret_cast<const Eight*>(place + 8 * stride)};
-}
 
 template <typename T>
 __device__ inline void multiply(float (&sum)[4], const Share& left, const Eight& right) {
@@ -174,7 +148,22 @@ __device__ inline void multiply(float (&sum)[4], const Share& left, const Eight&
   }
 }
 
-// A warp's share of `a`: its chunks of the columns first … first + 32, as far as they are before `end`.
+// A warp's share of the block's tokens: its chunks of all 16.
+template <typename T>
+__device__ inline void load_tokens(const Arguments& arguments, Share (&tokens)[kChunks]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim, last = arguments.tokens - 1;
+  const T* features = static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * dim;
+  const int first = blockIdx.x * kRows + lane / 4;
+  const T* upper = features + static_cast<size_t>(min(first, last)) * dim + lane % 4 * 8;
+  const T* lower = features + static_cast<size_t>(min(first + 8, last)) * dim + lane % 4 * 8;
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const int column = (i * kWarps + warp) * kChunk;
+    tokens[i] = column < dim ? Share{load(upper + column), load(lower + column)} : Share{};
+  }
+}
+
+// A warp's share of `a`: its chunks of the columns first … first + kColumns, as far as they are before `end`.
 template <typename T>
 __device__ inline void load_a(const Arguments& arguments, int first, int end, Eight (&a)[kChunks][kTiles]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim;
@@ -189,35 +178,76 @@ __device__ inline void load_a(const Arguments& arguments, int first, int end, Ei
     }
 }
 
-// norm(F)·aᵀ + c of the block's columns start … start + kColumns into scores (16, columns): warps share what is summed
-// over, and their sums are added in a fixed order.
+// Sum and sum of squares of a warp's share of each token, into moments (8 warps, 16, 2).
 template <typename T>
-__device__ inline void multiply_a(const Arguments& arguments, const T* normed, const Eight (&a)[kChunks][kTiles],
-                                  int start, int columns, const float* c, float* sums, float* scores) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, dim = arguments.dim, width = kColumns + 4;
-  float sum[kTiles][4] = {};
+__device__ inline void add_up(const Share (&tokens)[kChunks], float* moments) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float sum[2] = {}, square[2] = {};
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
-    const int chunk = i * kWarps + warp;
-    if (chunk * kChunk >= dim) continue;
-    const Share left = load_share(normed, padded(dim), chunk * kChunk, lane);
+  for (int i = 0; i < kChunks; ++i)
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) multiply<T>(sum[tile], left, a[i][tile]);
+    for (int half = 0; half < 2; ++half) {
+      float x[8], y[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        x[j] = number<T>(half ? tokens[i].lower : tokens[i].upper, j);
+        y[j] = x[j] * x[j];
+      }
+      sum[half] += tree(x);
+      square[half] += tree(y);
+    }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float total = quarter_sum(sum[half]), squares = quarter_sum(square[half]);
+    float* place = moments + 2 * (warp * kRows + lane / 4 + 8 * half);
+    if (lane % 4 == 0) place[0] = total, place[1] = squares;
   }
-  float* own = sums + warp * kRows * width;
+}
+
+// A warp's share of the products F·aᵀ and 1·aᵀ, into sums (8 warps, 16 tokens and the ones, kWidth).
+template <typename T>
+__device__ inline void multiply_a(const Share (&tokens)[kChunks], const Eight (&a)[kChunks][kTiles], float* sums) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const uint32_t one = pack(1.0f, 1.0f, T());
+  const Share ones = {{{one, one, one, one}}, {{one, one, one, one}}};
+  float sum[kTiles][4] = {}, whole[kTiles][4] = {};
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i)
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      multiply<T>(sum[tile], tokens[i], a[i][tile]);
+      multiply<T>(whole[tile], ones, a[i][tile]);
+    }
+  float* own = sums + warp * (kRows + 1) * kWidth;
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile)
-    for (int i = 0; i < 4; ++i) own[(lane / 4 + i / 2 * 8) * width + tile * 8 + lane % 4 * 2 + i % 2] = sum[tile][i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < kRows * kColumns; i += kThreads) {
-    const int row = i / kColumns, column = i % kColumns;
-    if (start + column >= columns) continue;
-    float parts[kWarps];
+    for (int i = 0; i < 4; ++i) {
+      const int column = tile * 8 + lane % 4 * 2 + i % 2;
+      own[(lane / 4 + i / 2 * 8) * kWidth + column] = sum[tile][i];
+      if (lane < 4 && i < 2) own[kRows * kWidth + column] = whole[tile][i];
+    }
+}
+
+// norm(F)·aᵀ + c of the block's columns start … start + kColumns into scores (16, columns). The warps' shares are added
+// in a fixed order, by 8 threads for each token and every other 8 columns.
+__device__ inline void add_shares(const Arguments& arguments, int start, int columns, const float* sums,
+                                  const float* moments, const float* c, float* scores) {
+  const int lane = threadIdx.x % 8, row = threadIdx.x / 8 % kRows, half = threadIdx.x / 8 / kRows;
+  const float* own = moments + 2 * (lane * kRows + row);  // of the warp that is called as this lane is
+  const float mean = eighth_sum(own[0]) / arguments.dim;
+  const float variance = fmaxf(eighth_sum(own[1]) / arguments.dim - mean * mean, 0.0f);
+  const float scale = rsqrtf(variance + arguments.eps);
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) parts[w] = sums[(w * kRows + row) * width + column];
-    scores[row * columns + start + column] = c[start + column] + tree(parts);
+  for (int column = half * 8 + lane; column < kColumns; column += 16) {
+    if (start + column >= columns) continue;
+    float parts[kWarps], ones[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      parts[w] = sums[(w * (kRows + 1) + row) * kWidth + column];
+      ones[w] = sums[(w * (kRows + 1) + kRows) * kWidth + column];
+    }
+    scores[row * columns + start + column] = scale * (tree(parts) - mean * tree(ones)) + c[start + column];
   }
-  __syncthreads();
 }
 
 // Softmax over the confounders for every row and head of these columns, into weights: 8 lanes each.
@@ -258,145 +288,160 @@ __global__ void __launch_bounds__(kThreads, 1) attend(Arguments arguments) {
     score<T>(arguments);
     return;
   }
-  T* normed = reinterpret_cast<T*>(shared_memory());                               // (16, d)
-  float* sums = reinterpret_cast<float*>(normed + kRows * padded(arguments.dim));  // (8, 16, kColumns)
-  float* scores = sums + kWarps * kRows * (kColumns + 4);                          // (16, columns)
-  float* c = scores + kRows * columns;                                             // (columns,)
+  float* sums = reinterpret_cast<float*>(shared_memory());  // (8, 17, kWidth)
+  float* moments = sums + kWarps * (kRows + 1) * kWidth;    // (8, 16, 2)
+  float* scores = moments + kWarps * 2 * kRows;             // (16, columns)
+  float* c = scores + kRows * columns;                      // (columns,)
+  Share tokens[kChunks];
   Eight a[kChunks][kTiles];
-  Pair pair;
-  load_pair<T>(arguments, pair);
-  load_a<T>(arguments, first, first + columns, a);  // on its way while the tokens are normalised
+  load_tokens<T>(arguments, tokens);
+  load_a<T>(arguments, first, first + columns, a);
   for (int i = threadIdx.x; i < columns; i += kThreads) c[i] = to_float(static_cast<const T*>(arguments.c)[first + i]);
-  normalise<T>(arguments, pair, normed);
+  add_up<T>(tokens, moments);
   for (int start = 0; start < columns; start += kColumns) {
     if (start) load_a<T>(arguments, first + start, first + columns, a);
-    multiply_a(arguments, normed, a, start, columns, c, sums, scores);
+    multiply_a<T>(tokens, a, sums);
+    __syncthreads();
+    add_shares(arguments, start, columns, sums, moments, c, scores);
+    __syncthreads();
   }
   softmax(arguments, scores, first, columns);
 }
 
-// Where in the output this block's tokens go, -1 for those that are not among the first N.
-template <bool kSelect>
-__device__ inline void rank(const Arguments& arguments, int* places) {
-  constexpr int kOwn = kRows / kUpdateWarps;
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * kOwn, tokens = arguments.tokens;
-  const int first = blockIdx.x * kRows + row;
-  if (!kSelect) {
-    if (lane < kOwn) places[row + lane] = first + lane < tokens ? first + lane : -1;
-    return;
-  }
-  const float* scores = arguments.scores + static_cast<size_t>(blockIdx.z) * tokens;
-  float own[kOwn];
-  int before[kOwn] = {};
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) own[i] = __ldcg(scores + min(first + i, tokens - 1));
-#pragma unroll 4
-  for (int t = lane; t < tokens; t += kWarp) {
+// Where in the output a token goes: how many are better. The whole warp gets it.
+__device__ inline int rank(const Arguments& arguments, int token) {
+  const float* scores = arguments.scores + static_cast<size_t>(blockIdx.z) * arguments.tokens;
+  const float own = __ldcg(scores + token);
+  int before = 0;
+#pragma unroll 8
+  for (int t = threadIdx.x % kWarp; t < arguments.tokens; t += kWarp) {
     const float other = __ldcg(scores + t);
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) before[i] += other > own[i] || (other == own[i] && t < first + i);
+    before += other > own || (other == own && t < token);
   }
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int place = warp_sum(before[i]);
-    if (lane == 0) places[row + i] = first + i < tokens && place < arguments.count ? place : -1;
-  }
+  return warp_sum(before);
 }
 
-// What is said of the chosen tokens: their indices, and the weights averaged over heads.
-template <bool kSelect>
-__device__ inline void read_out(const Arguments& arguments, const int* places) {
-  const int m = arguments.confounders, heads = arguments.heads, first = blockIdx.x * kRows;
-  for (int i = threadIdx.x; i < kRows * m; i += kUpdateWarps * kWarp) {
-    const int row = i / m, place = places[row];
-    if (place < 0) continue;
-    const float* weights =
-        arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first + row) * heads * m + i % m;
-    const size_t to = static_cast<size_t>(blockIdx.z) * arguments.count + place;
+// The weights of the block's tokens, rounded once into shared memory (8, heads·M), by the second half of the warps.
+template <typename T>
+__device__ inline void round_weights(const Arguments& arguments, T* weights) {
+  const int columns = arguments.heads * arguments.confounders, whole = (columns + kChunk - 1) / kChunk * kChunk;
+  const int row = threadIdx.x / kWarp - kTokens, token = blockIdx.x * kTokens + row, stride = padded(columns);
+  const float* from =
+      arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + min(token, arguments.tokens - 1)) * columns;
+#pragma unroll 4
+  for (int i = threadIdx.x % kWarp; i < whole; i += kWarp)
+    store(weights + row * stride + i, i < columns && token < arguments.tokens ? __ldcg(from + i) : 0.0f);
+}
+
+// A token's weights averaged over heads, by its warp.
+__device__ inline void read_out(const Arguments& arguments, int token, size_t to) {
+  const int m = arguments.confounders, heads = arguments.heads;
+  const float* weights = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + token) * heads * m;
+  for (int i = threadIdx.x % kWarp; i < m; i += kWarp) {
     float sum = 0;
 #pragma unroll 8
-    for (int head = 0; head < heads; ++head) sum += __ldcg(weights + head * m);
-    arguments.readout[to * m + i % m] = sum / heads;
-    if (kSelect && i % m == 0) arguments.indices[to] = first + row;
+    for (int head = 0; head < heads; ++head) sum += __ldcg(weights + head * m + i);
+    arguments.readout[to * m + i] = sum / heads;
   }
 }
 
-// Columns `first` … of this warp's share of b, 8 rows a tile.
+// The result of one token by its warp: F plus `update`, rounded; and of that its norm, and itself plus a constant.
 template <typename T>
-__device__ inline void load_b(const Arguments& arguments, int row, int first, bool active, Eight (&b)[kDeep][kWide]) {
-  const int lane = threadIdx.x % kWarp, columns = arguments.heads * arguments.confounders;
+__device__ inline void finish(const Arguments& arguments, const Eight (&was)[kPieces], const float* update, size_t to) {
+  const int lane = threadIdx.x % kWarp, dim = arguments.dim;
+  Eight x[kPieces];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int column = (i * kWarp + lane) * 8;
+    x[i] = {};
+    if (column >= dim) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float added[4];
+      load_shared(update + column + 4 * half, added);
+#pragma unroll
+      for (int j = 0; j < 4; j += 2)
+        x[i].pair[2 * half + j / 2] = pack(number<T>(was[i], 4 * half + j) + added[j],
+                                           number<T>(was[i], 4 * half + j + 1) + added[j + 1], T());
+    }
+  }
+  T* out = static_cast<T*>(arguments.out) + to * dim;
+  if (arguments.shift) {
+    write_norm_and_shift<T>(x, dim, arguments.norm_eps, static_cast<const T*>(arguments.shift),
+                            static_cast<T*>(arguments.normed) + to * dim, out);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int column = (i * kWarp + lane) * 8;
+    if (column < dim) *reinterpret_cast<Eight*>(out + column) = x[i];
+  }
+}
+
+// kMost: products of 16 columns for each warp; kDeep: chunks of b that it has before it may go on.
+template <typename T, bool kSelect, int kMost, int kDeep>
+__global__ void __launch_bounds__(kUpdateThreads, 1) update(Arguments arguments) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim;
+  const int columns = arguments.heads * arguments.confounders, token = blockIdx.x * kTokens + warp;
+  const bool owner = warp < kTokens && token < arguments.tokens;  // of a token, the same for the whole warp
+  float* sums = reinterpret_cast<float*>(shared_memory());        // (8, d + 4): no bank is met twice
+  T* weights = reinterpret_cast<T*>(sums + kTokens * (dim + 4));  // (8, heads·M)
+  const auto load_b = [&](int chunk, int tile) {
+    const int row = (tile * kUpdateWarps + warp) * 16 + lane / 4, column = chunk * kChunk + lane % 4 * 8;
+    const T* place = static_cast<const T*>(arguments.b) + static_cast<size_t>(row) * columns + column;
+    return row < dim && column < columns ? Share{load_constant(place), load_constant(place + 8 * columns)} : Share{};
+  };
+  // constants, and what was there before attend: loaded while that still runs
+  Share b[kDeep][kMost];
 #pragma unroll
   for (int i = 0; i < kDeep; ++i)
 #pragma unroll
-    for (int tile = 0; tile < kWide; ++tile) {
-      const int column = first + i * kChunk + lane % 4 * 8;
-      const T* place = static_cast<const T*>(arguments.b) + static_cast<size_t>(row + tile * 8 + lane / 4) * columns;
-      b[i][tile] = active && column < columns ? load_constant(place + column) : Eight{{0, 0, 0, 0}};
-    }
-}
-
-template <typename T, bool kSelect>
-__global__ void __launch_bounds__(kUpdateWarps* kWarp) update(Arguments arguments) {
-  __shared__ int places[kRows];
-  const int lane = threadIdx.x % kWarp, dim = arguments.dim, columns = arguments.heads * arguments.confounders;
-  const int first = blockIdx.x * kRows, column = blockIdx.y * kSlice + threadIdx.x / kWarp * 8 * kWide;
-  if (static_cast<int>(blockIdx.y) * kSlice >= dim) {  // the same for the whole block
-    wait_for_last_kernel();
-    rank<kSelect>(arguments, places);
-    __syncthreads();
-    read_out<kSelect>(arguments, places);
-    return;
-  }
-  // constants, and what was there before attend: loaded while that still runs
-  const bool active = column < dim;
-  const T* features = static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * dim;
-  Eight b[kDeep][kWide];
-  load_b<T>(arguments, column, 0, active, b);
-  uint32_t was[kWide][2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int token = min(first + lane / 4 + 8 * i, arguments.tokens - 1);
-    const T* place = features + static_cast<size_t>(token) * dim + (active ? column : 0) + lane % 4 * 2;
-#pragma unroll
-    for (int tile = 0; tile < kWide; ++tile) was[tile][i] = *reinterpret_cast<const uint32_t*>(place + tile * 8);
-  }
+    for (int tile = 0; tile < kMost; ++tile) b[i][tile] = load_b(i, tile);
+  Eight was[kPieces] = {};
+  const size_t own = static_cast<size_t>(blockIdx.z) * arguments.tokens + token;
+  if (owner) load_row(static_cast<const T*>(arguments.features) + own * dim, dim, lane, was);
   wait_for_last_kernel();
-  rank<kSelect>(arguments, places);
-  T* weights = reinterpret_cast<T*>(shared_memory());  // (16, heads·M), rounded once
-  const int stride = padded(columns), whole = (columns + kChunk - 1) / kChunk * kChunk, row = threadIdx.x / 8;
-  const bool present = first + row < arguments.tokens;
-  const float* from = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + first + row) * columns;
-#pragma unroll 4
-  for (int i = threadIdx.x % 8 * 4; i < whole; i += kChunk) {
-    float values[4] = {};
-    if (present && i < columns) load_four(from + i, values);
-    auto* place = reinterpret_cast<uint32_t*>(weights + row * stride + i);
-    place[0] = pack(values[0], values[1], T());
-    place[1] = pack(values[2], values[3], T());
-  }
+  int place = token;
+  if (warp >= kTokens) round_weights(arguments, weights);
+  if (kSelect && owner) place = rank(arguments, token);
   __syncthreads();
-  float sum[kWide][4] = {};
-  for (int start = 0; start < columns; start += kDeep * kChunk) {
-    if (start) load_b<T>(arguments, column, start, active, b);
+  float sum[kMost][4] = {};
+  for (int chunk = 0; chunk * kChunk < columns; chunk += kDeep) {
 #pragma unroll
     for (int i = 0; i < kDeep; ++i) {
-      if (start + i * kChunk >= columns) continue;
-      const Share left = load_share(weights, stride, start + i * kChunk, lane);
+      const T* shared = weights + lane / 4 * padded(columns) + (chunk + i) * kChunk + lane % 4 * 8;
+      if ((chunk + i) * kChunk >= columns) continue;
+      const Eight right = *reinterpret_cast<const Eight*>(shared);
 #pragma unroll
-      for (int tile = 0; tile < kWide; ++tile) multiply<T>(sum[tile], left, b[i][tile]);
+      for (int tile = 0; tile < kMost; ++tile) {
+        if (chunk) b[i][tile] = load_b(chunk + i, tile);
+        multiply<T>(sum[tile], b[i][tile], right);
+      }
     }
   }
-  T* out = static_cast<T*>(arguments.out) + static_cast<size_t>(blockIdx.z) * arguments.count * dim;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int place = places[lane / 4 + 8 * i];
-    if (place < 0 || !active) continue;
-    T* row = out + static_cast<size_t>(place) * dim + column + lane % 4 * 2;
+  for (int tile = 0; tile < kMost; ++tile)
 #pragma unroll
-    for (int tile = 0; tile < kWide; ++tile)
-      *reinterpret_cast<uint32_t*>(row + tile * 8) =
-          pack(low(was[tile][i], T()) + sum[tile][2 * i], high(was[tile][i], T()) + sum[tile][2 * i + 1], T());
-  }
+    for (int i = 0; i < 4; ++i) {
+      const int column = (tile * kUpdateWarps + warp) * 16 + lane / 4 + i / 2 * 8;
+      if (column < dim) sums[(lane % 4 * 2 + i % 2) * (dim + 4) + column] = sum[tile][i];
+    }
+  __syncthreads();
+  if (!owner || place >= arguments.count) return;
+  const size_t to = static_cast<size_t>(blockIdx.z) * arguments.count + place;
+  if (kSelect && lane == 0) arguments.indices[to] = token;
+  read_out(arguments, token, to);
+  finish<T>(arguments, was, sums + warp * (dim + 4), to);
+}
+
+// The form of update for rows of so many numbers: as much of b in registers as they hold.
+template <typename T, bool kSelect>
+auto update_for(int dim) {
+  const int most = (dim + 16 * kUpdateWarps - 1) / (16 * kUpdateWarps);
+  return most == 1   ? update<T, kSelect, 1, 3>
+         : most == 2 ? update<T, kSelect, 2, 3>
+         : most == 3 ? update<T, kSelect, 3, 3>
+                     : update<T, kSelect, 4, 2>;
 }
 
 }  // namespace mcdrl_rt

@@ -15,16 +15,16 @@ size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 int columns(const Shape& shape) { return shape.heads * shape.confounders; }
 
 size_t needed_shared(const Shape& shape) {
-  return attend_bytes(shape.dim, heads_together(shape.heads, shape.confounders) * shape.confounders);
+  return attend_bytes(heads_together(shape.heads, shape.confounders) * shape.confounders);
 }
 
 Arguments bind(const Shape& shape, const Buffers& buffers) {
   auto* workspace = static_cast<unsigned char*>(buffers.workspace);
   auto* scores = reinterpret_cast<float*>(workspace);
   auto* weights = reinterpret_cast<float*>(workspace + aligned(sizeof(float) * shape.batch * shape.tokens));
-  return {buffers.features, buffers.texts,   buffers.a, buffers.c,    buffers.b,   buffers.out,
-          buffers.indices,  buffers.readout, scores,    weights,      shape.tokens, shape.count,
-          shape.dim,        shape.classes,   shape.heads, shape.confounders, shape.eps};
+  return {buffers.features, buffers.texts, buffers.a,   buffers.c,    buffers.b,         buffers.shift, buffers.out,
+          buffers.normed,   buffers.indices, buffers.readout, scores,  weights,           shape.tokens,  shape.count,
+          shape.dim,        shape.classes, shape.heads, shape.confounders, shape.eps,     shape.norm_eps};
 }
 
 // A launch whose blocks may be in place before the kernel before it has ended.
@@ -49,13 +49,13 @@ cudaError_t launch(const Shape& shape, const Buffers& buffers, cudaStream_t stre
   const unsigned blocks = (shape.tokens + kRows - 1) / kRows, batch = shape.batch;
   const int together = heads_together(shape.heads, shape.confounders);
   const dim3 groups(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
-  const dim3 slices(blocks, (shape.dim + kSlice - 1) / kSlice + 1, batch);
+  const dim3 tokens((shape.tokens + kTokens - 1) / kTokens, 1, batch);
   const size_t shared = needed_shared(shape);
   cudaError_t error =
       cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error == cudaSuccess) error = launch_early(attend<T>, groups, kThreads, shared, stream, arguments);
   if (error != cudaSuccess) return error;
-  return launch_early(update<T, kSelect>, slices, kUpdateWarps * kWarp, update_bytes(columns(shape)), stream, arguments);
+  return launch_early(update_for<T, kSelect>(shape.dim), tokens, kUpdateThreads, update_bytes(shape.dim, columns(shape)), stream, arguments);
 }
 
 template <typename T>

@@ -20,6 +20,7 @@ struct Shape {
   int heads;
   int confounders;  // M
   float eps;        // of the LayerNorm
+  float norm_eps;   // of the LayerNorm of the result, where that is asked for
 };
 
 // Contiguous, 16-byte aligned device memory; everything but indices, readout and workspace in the Scalar type.
@@ -29,7 +30,9 @@ struct Buffers {
   const void* a;         // (heads·M, d)
   const void* c;         // (heads·M,)
   const void* b;         // (d, heads·M)
-  void* out;             // (B, N, d)
+  const void* shift;     // (d,), or null: then out is the result itself, and there is no normed
+  void* out;             // (B, N, d), the result plus shift
+  void* normed;          // (B, N, d), the norm of the result
   int64_t* indices;      // (B, N); null for intervene
   float* readout;        // (B, N, M)
   void* workspace;       // workspace_bytes(), contents do not matter
@@ -42,7 +45,7 @@ const char* unsupported(const Shape& shape);
 size_t workspace_bytes(const Shape& shape);
 
 // F = the N rows most like a text, best first, ties to the lower index; then F + softmax(norm(F)·aᵀ + c)·bᵀ, and the
-// softmax averaged over heads. Two launches on `stream`, no synchronisation; can be captured in a graph.
+// softmax averaged over heads. With a shift, what a branch that follows needs of it (norm_shift below). Two launches on `stream`, no synchronisation; can be captured in a graph.
 cudaError_t select_intervene(const Shape& shape, Scalar type, const Buffers& buffers, cudaStream_t stream);
 
 // The same on all rows as they are.

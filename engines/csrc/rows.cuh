@@ -58,4 +58,36 @@ __device__ inline Moments moments(const Eight (&values)[kPieces], int dim, int l
   return {mean, rsqrtf(warp_sum(square) / dim + eps)};
 }
 
+// LayerNorm of a row, and the row plus a constant; weight and bias of the norm are null where it has none.
+template <typename T, int kPieces>
+__device__ inline void write_norm_and_shift(const Eight (&x)[kPieces], int dim, float eps, const T* shift, T* normed,
+                                            T* shifted, const T* weight = nullptr, const T* bias = nullptr) {
+  const int lane = threadIdx.x % kWarp;
+  Eight shifts[kPieces], weights[kPieces] = {}, biases[kPieces] = {};  // all asked for before any is waited for
+  load_row(shift, dim, lane, shifts);
+  if (weight) load_row(weight, dim, lane, weights);
+  if (bias) load_row(bias, dim, lane, biases);
+  const auto [mean, scale] = moments<T>(x, dim, lane, eps);
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    const int column = (i * kWarp + lane) * 8;
+    if (column >= dim) continue;
+    float out[8], moved[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float value = number<T>(x[i], j);
+      out[j] = (value - mean) * scale * (weight ? number<T>(weights[i], j) : 1.0f) + number<T>(biases[i], j);
+      moved[j] = value + number<T>(shifts[i], j);
+    }
+    Eight one, other;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      one.pair[j] = pack(out[2 * j], out[2 * j + 1], T());
+      other.pair[j] = pack(moved[2 * j], moved[2 * j + 1], T());
+    }
+    *reinterpret_cast<Eight*>(normed + column) = one;
+    *reinterpret_cast<Eight*>(shifted + column) = other;
+  }
+}
+
 }  // namespace mcdrl_rt

@@ -122,7 +122,9 @@ class Plugin final : public nvinfer1::IPluginV3,
                              inputs[a()],
                              inputs[a() + 1],
                              inputs[a() + 2],
+                             nullptr,
                              outputs[0],
+                             nullptr,
                              select_ ? static_cast<int64_t*>(outputs[1]) : nullptr,
                              static_cast<float*>(outputs[select_ ? 2 : 1]),
                              workspace};
@@ -149,7 +151,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     const int heads = settings_.heads > 0 ? settings_.heads : 1;
     return {size(features.d[0]), size(features.d[1]),           select_ ? settings_.count : size(features.d[1]),
             size(features.d[2]), select_ ? size(texts.d[0]) : 0, settings_.heads,
-            size(a.d[0]) / heads, settings_.eps};
+            size(a.d[0]) / heads, settings_.eps, 0};
   }
 
   const bool select_;

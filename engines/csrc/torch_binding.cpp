@@ -46,52 +46,82 @@ torch::jit::Stack by_reference(const char* name, Values&&... values) {
   return stack;
 }
 
+// What the kernels give; `normed` and `indices` only where they were asked for.
+struct Results {
+  Tensor out, normed, indices, readout;
+};
+
+// The operators' common part; nothing where the kernels do not take the types or the shape.
+std::optional<Results> run(const Tensor& features, const std::optional<Tensor>& texts, const Tensor& a, const Tensor& c,
+                           const Tensor& b, const std::optional<Tensor>& shift, int64_t count, int64_t heads, double eps,
+                           double norm_eps) {
+  const auto size = [](int64_t value) { return static_cast<int>(value); };
+  const Shape shape = {size(features.size(0)), size(features.size(1)),  size(count),
+                       size(features.size(2)), texts ? size(texts->size(0)) : 0, size(heads),
+                       size(a.size(0) / heads), static_cast<float>(eps),  static_cast<float>(norm_eps)};
+  if (!is_taken(shape, {features, texts.value_or(features), a, c, b, shift.value_or(features)})) return std::nullopt;
+  const Tensor inputs[] = {plain(features), texts ? plain(*texts) : Tensor(), plain(a), plain(c), plain(b),
+                           shift ? plain(*shift) : Tensor()};
+  const Tensor out = at::empty({shape.batch, count, shape.dim}, features.options());
+  const Tensor normed = shift ? at::empty_like(out) : Tensor();
+  const Tensor indices = texts ? at::empty({shape.batch, count}, features.options().dtype(at::kLong)) : Tensor();
+  const Tensor readout = at::empty({shape.batch, count, shape.confounders}, features.options().dtype(at::kFloat));
+  const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
+  const Tensor workspace = at::empty({bytes}, features.options().dtype(at::kByte));
+  const Buffers buffers = {inputs[0].const_data_ptr(),
+                           texts ? inputs[1].const_data_ptr() : nullptr,
+                           inputs[2].const_data_ptr(),
+                           inputs[3].const_data_ptr(),
+                           inputs[4].const_data_ptr(),
+                           shift ? inputs[5].const_data_ptr() : nullptr,
+                           out.data_ptr(),
+                           shift ? normed.data_ptr() : nullptr,
+                           texts ? indices.data_ptr<int64_t>() : nullptr,
+                           readout.data_ptr<float>(),
+                           workspace.data_ptr()};
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  C10_CUDA_CHECK(texts ? mcdrl_rt::select_intervene(shape, scalar(features), buffers, stream)
+                       : mcdrl_rt::intervene(shape, scalar(features), buffers, stream));
+  return Results{out, normed, indices, readout};
+}
+
 std::tuple<Tensor, Tensor> intervene(const Tensor& tokens, const Tensor& a, const Tensor& c, const Tensor& b,
                                      int64_t heads, double eps) {
   const c10::cuda::CUDAGuard guard(tokens.device());
-  const auto size = [](int64_t value) { return static_cast<int>(value); };
-  const Shape shape = {size(tokens.size(0)), size(tokens.size(1)), size(tokens.size(1)),           size(tokens.size(2)),
-                       0,                    size(heads),          size(a.size(0) / heads), static_cast<float>(eps)};
-  if (!is_taken(shape, {tokens, a, c, b})) {
-    const auto stack = by_reference("mcdrl_rt::intervene", tokens, a, c, b, heads, eps);
-    return {stack[0].toTensor(), stack[1].toTensor()};
-  }
-  const Tensor inputs[] = {plain(tokens), plain(a), plain(c), plain(b)};
-  const Tensor out = at::empty(tokens.sizes(), tokens.options());
-  const Tensor readout =
-      at::empty({shape.batch, shape.count, shape.confounders}, tokens.options().dtype(at::kFloat));
-  const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
-  const Tensor workspace = at::empty({bytes}, tokens.options().dtype(at::kByte));
-  const Buffers buffers = {inputs[0].const_data_ptr(), nullptr,          inputs[1].const_data_ptr(),
-                           inputs[2].const_data_ptr(), inputs[3].const_data_ptr(), out.data_ptr(),
-                           nullptr,                    readout.data_ptr<float>(),  workspace.data_ptr()};
-  C10_CUDA_CHECK(mcdrl_rt::intervene(shape, scalar(tokens), buffers, c10::cuda::getCurrentCUDAStream()));
-  return {out, readout};
+  if (const auto done = run(tokens, {}, a, c, b, {}, tokens.size(1), heads, eps, 0)) return {done->out, done->readout};
+  const auto stack = by_reference("mcdrl_rt::intervene", tokens, a, c, b, heads, eps);
+  return {stack[0].toTensor(), stack[1].toTensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor> select_intervene(const Tensor& features, const Tensor& texts, const Tensor& a,
                                                     const Tensor& c, const Tensor& b, int64_t count, int64_t heads,
                                                     double eps) {
   const c10::cuda::CUDAGuard guard(features.device());
-  const auto size = [](int64_t value) { return static_cast<int>(value); };
-  const Shape shape = {size(features.size(0)), size(features.size(1)), size(count),            size(features.size(2)),
-                       size(texts.size(0)),    size(heads),            size(a.size(0) / heads), static_cast<float>(eps)};
-  if (!is_taken(shape, {features, texts, a, c, b})) {
-    const auto stack = by_reference("mcdrl_rt::select_intervene", features, texts, a, c, b, count, heads, eps);
-    return {stack[0].toTensor(), stack[1].toTensor(), stack[2].toTensor()};
-  }
-  const Tensor inputs[] = {plain(features), plain(texts), plain(a), plain(c), plain(b)};
-  const Tensor out = at::empty({shape.batch, count, shape.dim}, features.options());
-  const Tensor indices = at::empty({shape.batch, count}, features.options().dtype(at::kLong));
-  const Tensor readout =
-      at::empty({shape.batch, shape.count, shape.confounders}, features.options().dtype(at::kFloat));
-  const auto bytes = static_cast<int64_t>(mcdrl_rt::workspace_bytes(shape));
-  const Tensor workspace = at::empty({bytes}, features.options().dtype(at::kByte));
-  const Buffers buffers = {inputs[0].const_data_ptr(), inputs[1].const_data_ptr(), inputs[2].const_data_ptr(),
-                           inputs[3].const_data_ptr(), inputs[4].const_data_ptr(), out.data_ptr(),
-                           indices.data_ptr<int64_t>(), readout.data_ptr<float>(), workspace.data_ptr()};
-  C10_CUDA_CHECK(mcdrl_rt::select_intervene(shape, scalar(features), buffers, c10::cuda::getCurrentCUDAStream()));
-  return {out, indices, readout};
+  if (const auto done = run(features, texts, a, c, b, {}, count, heads, eps, 0))
+    return {done->out, done->indices, done->readout};
+  const auto stack = by_reference("mcdrl_rt::select_intervene", features, texts, a, c, b, count, heads, eps);
+  return {stack[0].toTensor(), stack[1].toTensor(), stack[2].toTensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor> intervene_norm(const Tensor& tokens, const Tensor& a, const Tensor& c, const Tensor& b,
+                                                  const Tensor& shift, int64_t heads, double eps, double norm_eps) {
+  const c10::cuda::CUDAGuard guard(tokens.device());
+  if (const auto done = run(tokens, {}, a, c, b, shift, tokens.size(1), heads, eps, norm_eps))
+    return {done->normed, done->out, done->readout};
+  const auto stack = by_reference("mcdrl_rt::intervene_norm", tokens, a, c, b, shift, heads, eps, norm_eps);
+  return {stack[0].toTensor(), stack[1].toTensor(), stack[2].toTensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_intervene_norm(const Tensor& features, const Tensor& texts,
+                                                                 const Tensor& a, const Tensor& c, const Tensor& b,
+                                                                 const Tensor& shift, int64_t count, int64_t heads,
+                                                                 double eps, double norm_eps) {
+  const c10::cuda::CUDAGuard guard(features.device());
+  if (const auto done = run(features, texts, a, c, b, shift, count, heads, eps, norm_eps))
+    return {done->normed, done->out, done->indices, done->readout};
+  const auto stack =
+      by_reference("mcdrl_rt::select_intervene_norm", features, texts, a, c, b, shift, count, heads, eps, norm_eps);
+  return {stack[0].toTensor(), stack[1].toTensor(), stack[2].toTensor(), stack[3].toTensor()};
 }
 
 std::tuple<Tensor, Tensor> norm_shift(const Tensor& x, const std::optional<Tensor>& weight,
@@ -144,6 +174,8 @@ Tensor lift(const Tensor& coarse, const Tensor& gate, const Tensor& sharp, int64
 TORCH_LIBRARY_IMPL(mcdrl_rt, CUDA, library) {
   library.impl("intervene", &intervene);
   library.impl("select_intervene", &select_intervene);
+  library.impl("intervene_norm", &intervene_norm);
+  library.impl("select_intervene_norm", &select_intervene_norm);
   library.impl("norm_shift", &norm_shift);
   library.impl("lift", &lift);
 }

@@ -12,24 +12,25 @@ template <typename T>
 void run(const Arguments& arguments, int batch, bool select) {
   const unsigned blocks = (arguments.tokens + kRows - 1) / kRows, depth = batch;
   const int heads = arguments.heads, together = heads_together(heads, arguments.confounders);
-  const unsigned groups = (heads + together - 1) / together + select, slices = (arguments.dim + kSlice - 1) / kSlice + 1;
-  const size_t shared = attend_bytes(arguments.dim, together * arguments.confounders);
+  const unsigned groups = (heads + together - 1) / together + select, tokens = (arguments.tokens + kTokens - 1) / kTokens;
+  const size_t shared = attend_bytes(together * arguments.confounders);
   emulation::launch({blocks, groups, depth}, kThreads, shared, [&] { attend<T>(arguments); });
-  const auto next = [&] { select ? update<T, true>(arguments) : update<T, false>(arguments); };
-  emulation::launch({blocks, slices, depth}, kUpdateWarps * kWarp, update_bytes(heads * arguments.confounders), next);
+  const auto next = select ? update_for<T, true>(arguments.dim) : update_for<T, false>(arguments.dim);
+  const size_t own = update_bytes(arguments.dim, heads * arguments.confounders);
+  emulation::launch({tokens, 1, depth}, kUpdateThreads, own, [&] { next(arguments); });
 }
 
 }  // namespace
 
 extern "C" void mcdrl_emulate(int bfloat16, int backwards, int batch, int tokens, int count, int dim, int classes,
                               int heads, int confounders, float eps, const void* features, const void* texts,
-                              const void* a, const void* c, const void* b, void* out, int64_t* indices,
-                              float* readout) {
+                              const void* a, const void* c, const void* b, const void* shift, void* out, void* normed,
+                              int64_t* indices, float* readout) {
   emulation::backwards = backwards;
   std::vector<float> scores(static_cast<size_t>(batch) * tokens, NAN);
   std::vector<float> weights(static_cast<size_t>(batch) * tokens * heads * confounders, NAN);
-  const Arguments arguments = {features, texts, a,   c,       b,     out,         indices, readout, scores.data(),
-                               weights.data(),  tokens, count, dim, classes, heads, confounders, eps};
+  const Arguments arguments = {features, texts,          a,      c,     b,   shift,   out,   normed,      indices, readout,
+                               scores.data(), weights.data(), tokens, count, dim, classes, heads, confounders, eps, eps};
   if (bfloat16)
     run<__nv_bfloat16>(arguments, batch, classes > 0);
   else

@@ -173,7 +173,7 @@ inline Eight load_constant(const void* place) { return load(place); }
 
 inline void warp_barrier() { emulation::wait(emulation::block->warps[threadIdx.x / kWarp], kWarp); }
 
-inline void load_four(const float* place, float (&values)[4]) { std::memcpy(values, place, 16); }
+inline void load_shared(const float* place, float (&values)[4]) { std::memcpy(values, place, 16); }
 
 // `combine` over `width` neighbouring lanes, as a butterfly of shuffles does it.
 template <typename Combine>
@@ -191,6 +191,7 @@ float butterfly(float value, int width, Combine combine) {
   return values[threadIdx.x % kWarp];
 }
 inline float warp_sum(float value) { return butterfly(value, kWarp, std::plus<float>()); }
+inline float quarter_sum(float value) { return butterfly(value, 4, std::plus<float>()); }
 inline float eighth_sum(float value) { return butterfly(value, 8, std::plus<float>()); }
 inline float eighth_max(float value) {
   return butterfly(value, 8, [](float one, float other) { return std::fmax(one, other); });

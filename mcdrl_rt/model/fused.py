@@ -33,8 +33,8 @@ def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
     """A copy in which every residual branch that can be is fused; before ``to_half``, which rounds the weights."""
     model = copy.deepcopy(model)
     fold_batch_norms(model)
-    for block in cast(Sequence[FoldedBlock], model.network.blocks):
-        block.feed_forward = FusedFeedForward(block.feed_forward)
+    blocks = cast(Sequence[FoldedBlock], model.network.blocks)
+    model.network.blocks = nn.ModuleList(FusedCausalBlock(block) for block in blocks)
     if isinstance(model.encoder, ClipViT):
         tower = model.encoder.tower
         *blocks, last = tower.transformer.resblocks  # of the last, the encoder reads the parts (its readout)
@@ -59,21 +59,33 @@ def _fused(block: Any) -> nn.Module:
     return FusedTransformerBlock(block) if plain and known else block
 
 
-class FusedFeedForward(nn.Module):
-    """``FeedForward`` in three launches.
+class FusedCausalBlock(nn.Module):
+    """``FoldedBlock`` in four launches: two of the fused operator with the norm that follows it, two products.
 
     Args:
-        plain: its layers are taken over.
+        block: its layers are taken over.
     """
 
-    def __init__(self, plain: FeedForward) -> None:
+    def __init__(self, block: FoldedBlock) -> None:
         super().__init__()
-        self.expand, self.contract, self.eps = plain.expand, plain.contract, plain.eps
+        plain = cast(FeedForward, block.feed_forward)
+        self.a, self.c, self.b = (nn.Buffer(part) for part in (block.a, block.c, block.b))
+        self.expand, self.contract = plain.expand, plain.contract
+        self.heads, self.eps, self.norm_eps = block.heads, block.eps, plain.eps
 
-    def forward(self, f: Tensor) -> Tensor:
-        """F (B, N, d) → the same."""
-        normed, shifted = torch.ops.mcdrl_rt.norm_shift(f, None, None, self.contract.bias, self.eps)
-        return _add_product(shifted, _gelu_product(normed, self.expand), self.contract)
+    def select_intervene(self, features: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``FoldedBlock``."""
+        normed, shifted, indices, readout = torch.ops.mcdrl_rt.select_intervene_norm(
+            features, texts, self.a, self.c, self.b, self.contract.bias, count, self.heads, self.eps, self.norm_eps
+        )
+        return _add_product(shifted, _gelu_product(normed, self.expand), self.contract), indices, readout
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``FoldedBlock``."""
+        normed, shifted, readout = torch.ops.mcdrl_rt.intervene_norm(
+            f, self.a, self.c, self.b, self.contract.bias, self.heads, self.eps, self.norm_eps
+        )
+        return _add_product(shifted, _gelu_product(normed, self.expand), self.contract), readout
 
 
 class FusedTransformerBlock(nn.Module):
