@@ -3,8 +3,8 @@
     benchmarks/gpu.sh --output FOLDER [--minutes 9] [--only kernels latency …] [--rehearse]
 
 Parts, in this order: the native library for this GPU alone; kernels against float64 and against torch; latency of the
-models; a frame's whole way; the tests that need a GPU; compute-sanitizer; compilers. Each is a process of its own
-and leaves its figures as it gets them, so a part that fails or is out of time loses nothing but what it had not
+models; a frame's whole way; the tests that need a GPU and compute-sanitizer, which measure no time, at once; compilers.
+Each is a process of its own and leaves its figures as it gets them, so a part that fails or is out of time loses nothing but what it had not
 measured. FOLDER gets gpu.json (rewritten after each part), log.txt and two plots. ``--rehearse`` runs the same on a
 CPU with tiny sizes. The last line is JSON: what was done, what failed, and the bars.
 """
@@ -21,8 +21,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpu_report import bars, plot
 
@@ -31,6 +33,21 @@ ROOT = HERE.parent
 GRACE_S = 20  # for a part to end what it had begun in time
 LIBRARY = "libmcdrl_rt_native.so"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+USUAL_MINUTES = 9
+AT_ONCE = ("tests", "sanitizer")  # parts that measure no time
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int | None  # None: stopped for time
+    output: str
+
+    @property
+    def reason(self) -> str:
+        """Why it did not end well: the time, or its last words."""
+        words = next((line for line in reversed(self.output.splitlines()) if line.strip()), "")
+        return "out of time" if self.status is None else f"status {self.status}: {words.strip()[:200]}"
 
 
 class Benchmark:
@@ -44,6 +61,7 @@ class Benchmark:
 
     def __init__(self, output: Path, minutes: float, rehearse: bool) -> None:
         self.output, self.rehearse, self.until = output, rehearse, time.time() + 60 * minutes
+        self.share = min(1.0, minutes / USUAL_MINUTES)
         self.parts: dict[str, Any] = {}
         self.status: dict[str, str] = {}
         self.machine: dict[str, Any] = {}
@@ -53,30 +71,37 @@ class Benchmark:
 
     def run(self, only: list[str]) -> dict[str, Any]:
         """All parts, or those named; returns the summary."""
-        for name, (seconds, work) in self.plan().items():
-            if only and name not in only:
-                continue
-            began = time.time()
-            if began > self.until:
-                self.status[name] = "left out: no time"
-            else:
-                try:
-                    self.status[name] = work(min(self.until, began + seconds))
-                except Exception as error:  # a part's own fault must not end the others
-                    self.status[name] = f"failed: {type(error).__name__}: {error}"
-            print(f"{name:<10} {time.time() - began:6.1f} s  {self.status[name]}", flush=True)
+        plan = self.plan()
+        waiting = [name for name in plan if not only or name in only]
+        while waiting:
+            now = [name for name in waiting if name in AT_ONCE] if waiting[0] in AT_ONCE else waiting[:1]
+            waiting = [name for name in waiting if name not in now]
+            with ThreadPoolExecutor(len(now)) as pool:
+                list(pool.map(lambda name: self.part(name, plan[name][0] * self.share, plan[name][1]), now))
             self.save()
         self.draw()
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.save()
 
+    def part(self, name: str, seconds: float, work: Callable[[float], str]) -> None:
+        """One part, for so long at most when time is short."""
+        began = time.time()
+        if began > self.until:
+            self.status[name] = "left out: no time"
+        else:
+            try:
+                self.status[name] = work(min(self.until, began + seconds))
+            except Exception as error:  # a part's own fault must not end the others
+                self.status[name] = f"failed: {type(error).__name__}: {error}"
+        print(f"{name:<10} {time.time() - began:6.1f} s  {self.status[name]}", flush=True)
+
     def plan(self) -> dict[str, tuple[float, Callable[[float], str]]]:
-        """Parts in order: seconds each may take when time is short, and what it does until a moment."""
+        """Parts in order: seconds each may take of the usual nine minutes, and what it does until a moment."""
         return {
             "build": (150, self.build),
-            "kernels": (50, lambda until: self.program("kernels", until)),
+            "kernels": (60, lambda until: self.program("kernels", until)),
             "latency": (230, lambda until: self.program("latency", until)),
-            "path": (50, lambda until: self.program("path", until)),
+            "path": (60, lambda until: self.program("path", until)),
             "tests": (110, self.tests),
             "sanitizer": (100, self.sanitizer),
             "compiled": (400, lambda until: self.program("compiled", until)),
@@ -111,12 +136,12 @@ class Benchmark:
         configure = ["cmake", "-S", ROOT, "-B", folder, f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
         ended = self.call(configure, until)
-        if ended == 0 and not self.rehearse:
+        if ended.status == 0 and not self.rehearse:
             ended = self.call(["cmake", "--build", folder, "--parallel", "8"], until)
             self.environment["MCDRL_NATIVE_LIBRARY"] = str(folder / LIBRARY)
             self.parts["build"] = {"library": (folder / LIBRARY).is_file()}
-            return "done" if ended == 0 and (folder / LIBRARY).is_file() else f"failed: {self.reason(ended)}"
-        return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+            return "done" if ended.status == 0 and (folder / LIBRARY).is_file() else f"failed: {ended.reason}"
+        return "done" if ended.status == 0 else f"failed: {ended.reason}"
 
     def program(self, name: str, until: float) -> str:
         """A part that is a program of this folder."""
@@ -124,12 +149,12 @@ class Benchmark:
         command = [sys.executable, HERE / f"gpu_{name}.py", "--result", result, "--until", until]
         ended = self.call([*command, *(["--rehearse"] if self.rehearse else [])], until)
         if not result.is_file():
-            return f"failed: {self.reason(ended)}"
+            return f"failed: {ended.reason}"
         values = json.loads(result.read_text())
         self.machine = values.pop("machine", self.machine)
         self.parts[name] = values
-        if ended != 0:
-            return f"failed after some figures: {self.reason(ended)}"
+        if ended.status != 0:
+            return f"failed after some figures: {ended.reason}"
         errors = values.get("errors", {})
         return f"failed in part: {', '.join(errors)}" if errors else "done"
 
@@ -140,31 +165,34 @@ class Benchmark:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-rfEs"]
         command += ["--continue-on-collection-errors", "--tb=short", *files]
         command += ["--collect-only"] if self.rehearse else []
+        command += ["-n", "8"] if find_spec("xdist") and not self.rehearse else []
         required = {} if self.rehearse else {"MCDRL_REQUIRE_GPU": "1"}
         ended = self.call(command, until, required)
-        lines = self.last_output.splitlines()
-        self.parts["tests"] = {"passed": None if self.rehearse else ended == 0, "summary": lines[-1:], "failures": [
+        lines = ended.output.splitlines()
+        self.parts["tests"] = {"passed": None if self.rehearse else ended.status == 0, "summary": lines[-1:], "failures": [
             line for line in lines if line.startswith(("FAILED", "ERROR"))]}  # fmt: skip
         if not self.rehearse and any(line.startswith("SKIPPED") for line in lines):
             return "done, but some were skipped"
-        return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+        return "done" if ended.status == 0 else f"failed: {ended.reason}"
 
     def sanitizer(self, until: float) -> str:
         """compute-sanitizer's tools over the kernels; a rehearsal runs the program without it."""
         program = [sys.executable, HERE / "gpu_sanitize.py", "cpu" if self.rehearse else "cuda"]
         if self.rehearse:
             ended = self.call(program, until)
-            return "done" if ended == 0 else f"failed: {self.reason(ended)}"
+            return "done" if ended.status == 0 else f"failed: {ended.reason}"
         tool = shutil.which("compute-sanitizer")
         if tool is None:
             return "left out: no compute-sanitizer"
-        found: dict[str, str] = {}
-        for name in TOOLS:
-            if time.time() < until:
-                # without torch's cache every tensor is an allocation of its own, and its end is watched
-                plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-                ended = self.call([tool, "--tool", name, "--error-exitcode", "9", *program], until, plain)
-                found[name] = "clean" if ended == 0 else self.reason(ended)
+
+        def watch(name: str) -> str:
+            # without torch's cache every tensor is an allocation of its own, and its end is watched
+            plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            ended = self.call([tool, "--tool", name, "--error-exitcode", "9", *program], until, plain)
+            return "clean" if ended.status == 0 else ended.reason
+
+        with ThreadPoolExecutor(len(TOOLS)) as pool:
+            found = dict(zip(TOOLS, pool.map(watch, TOOLS), strict=True))
         clean = all(found.get(name) == "clean" for name in TOOLS[:3])
         # torch's own kernels may read what they pad with: initcheck is told, not judged
         self.parts["sanitizer"] = {"clean": clean, "tools": found}
@@ -172,14 +200,10 @@ class Benchmark:
 
     # --- processes -----------------------------------------------------------------------------------------------
 
-    def call(self, command: list[Any], until: float, extra: dict[str, str] | None = None) -> int | None:
-        """Run a command to its end, or until some time after ``until``; its output goes to the log.
-
-        Returns:
-            The exit status; None when it was stopped for time.
-        """
+    def call(self, command: list[Any], until: float, extra: dict[str, str] | None = None) -> Ended:
+        """Run a command to its end, or until some time after ``until``; its output goes to the log."""
         words = [str(word) for word in command]
-        with (self.scratch / "output").open("w+", encoding="utf-8", errors="replace") as output:
+        with tempfile.TemporaryFile("w+", dir=self.scratch, encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 words, cwd=ROOT, env=self.environment | (extra or {}), stdout=output, stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -191,22 +215,17 @@ class Benchmark:
                 process.wait()
                 status = None
             output.seek(0)
-            self.last_output = output.read()
+            ended = Ended(status, output.read())
         with (self.output / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(words)}\n{self.last_output}\n")
-        return status
-
-    def reason(self, status: int | None) -> str:
-        """Why a command did not end well: the time, or its last words."""
-        words = next((line for line in reversed(self.last_output.splitlines()) if line.strip()), "")
-        return "out of time" if status is None else f"status {status}: {words.strip()[:200]}"
+            log.write(f"$ {' '.join(words)}\n{ended.output}\n")
+        return ended
 
 
 def main() -> None:
     """Run, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results, from the repository's root")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing new after so long")
+    parser.add_argument("--minutes", type=float, default=USUAL_MINUTES, help="begin nothing new after so long")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes: does it run at all?")
     given = parser.parse_args()

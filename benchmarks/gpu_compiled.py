@@ -46,7 +46,8 @@ def measure(part: Part, encoder: str, side: int, stride: int) -> dict[str, Any]:
     """One encoder: seconds to compile and milliseconds to run, by form."""
     torch.manual_seed(0)
     folded = FoldedMCDRL(build_model(forms.spec_of(encoder, side, DEPTH, stride)))
-    half, fused = (to_half(f).to(part.device).to(memory_format=torch.channels_last) for f in (folded, fuse(folded)))
+    halves = (to_half(form).to(part.device) for form in (folded, fuse(folded)))
+    half, fused = (half.to(memory_format=torch.channels_last) for half in halves)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, generator=generator).to(part.device)
     makers: dict[str, Callable[[], Callable[[], Any]]] = {

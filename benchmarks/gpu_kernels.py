@@ -131,7 +131,7 @@ def _compared(
         if capture is not None:
             graphs[name] = capture.replay
     runs = 2 if part.rehearse else 40
-    times = interleaved(graphs, runs, warm_up=3, wait=part.wait, seconds=2)
+    times = interleaved(graphs, runs, warm_up=3, wait=part.wait, seconds=0.5)
     return {name: round(value / calls * 1e3, 2) for name, value in times["p50_ms"].items()}
 
 

@@ -22,6 +22,8 @@ def main(device: str) -> None:
             inputs = draw(shape, 2, dtype, torch.device(device))
             outputs = torch.ops.mcdrl_rt.select_intervene(*inputs, shape.count, HEADS, EPS)
             outputs += torch.ops.mcdrl_rt.intervene(inputs[0], *inputs[2:], HEADS, EPS)
+            shifted = (*inputs[:5], inputs[1][0], shape.count, HEADS, EPS, EPS)
+            outputs += torch.ops.mcdrl_rt.select_intervene_norm(*shifted)
             outputs += torch.ops.mcdrl_rt.norm_shift(inputs[0], None, inputs[1][0], inputs[1][0], EPS)
             if not all(bool(output.isfinite().all()) for output in outputs):
                 sys.exit(f"{shape.name}, {dtype}: not a number")

@@ -2,9 +2,11 @@
 
 Here are the schemas, the reference implementations (every device, ``CompositeExplicitAutograd``) and the fake
 ones that ``torch.export`` traces with. A native library only adds faster CUDA implementations to the same names,
-so the dispatcher is the fallback and no caller has an ``if``. Beside the two: ``norm_shift`` (what a residual branch
-needs), both with it in one (``…_norm``), and ``lift`` (a decoder's level); ``mcdrl_rt.model.fused`` uses them. The dictionary Z is constant at inference, which
+so the dispatcher is the fallback and no caller has an ``if``. The dictionary Z is constant at inference, which
 folds a cross-attention block into two thin products (``fold_attention``), exactly.
+
+Beside the two stand what ``mcdrl_rt.model.fused`` uses: ``norm_shift`` (what a residual branch needs), the two with it
+in one (``…_norm``), and ``lift`` (a decoder's level).
 
     >>> out, readout = torch.ops.mcdrl_rt.intervene(tokens, a, c, b, heads, eps)   # doctest: +SKIP
 """

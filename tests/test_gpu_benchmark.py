@@ -96,7 +96,7 @@ def test_part_that_fails_loses_no_other(benchmark: Any, tmp_path: Path, monkeypa
         raise ZeroDivisionError("a fault of the part's own")
 
     def ends_badly(until: float) -> str:
-        return f"failed: {benchmark.reason(benchmark.call([sys.executable, '-c', 'raise SystemExit(3)'], until))}"
+        return f"failed: {benchmark.call([sys.executable, '-c', 'raise SystemExit(3)'], until).reason}"
 
     plan = {"first": (5, raises), "second": (5, ends_badly), "third": (5, lambda until: "done")}
     monkeypatch.setattr(benchmark, "plan", lambda: plan)
