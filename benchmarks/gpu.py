@@ -4,9 +4,10 @@
 
 Parts, in this order: the native library for this GPU alone; kernels against float64 and against torch; latency of the
 models; a frame's whole way; the tests that need a GPU and compute-sanitizer, which measure no time, at once; compilers.
-Each is a process of its own and leaves its figures as it gets them, so a part that fails or is out of time loses nothing but what it had not
-measured. FOLDER gets gpu.json (rewritten after each part), log.txt and two plots. ``--rehearse`` runs the same on a
-CPU with tiny sizes. The last line is JSON: what was done, what failed, and the bars.
+Each is a process of its own and leaves its figures as it gets them, so a part that fails or is out of time loses
+nothing but what it had not measured; only a library that does not build ends it all. FOLDER gets gpu.json (rewritten
+after each part), log.txt and two plots. ``--rehearse`` runs the same on a CPU with tiny sizes. The last line is JSON:
+what was done, what failed, and the bars.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Benchmark:
             with ThreadPoolExecutor(len(now)) as pool:
                 list(pool.map(lambda name: self.part(name, plan[name][0] * self.share, plan[name][1]), now))
             self.save()
+            if self.status.get("build", "").startswith("failed"):
+                break  # what comes after it would be measured of something else
         self.draw()
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.save()
@@ -169,8 +172,9 @@ class Benchmark:
         required = {} if self.rehearse else {"MCDRL_REQUIRE_GPU": "1"}
         ended = self.call(command, until, required)
         lines = ended.output.splitlines()
-        self.parts["tests"] = {"passed": None if self.rehearse else ended.status == 0, "summary": lines[-1:], "failures": [
-            line for line in lines if line.startswith(("FAILED", "ERROR"))]}  # fmt: skip
+        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        passed = None if self.rehearse else ended.status == 0
+        self.parts["tests"] = {"passed": passed, "summary": lines[-1:], "failures": failures}
         if not self.rehearse and any(line.startswith("SKIPPED") for line in lines):
             return "done, but some were skipped"
         return "done" if ended.status == 0 else f"failed: {ended.reason}"
