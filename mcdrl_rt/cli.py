@@ -241,6 +241,7 @@ def process(
     say); 1 a procedure failed.
     """
     from mcdrl_rt import offline
+    from mcdrl_rt.video.names import plain
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
     settings = offline.Settings(
@@ -253,7 +254,7 @@ def process(
         private=deidentify,
     )
     store = offline.Store(output) if offline.is_remote(output) else None
-    folder = Path(output) if store is None else store.folder
+    folder = Path(plain(output)) if store is None else store.folder
     jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None)
     if dry_run:
         for job in jobs:
@@ -353,13 +354,12 @@ def doctor() -> None:
 
 def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> None:
     """What a procedure would become."""
-    if store is not None:
-        store.recall(job.summary)
     results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
-    if as_json:
-        print_json({"source": job.title, "results": results, "state": job.state})
-    else:
-        print("\n  ".join([f"{job.title} ({job.state})", *results]))
+    with contextlib.nullcontext() if store is None else store.recalled(job.summary):
+        if as_json:
+            print_json({"source": job.title, "results": results, "state": job.state})
+        else:
+            print("\n  ".join([f"{job.title} ({job.state})", *results]))
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

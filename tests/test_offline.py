@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -116,13 +117,14 @@ def test_plan_keeps_the_extension_where_it_tells_files_apart(tmp_path: Path) -> 
 
 
 def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
-    out, empty, file = tmp_path / "out", tmp_path / "empty", archive / "a.mp4"
+    out, empty, file = tmp_path / "out", tmp_path / "empty", tmp_path / "other" / "a.mp4"
     empty.mkdir()
+    file.parent.mkdir()
+    file.touch()
     refused: list[tuple[type[Exception], str, list[Path], Path]] = [
-        (SourceError, "no such file or folder: .*gone", [archive, tmp_path / "gone"], out),
+        (SourceError, "no such file or folder: .*gone", [tmp_path / "gone"], out),
         (SourceError, "no video in .*empty, and no pictures; looked for .avi", [empty], out),
         (SourceError, "several inputs are named a;", [archive, file], out),
-        (SourceError, "several inputs are named a;", [file, file], out),
         (SinkError, "lies in the input", [archive], archive / "results"),
         (SinkError, "lies in the input", [archive], archive),
     ]
@@ -452,7 +454,7 @@ def test_what_was_begun_otherwise_is_refused(begun: tuple[Path, Path, Settings])
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [("{", "it is damaged; delete it"), ('{"segments": 3}', "it is not of this version of mcdrl-rt")],
+    [("{", "it is damaged; delete "), ('{"segments": 3}', "it is not of this version of mcdrl-rt")],
 )
 def test_a_damaged_manifest_is_named(begun: tuple[Path, Path, Settings], content: str, why: str) -> None:
     clip, out, settings = begun
@@ -460,7 +462,7 @@ def test_a_damaged_manifest_is_named(begun: tuple[Path, Path, Settings], content
     manifest.write_text(content)
     (outcome,) = run([clip], out, settings)
     assert outcome.error is not None and f"cannot read {manifest}: {why}" in outcome.error
-    manifest.unlink()
+    shutil.rmtree(manifest.parent)
     (outcome,) = run([clip], out, settings)
     assert outcome.error is None and names(out) == of("a")
 
@@ -499,3 +501,56 @@ def test_a_fault_of_ours_costs_only_its_procedure(
     text = f"{archive}/a.mp4: a fault of mcdrl-rt itself, please report it: ZeroDivisionError: a bug"
     assert (first.error, second.error) == (text, None)
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_what_is_named_twice_is_done_once(archive: Path, tmp_path: Path) -> None:
+    jobs = plan([archive / "a.mp4", archive, archive / "a.mp4"], tmp_path / "out")
+    assert [job.place.name for job in jobs] == ["a", "B"]
+
+
+def test_a_file_that_is_gone_costs_only_itself(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + os.fsencode(archive / "a.mp4") + b"\n/gone/b\xff.mp4\n")
+    good, gone = run([f"@{tmp_path / 'list.txt'}"], tmp_path / "out")
+    assert good.summary is not None
+    assert gone.error == "no such file: /gone/b\N{REPLACEMENT CHARACTER}.mp4"
+    with pytest.raises(SourceError, match="an input is an empty name"):
+        plan(["", archive], tmp_path / "out")
+
+
+@pytest.mark.parametrize("theirs", ["a.annotated.mp4", "a.parts/notes.txt"])
+def test_what_is_somebody_elses_is_left_alone(archive: Path, tmp_path: Path, theirs: str) -> None:
+    path = tmp_path / "out" / theirs
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    first, other = run([archive], tmp_path / "out")
+    assert other.summary is not None
+    assert first.error is not None and "is there already, of no job; move it" in first.error
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", ["a.parts", "a.masks"])
+def test_results_do_not_lie_in_a_folder_that_is_for_others(archive: Path, tmp_path: Path, folder: str) -> None:
+    (archive / folder).mkdir()
+    (archive / folder / "c.mp4").touch()
+    with pytest.raises(SinkError, match=r"the results of .*c\.mp4 would lie in .*; process them into different"):
+        plan([archive], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("one", "other"), [("", "deep"), ("deep", "")])
+def test_jobs_in_folders_of_one_another_do_not_meet(archive: Path, tmp_path: Path, one: str, other: str) -> None:
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    at_work = process(plan([archive], out / one), out / one, Segmenter(StripesEngine()))
+    next(at_work)
+    with pytest.raises(SinkError, match="another job is at work in"):
+        run([archive / "a.mp4"], out / other)
+    assert [outcome.error for outcome in at_work] == [None]
+
+
+def test_a_job_that_did_not_one_segment_stands_in_nobodys_way(archive: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out" / "a.parts"
+    place.mkdir(parents=True)
+    content = {"fingerprint": {"engine": {"name": "another"}}, "segments": [[None, None]], "done": {}}
+    (place / "manifest.json").write_text(json.dumps(content))
+    (outcome,) = run([archive / "a.mp4"], tmp_path / "out")
+    assert outcome.summary is not None and not place.exists()

@@ -116,3 +116,16 @@ def test_of_what_cannot_be_read_no_copy_is_kept(far: Any, tmp_path: Path) -> Non
     bad, good = run(["memory://bucket/in"], "memory://bucket/out")
     assert bad.error is not None and good.error is None
     assert not list((tmp_path / "cache" / "inputs").rglob("*.mp4"))
+
+
+def test_what_a_store_no_longer_has_is_done_again(far: Any) -> None:
+    inputs, output = ["memory://bucket/in/day2/b.mp4"], "memory://bucket/out"
+    run(inputs, output)
+    store = Store(output)
+    (job,) = plan(inputs, store.folder)
+    with store.recalled(job.summary):
+        assert job.state == "done"
+    assert job.state == "new"
+    far.rm("/bucket/out", recursive=True)
+    (outcome,) = run(inputs, output)
+    assert not outcome.before and far.exists("/bucket/out/b.summary.json")

@@ -37,8 +37,8 @@ class Outcome:
 
     job: Job
     summary: Summary | None = None
-    error: str | None = None
     before: bool = False
+    error: str | None = None
 
 
 def process(
@@ -94,12 +94,17 @@ def process(
 def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None) -> Outcome:
     try:
         make_folder(job.place.parent)
-        if store is not None and not job.summary.exists():
-            store.recall(job.summary)
-        summary, before = carry_out(job, crew, on_start, str if store is None else store.address)
-        if store is not None:  # also what was done before, and not sent
-            store.send(job.results(crew.settings))
-        return Outcome(job, summary, before=before)
+        if store is None:
+            return Outcome(job, *carry_out(job, crew, on_start))
+        if job.summary.exists():  # done, and not sent
+            summary, before = carry_out(job, crew, on_start, store.address)
+        else:
+            with store.recalled(job.summary):
+                summary, before = carry_out(job, crew, on_start, store.address)
+            if before:
+                return Outcome(job, summary, before)
+        store.send(job.results(crew.settings))
+        return Outcome(job, summary, before)
     except McdrlError as error:
         why = str(error)
     except OSError as error:  # a name that is too long, say
@@ -107,13 +112,17 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
     except Exception as error:  # it must not cost the others their turn
         _log.exception("%s: the fault", job.title)
         why = fault(error)
+    why = legible(why)
     return Outcome(job, error=why if legible(job.source.name) in why else f"{job.title}: {why}")
 
 
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Keep other jobs out; a process that dies lets go of the lock."""
+    """Keep other jobs out, those in folders around this one too; a process that dies lets go of the lock."""
     lock = FileLock(output / LOCK)
+    for folder in output.resolve().parents:
+        if (folder / LOCK).exists() and not _is_free(folder):
+            raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
     try:
         (output / LOCK).open("ab").close()  # a lock that cannot be made looks to FileLock as if others held it
         lock.acquire(timeout=0)
@@ -127,15 +136,29 @@ def _locked(output: Path) -> Iterator[None]:
         lock.release()
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether no job is at work in a folder, as far as can be told."""
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return True
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError):
+        return True
+
+
 def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
-    """Make sure that what lies in a folder was made by the same engine, with the same settings."""
+    """Make sure that what lies in a folder was made by the same engine, with the same settings, and by nobody now."""
     for folder, folders, files in os.walk(output):
         folders[:] = [name for name in folders if not name.endswith(".masks")]  # there may be millions in these
+        if LOCK in files and Path(folder) != output and not _is_free(Path(folder)):
+            raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
         begun = "manifest.json" in files and folder.endswith(".parts")
         for name in ["manifest.json"] if begun else [name for name in files if name.endswith(".summary.json")]:
             path = Path(folder, name)
             with contextlib.suppress(SourceError):  # it will be told of when it is its turn
-                there = read_json(path).get("fingerprint")
+                content = read_json(path)
+                there = content.get("fingerprint") if content.get("done", True) else None  # not one segment: no matter
                 if there and (differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint)):
                     raise SinkError(
                         f"{path} is of another job ({differs}); choose another output folder, or delete what is there"

@@ -1,7 +1,7 @@
 """How far the work on one procedure has come: what its parts are, and which of them are done.
 
-It is there once the first part is done, and replaced as a whole: whenever the process or the machine stops, either the
-old one is there or the new one.
+It is there before the first part, and replaced as a whole: whenever the process or the machine stops, either the old
+one is there or the new one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Manifest:
         path = _path(folder)
         if not path.exists():
             return None
-        content = read_json(path)
+        content = read_json(path, folder)
         try:
             segments = tuple(Segment(number, *edges) for number, edges in enumerate(content["segments"]))
             done = {int(number): _part(part) for number, part in content["done"].items()}
@@ -99,8 +99,8 @@ class Manifest:
         return [self.done[number] for number in sorted(self.done)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What is in a file of JSON.
+def read_json(path: Path, of: Path | None = None) -> dict[str, Any]:
+    """What is in a file of JSON; ``of``: what is worth nothing without it.
 
     Raises:
         SourceError: it cannot be read, or holds something else.
@@ -110,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(f"cannot read {path}: {reason(error)}") from None
     except (ValueError, TypeError):
-        raise SourceError(f"cannot read {path}: it is damaged; delete it") from None
+        raise SourceError(f"cannot read {path}: it is damaged; delete {of or 'it'}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import os
@@ -99,23 +100,26 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
         output: folder of the results, which lie in it as the inputs lie in theirs.
         rename: what results are called instead, given their place in that folder.
 
+    A file that is gone while others are there is a procedure too, which will fail: the rest of an archive goes on.
+
     Raises:
-        SourceError: an input does not exist, holds nothing to see, or two would get the same name.
-        SinkError: the output folder is an input or lies in one, or a result would replace an input.
+        SourceError: no input exists, one holds nothing to see, or two would get the same name.
+        SinkError: the output folder is an input or lies in one, or a result would replace an input or another's.
     """
     given = _listed(inputs)
     paths = _named(name for name in given if not is_remote(name))
+    if paths and len(paths) == len(given) and not any(path.exists() for path in paths):
+        raise SourceError(f"no such file or folder: {legible(str(paths[0]))}")
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
     alone = [path for path in paths if not path.is_dir()]
     for path in paths:
-        if not path.exists():
-            raise SourceError(f"no such file or folder: {path}")
         if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
             raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
         files += _within(path) if path.is_dir() else [(path, _place(path, alone))]
     far = [one for name in given if is_remote(name) for one in find(name)]
     origins = {origin.copy: origin for origin, _ in far}
     files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
+    files = list({(os.path.abspath(file), place): (file, place) for file, place in files}.values())  # named twice
     counts = Counter(place for _, place in files)
     files = [(file, place if counts[place] == 1 else place.with_name(file.name)) for file, place in files]
     jobs = [Job(file, output / (rename(place) if rename else place), origins.get(file)) for file, place in files]
@@ -123,6 +127,13 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     twice = sorted({legible(_stem(job.source)) for job in jobs if places.count(job.place) > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
+    owned = {job.result(end): job for job in jobs for end in (".masks", ".parts")}
+    for job in jobs:
+        if (folder := next((parent for parent in job.place.parents if parent in owned), None)) is not None:
+            raise SinkError(
+                f"the results of {job.title} would lie in {folder}, which is for those of {owned[folder].title}; "
+                "process them into different folders"
+            )
     replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
@@ -145,6 +156,8 @@ def _listed(inputs: Iterable[str | Path]) -> list[str]:
     """The inputs, with the lines of lists in the place of these."""
     named: list[str] = []
     for given in map(str, inputs):
+        if not given:
+            raise SourceError("an input is an empty name")
         is_list = given.startswith("@") and not Path(given).exists()
         named += map(plain, _lines(Path(given[1:])) if is_list else [given])
     return named
@@ -169,8 +182,9 @@ def _named(inputs: Iterable[str]) -> list[Path]:
 def _lines(listed: Path) -> Sequence[str]:
     """The lines of a list that say something; what begins with # is for people."""
     try:
-        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        content = os.fsdecode(listed.read_bytes().removeprefix(codecs.BOM_UTF8))  # names are bytes, of any kind
+        lines = [line.strip() for line in content.splitlines()]
+    except OSError as error:
         raise SourceError(f"cannot read the list {listed}: {reason(error)}") from None
     named = [line for line in lines if line and not line.startswith("#")]
     if any(line.startswith("@") for line in named):

@@ -49,8 +49,8 @@ class Crew:
         return {"engine": self.engine, "settings": self.settings.facts()}
 
 
-def done_before(job: Job, fingerprint: Fingerprint) -> Summary | None:
-    """The summary of a procedure that is done; None if it is not.
+def done_before(job: Job, fingerprint: Fingerprint, address: Callable[[Path], str] = str) -> Summary | None:
+    """The summary of a procedure that is done; None if it is not. ``address``: see ``carry_out``.
 
     Raises:
         SinkError: it was done by another engine, with other settings, or with another input in its place.
@@ -58,7 +58,7 @@ def done_before(job: Job, fingerprint: Fingerprint) -> Summary | None:
     if not job.summary.exists():
         return None
     content = read_json(job.summary)
-    _refuse(job.summary, content.get("fingerprint", {}), fingerprint)
+    _refuse(address(job.summary), content.get("fingerprint", {}), fingerprint)
     shutil.rmtree(job.parts, ignore_errors=True)  # it may have been stopped in clearing up
     return Summary(**content["summary"])
 
@@ -82,7 +82,7 @@ def carry_out(
             Segments that are done stay done.
     """
     fingerprint = crew.fingerprint | {"input": job.origin.facts() if job.origin else input_facts(job.source)}
-    if summary := done_before(job, fingerprint):
+    if summary := done_before(job, fingerprint, address):
         return summary, True
     with job.origin.fetched() if job.origin else contextlib.nullcontext():
         recording = open_recording(job.source.absolute(), crew.settings.private)
@@ -129,17 +129,29 @@ class _Count:
 def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint) -> Manifest:
     """The manifest of what was begun, or a new one; a segment whose parts somebody deleted is not done."""
     manifest = Manifest.read(job.parts)
-    if manifest is not None:
-        _refuse(job.parts, manifest.fingerprint, fingerprint)
+    if manifest is not None and manifest.done:
+        _refuse(str(job.parts), manifest.fingerprint, fingerprint)
         for left in job.parts.glob(".*"):  # what a killed process left
             left.unlink(missing_ok=True)
         for number, part in list(manifest.done.items()):
             if part.frames and not all(kind.part(job.parts, number).exists() for kind in crew.kinds):
                 del manifest.done[number]
         return manifest
+    _refuse_foreign(job, crew, ours=manifest is not None)
     shutil.rmtree(job.parts, ignore_errors=True)  # not one segment was done
     make_folder(job.parts)
-    return Manifest(job.parts, fingerprint, recording.segments(crew.settings.segment_s))
+    manifest = Manifest(job.parts, fingerprint, recording.segments(crew.settings.segment_s))
+    manifest.save()  # whose folder it is
+    return manifest
+
+
+def _refuse_foreign(job: Job, crew: Crew, ours: bool) -> None:
+    """What lies where a new procedure's results will, and was made by no job, is somebody's."""
+    there = [path for path in job.results(crew.settings) if path.exists()]
+    if not ours and job.parts.is_dir() and any(not path.name.startswith(".") for path in job.parts.iterdir()):
+        there.append(job.parts)
+    if there:
+        raise SinkError(f"{there[0]} is there already, of no job; move it, or choose another output folder")
 
 
 def _about(job: Job, crew: Crew, recording: Recording) -> About:
@@ -148,7 +160,7 @@ def _about(job: Job, crew: Crew, recording: Recording) -> About:
     return About(recording.format, spec.classes, facts | {"engine": dict(crew.engine)}, recording.sound)
 
 
-def _refuse(path: Path, there: Fingerprint, now: Fingerprint) -> None:
+def _refuse(path: str, there: Fingerprint, now: Fingerprint) -> None:
     """Nothing of one job is mixed with another's."""
     if differs := difference(there, now):
         raise SinkError(f"{path} is of another job ({differs}); choose another output folder, or delete it")

@@ -124,15 +124,23 @@ class Store:
         """Where a result will be."""
         return str(self._files.unstrip_protocol(self._there(path)))
 
-    def recall(self, summary: Path) -> None:
-        """Get the summary of a procedure that was done before, if it was.
+    @contextlib.contextmanager
+    def recalled(self, summary: Path) -> Iterator[None]:
+        """Have the summary of a procedure that was done before, if it was, for as long as it takes: kept, it would say
+        that the procedure is done when the store no longer has it.
 
         Raises:
             SinkError: the store cannot be read.
         """
         with _told(SinkError, f"cannot read {redacted(self._url)}"):
-            if self._files.exists(self._there(summary)):
+            there = self._files.exists(self._there(summary))
+            if there:
                 _get(self._files, self._there(summary), summary)
+        try:
+            yield
+        finally:
+            if there:
+                summary.unlink(missing_ok=True)
 
     def send(self, results: Sequence[Path]) -> None:
         """Send results, in this order; those that were sent before are replaced.

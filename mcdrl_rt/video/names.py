@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 _PARTS = re.compile(r"([^?#;]*)([?#;]?)(.*)", re.DOTALL)  # of an address: a query, a fragment, ;jsessionid=… at its end
 _ONE_SLASH = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?):/?(?!/)", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MASKS = "masks:"  # begins the name of an output that is a folder of masks
 
 
@@ -17,8 +18,9 @@ def scheme(uri: str) -> str:
 
 
 def legible(name: str) -> str:
-    """A file's name as text, whatever bytes it is made of."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    """A file's name as text of one line, whatever bytes it is made of."""
+    text = name.encode(errors="surrogateescape").decode(errors="replace")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def slash_missing(uri: str) -> str:
