@@ -17,6 +17,7 @@ from mcdrl_rt.video.source import open_source
 TICK = Fraction(1, 25)
 RATE = 44_100
 Sound = list[tuple[Fraction, bytes]]
+_QUICKTIME = {7: 0x7D0007, 8: 0x800008}  # channels in an order of its own, as ffmpeg 5.1 writes 6.1 and 7.1
 
 
 def write_recording(path: Path, codec: str, *, late_s: Fraction = Fraction(0), seconds: int = 3) -> Path:
@@ -174,3 +175,35 @@ def test_an_aborted_file_is_gone_with_its_sound(tmp_path: Path) -> None:
     sink.write(Shown(Frame(picture(0), 0, TICK)))
     sink.abort()
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7, 8, 9, 16])
+def test_any_number_of_channels_is_mixed_into_two_or_told_of(tmp_path: Path, channels: int) -> None:
+    clip = tmp_path / "a.mov"
+    with av.open(str(clip), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        layout = f"{channels}c" if channels != 9 else "9 channels"
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout=layout)
+        for index in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = index, TICK
+            container.mux(video.encode(frame))
+            tone = np.full((1, RATE // 25 * channels), 1000, np.int16)
+            part = av.AudioFrame.from_ndarray(tone, format="s16", layout=layout)
+            part.sample_rate, part.time_base, part.pts = RATE, Fraction(1, RATE), index * RATE // 25
+            container.mux(audio.encode(part))
+        container.mux(video.encode(None))
+    if channels in _QUICKTIME:
+        content, usual = clip.read_bytes(), b"chan\0\0\0\0\0\1\0\0"
+        assert content.count(usual) == 1
+        clip.write_bytes(content.replace(usual, b"chan\0\0\0\0" + _QUICKTIME[channels].to_bytes(4)))
+    with open_source(str(clip)) as source, open_sink(str(tmp_path / "b.mp4"), source.format, audio=clip) as sink:
+        for given in source:
+            sink.write(Shown(given))
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        mixed = [stream.channels for stream in result.streams.audio]
+    if channels == 9:
+        assert mixed == [] and sink.problem == "a sound track was left out: 9 channels cannot be mixed into two"
+    else:
+        assert mixed == [min(channels, 2)] and sink.problem is None
+        assert np.abs(samples(tmp_path / "b.mp4")[1]).max() > 0.01
