@@ -78,11 +78,14 @@ class Audio:
         if self._streams:
             self._packets = self._read()
 
-    def write_until(self, time_s: Fraction, origin_s: Fraction) -> None:
-        """Write the sound before ``time_s``, a time of the file, where ``origin_s`` of it is zero in the output."""
+    def write_until(self, time_s: Fraction | None, origin_s: Fraction) -> None:
+        """Write the sound before ``time_s``, a time of the file, where ``origin_s`` of it is zero in the output.
+
+        None is its own end.
+        """
         while (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = packet
-            if cast(int, packet.pts) * packet.time_base >= time_s:
+            if time_s is not None and cast(int, packet.pts) * packet.time_base >= time_s:
                 return
             self._waiting = None
             self._tracks[packet.stream_index].write(packet, origin_s)
