@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 
 from mcdrl_rt.types import Frame, UInt8Array
 from mcdrl_rt.video.deinterlace import Deinterlacer
+from mcdrl_rt.video.index import Segment, index_of
+from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import open_source
 from mcdrl_rt.video.timestamps import Timestamps
 
@@ -147,6 +149,18 @@ def test_a_transport_stream_whose_counter_wraps(tmp_path: Path) -> None:
     frames, _ = read(transport(tmp_path / "wrap.ts", 2**33 - 5 * 3600 - 126_000))
     assert len(frames) == 10
     assert steps(frames) == {Fraction(1, 25)}
+
+
+def test_the_empty_packets_of_avi_are_no_lost_frames(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", pts=range(0, 60, 2), time_base=Fraction(1, 50), rate=Fraction(50))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames > 50
+    frames, problem = read(path)
+    assert len(frames) == 30 and problem is None
+    index = index_of(path)
+    with open_segment(index, Segment(0, None, None)) as source:
+        assert len(list(source)) == 30
+    assert index.verdict([source.tally]) is None
 
 
 def test_b_frames_in_avi_come_in_order(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ class Video(Source):
     @property
     def expected(self) -> Expected:
         """What the container promises."""
-        counted, from_zero = bool(self._stream.frames), "matroska" in self._container.format.name
+        kind = self._container.format.name
+        # AVI counts empty packets too, which only say that the picture before them stays
+        counted, from_zero = bool(self._stream.frames) and "avi" not in kind, "matroska" in kind
         return Expected(self.frame_count or 0, counted, self.rate, self.time_base, from_zero)
 
     @property
