@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
@@ -149,6 +150,29 @@ def test_a_transport_stream_whose_counter_wraps(tmp_path: Path) -> None:
     frames, _ = read(transport(tmp_path / "wrap.ts", 2**33 - 5 * 3600 - 126_000))
     assert len(frames) == 10
     assert steps(frames) == {Fraction(1, 25)}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path, orientation: int) -> None:
+    _, jpeg = cv2.imencode(".jpg", picture(3)[:, :, ::-1])
+    tag = b"\x01\x12\0\x03\0\0\0\x01" + orientation.to_bytes(2) + b"\0\0"
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01" + tag + b"\0\0\0\0"
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + jpeg.tobytes()[2:])
+    (frame,), problem = read(path)
+    expected = cv2.imread(str(path))[:, :, ::-1]  # which obeys it too
+    assert frame.pixels.shape == expected.shape and problem is None
+    assert difference(frame.pixels, expected) < 4
+
+
+@pytest.mark.parametrize("size", [(48, 64), (1, 1)])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp"])
+def test_pictures_of_any_kind_and_size(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), picture(3, size)[:, :, ::-1])
+    (frame,), problem = read(path)
+    assert problem is None
+    np.testing.assert_array_equal(frame.pixels, picture(3, size))
 
 
 def test_the_empty_packets_of_avi_are_no_lost_frames(tmp_path: Path) -> None:

@@ -234,7 +234,8 @@ class Encoder:
         if below or right:
             pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
         if self._codec.pix_fmt == "gray":
-            return VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels[:, :, 0]), format="gray")
+            # copied: of a single pixel NumPy calls contiguous what PyAV does not
+            return VideoFrame.from_numpy_buffer(pixels[:, :, 0].copy(), format="gray")
         rgb = VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
         yuv = {"dst_colorspace": self._matrix, "dst_color_range": "MPEG"}
         kind: dict[str, Any] = yuv if self._is_yuv else {}

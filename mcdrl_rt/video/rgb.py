@@ -6,6 +6,8 @@ from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
@@ -15,6 +17,7 @@ from mcdrl_rt.types import UInt8Array
 _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> the name the sink takes
 _MATRICES = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601, "bt2020": Colorspace.BT2020}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_KINDS = 48  # of side data; more than FFmpeg has
 
 
 class ToRgb:
@@ -61,7 +64,7 @@ def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
     small = frame.reformat(width=16, height=16)  # it has the same side data, and its cycle holds little
-    side_data = cast(dict[str, Any], small.side_data)
+    side_data = cast(dict[str, Any], _with_known_side_data(small).side_data)
     if "DISPLAYMATRIX" not in side_data:
         return False, 1, 1
     matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
@@ -70,3 +73,14 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     swapped = abs(b) > abs(a)
     right, down = (c, b) if swapped else (a, d)
     return swapped, -1 if right < 0 else 1, -1 if down < 0 else 1
+
+
+def _with_known_side_data(frame: VideoFrame) -> VideoFrame:
+    """A frame without the kinds of side data that FFmpeg has and PyAV does not: it fails to read any beside them."""
+    graph = Graph()
+    filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))]
+    filters += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(len(Type), _KINDS)]
+    graph.link_nodes(*filters, graph.add("buffersink"))
+    graph.configure()
+    graph.vpush(frame)
+    return graph.vpull()
