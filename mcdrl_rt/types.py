@@ -50,6 +50,7 @@ class Frame:
         capture_time_s: ``time.monotonic()`` at which the frame came into being here.
         signal: False while a live source is lost: the pixels are its last picture, greyed, and nothing is to be seen
             in them.
+        duration_s: how long its source shows it, in seconds; 0 where that is not known.
     """
 
     pixels: UInt8Array
@@ -58,6 +59,7 @@ class Frame:
     index: int = 0
     capture_time_s: float = field(default_factory=time.monotonic)
     signal: bool = True
+    duration_s: Fraction = Fraction(0)
 
     @property
     def pts_s(self) -> float:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
-from av.codec.context import CodecContext
+from av.codec.context import CodecContext, Flags
 from av.container import OutputContainer
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
@@ -174,7 +174,7 @@ class Encoder:
         if grey:
             self._codec = replace(self._codec, pix_fmt="gray")
         self.size = encoded_size(name, format.size)
-        self._time_base, self._live = time_base, live
+        self._time_base, self._live, self._frame_s = time_base, live, 1 / format.rate
         # half a frame early rather than late: times are rounded
         self._restart_after = round((_RESTART_S - 1 / (2 * format.rate)) / time_base)
         self.rescaled, self.restarted = 0, False
@@ -187,6 +187,7 @@ class Encoder:
         _configure(context, self._codec, format.rate, live)
         context.options |= options or {}
         context.sample_aspect_ratio = format.pixel_aspect
+        context.flags |= Flags.frame_duration  # else each picture lasts as long as all do on average
         if in_order:
             context.max_b_frames = 0
         color = format.color
@@ -201,10 +202,14 @@ class Encoder:
         """Open the codec, so that what it does not take shows before the first picture."""
         self._stream.codec_context.open()
 
-    def encode(self, pixels: UInt8Array, pts: int) -> list[Packet[VideoStream]]:
-        """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead."""
+    def encode(self, pixels: UInt8Array, pts: int, duration_s: Fraction = Fraction(0)) -> list[Packet[VideoStream]]:
+        """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead.
+
+        Containers need to know how long the last picture is shown; where that is not known it is 0.
+        """
         frame = self._frame(pixels)
         frame.pts, frame.time_base = pts, self._time_base
+        frame.duration = round((duration_s or self._frame_s) / self._time_base)
         self.restarted = self._live and pts >= self._next_start
         if self.restarted:
             frame.pict_type = PictureType.I
