@@ -29,7 +29,13 @@ H264 = "libx264"
 AUTO = "auto"
 # color -> swscale's matrix, then FFmpeg's numbers for matrix, transfer and primaries (2: not specified, because
 # BT.601 does not say which of two it means)
-_COLORS = {"bt709": ("ITU709", 1, 1, 1), "bt601": ("ITU601", 6, 6, 2), "bt2020": ("BT2020", 9, 14, 9)}
+_COLORS = {
+    "bt709": ("ITU709", 1, 1, 1),
+    "bt601": ("ITU601", 6, 6, 2),
+    "smpte170m": ("ITU601", 6, 6, 6),
+    "bt470bg": ("ITU601", 5, 6, 5),
+    "bt2020": ("BT2020", 9, 14, 9),
+}
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG, what every player expects of YUV video
 _RESTART_S = 1  # of a live video: what a crash may cost, and what a receiver waits that joins late
 _BITS_PER_PIXEL = 0.15  # where an encoder or a network needs a bit rate: 1080p at 60 Hz is 19 Mbit/s
