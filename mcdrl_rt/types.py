@@ -50,6 +50,7 @@ class Frame:
         capture_time_s: ``time.monotonic()`` at which the frame came into being here.
         signal: False while a live source is lost: the pixels are its last picture, greyed, and nothing is to be seen
             in them.
+        duration_s: how long its source shows it, in seconds; 0 where that is not known.
     """
 
     pixels: UInt8Array
@@ -58,6 +59,7 @@ class Frame:
     index: int = 0
     capture_time_s: float = field(default_factory=time.monotonic)
     signal: bool = True
+    duration_s: Fraction = Fraction(0)
 
     @property
     def pts_s(self) -> float:
@@ -154,7 +156,8 @@ class VideoFormat:
         size: (height, width) of the first frame; a later frame may differ.
         time_base: seconds per unit of every frame's ``pts``.
         rate: nominal frames per second, for players and rate control.
-        color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with.
+        color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with; where BT.601's primaries are known,
+            ``smpte170m`` or ``bt470bg``.
         pixel_aspect: width of a pixel by its height, as players should show it.
         live: time counts from wherever the source began to count, not from zero.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,22 +12,27 @@ import pytest
 from clips import picture, read_pts
 
 from mcdrl_rt.types import Frame, Shown, VideoFormat
+from mcdrl_rt.video.chunks import Chunk, join
+from mcdrl_rt.video.file import VideoFile
 from mcdrl_rt.video.sink import open_sink
 from mcdrl_rt.video.source import open_source
 
 TICK = Fraction(1, 25)
 RATE = 44_100
 Sound = list[tuple[Fraction, bytes]]
+_QUICKTIME = {7: 0x7D0007, 8: 0x800008}  # channels in an order of its own, as ffmpeg 5.1 writes 6.1 and 7.1
 
 
-def write_recording(path: Path, codec: str, *, late_s: Fraction = Fraction(0), seconds: int = 3) -> Path:
+def write_recording(
+    path: Path, codec: str, *, late_s: Fraction = Fraction(0), seconds: int = 3, frames: int | None = None
+) -> Path:
     """A video with sound: a tone that rises, so that its samples tell the time; ``late_s`` after the pictures."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25, width=64, height=48)
         video.codec_context.max_b_frames = 0
         rate = 48_000 if "opus" in codec else RATE
         audio = container.add_stream(codec, rate=rate, layout="mono")
-        for index in range(25 * seconds):
+        for index in range(25 * seconds if frames is None else frames):
             frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
             frame.pts, frame.time_base = index, TICK
             container.mux(video.encode(frame))
@@ -49,6 +55,21 @@ def copy(source: Path, target: Path, frames: int | None = None) -> Path:
                 break
             sink.write(Shown(frame))
     assert sink.problem is None
+    return target
+
+
+def put_together(source: Path, target: Path) -> Path:
+    """As a whole of parts, with the sound of the source."""
+    parts = [target.with_stem(f"{target.stem}-{number}") for number in range(2)]
+    with open_source(str(source)) as video:
+        frames = list(video)
+    chunks = []
+    for part, some in zip(parts, (frames[: len(frames) // 2], frames[len(frames) // 2 :]), strict=True):
+        with VideoFile(part, "libx264", video.format, joinable=True) as sink:
+            for frame in some:
+                sink.write(Shown(frame))
+        chunks.append(Chunk(part, some[0].pts * some[0].time_base))
+    assert join(chunks, target, source) == []
     return target
 
 
@@ -174,3 +195,52 @@ def test_an_aborted_file_is_gone_with_its_sound(tmp_path: Path) -> None:
     sink.write(Shown(Frame(picture(0), 0, TICK)))
     sink.abort()
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("through", [copy, put_together])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_the_sound_of_a_transport_stream_goes_into_every_container(
+    tmp_path: Path, suffix: str, through: Callable[[Path, Path], Path]
+) -> None:
+    source = write_recording(tmp_path / "a.ts", "aac", seconds=1)
+    before, after = (samples(path)[1] for path in (source, through(source, tmp_path / f"b.{suffix}")))
+    assert abs(len(before) - len(after)) <= 2 * 1024 * 48_000 / RATE
+    assert np.abs(after).max() > 0.1
+
+
+@pytest.mark.parametrize("frames", [25, 10])
+def test_what_is_put_together_has_all_of_its_sound(tmp_path: Path, frames: int) -> None:
+    source = write_recording(tmp_path / "a.mp4", "aac", seconds=1, frames=frames)
+    assert sound(put_together(source, tmp_path / "b.mp4")) == sound(source)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7, 8, 9, 16])
+def test_any_number_of_channels_is_mixed_into_two_or_told_of(tmp_path: Path, channels: int) -> None:
+    clip = tmp_path / "a.mov"
+    with av.open(str(clip), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        layout = f"{channels}c" if channels != 9 else "9 channels"
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout=layout)
+        for index in range(10):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = index, TICK
+            container.mux(video.encode(frame))
+            tone = np.full((1, RATE // 25 * channels), 1000, np.int16)
+            part = av.AudioFrame.from_ndarray(tone, format="s16", layout=layout)
+            part.sample_rate, part.time_base, part.pts = RATE, Fraction(1, RATE), index * RATE // 25
+            container.mux(audio.encode(part))
+        container.mux(video.encode(None))
+    if channels in _QUICKTIME:
+        content, usual = clip.read_bytes(), b"chan\0\0\0\0\0\1\0\0"
+        assert content.count(usual) == 1
+        clip.write_bytes(content.replace(usual, b"chan\0\0\0\0" + _QUICKTIME[channels].to_bytes(4)))
+    with open_source(str(clip)) as source, open_sink(str(tmp_path / "b.mp4"), source.format, audio=clip) as sink:
+        for given in source:
+            sink.write(Shown(given))
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        mixed = [stream.channels for stream in result.streams.audio]
+    if channels == 9:
+        assert mixed == [] and sink.problem == "a sound track was left out: 9 channels cannot be mixed into two"
+    else:
+        assert mixed == [min(channels, 2)] and sink.problem is None
+        assert np.abs(samples(tmp_path / "b.mp4")[1]).max() > 0.01

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 
 from mcdrl_rt.types import Frame, UInt8Array
 from mcdrl_rt.video.deinterlace import Deinterlacer
+from mcdrl_rt.video.index import Segment, index_of
+from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import open_source
 from mcdrl_rt.video.timestamps import Timestamps
 
@@ -147,6 +150,41 @@ def test_a_transport_stream_whose_counter_wraps(tmp_path: Path) -> None:
     frames, _ = read(transport(tmp_path / "wrap.ts", 2**33 - 5 * 3600 - 126_000))
     assert len(frames) == 10
     assert steps(frames) == {Fraction(1, 25)}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path, orientation: int) -> None:
+    _, jpeg = cv2.imencode(".jpg", picture(3)[:, :, ::-1])
+    tag = b"\x01\x12\0\x03\0\0\0\x01" + orientation.to_bytes(2) + b"\0\0"
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01" + tag + b"\0\0\0\0"
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif + jpeg.tobytes()[2:])
+    (frame,), problem = read(path)
+    expected = cv2.imread(str(path))[:, :, ::-1]  # which obeys it too
+    assert frame.pixels.shape == expected.shape and problem is None
+    assert difference(frame.pixels, expected) < 4
+
+
+@pytest.mark.parametrize("size", [(48, 64), (1, 1)])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp"])
+def test_pictures_of_any_kind_and_size(tmp_path: Path, suffix: str, size: tuple[int, int]) -> None:
+    path = tmp_path / f"a.{suffix}"
+    cv2.imwrite(str(path), picture(3, size)[:, :, ::-1])
+    (frame,), problem = read(path)
+    assert problem is None
+    np.testing.assert_array_equal(frame.pixels, picture(3, size))
+
+
+def test_the_empty_packets_of_avi_are_no_lost_frames(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", pts=range(0, 60, 2), time_base=Fraction(1, 50), rate=Fraction(50))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames > 50
+    frames, problem = read(path)
+    assert len(frames) == 30 and problem is None
+    index = index_of(path)
+    with open_segment(index, Segment(0, None, None)) as source:
+        assert len(list(source)) == 30
+    assert index.verdict([source.tally]) is None
 
 
 def test_b_frames_in_avi_come_in_order(tmp_path: Path) -> None:

@@ -271,6 +271,12 @@ def test_pictures_are_segmented(tmp_path: Path) -> None:
     assert names(tmp_path / "single" / "1.masks") == ["00000000-0.png", "masks.json"]
 
 
+def test_a_single_pixel_is_a_picture(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((1, 1, 3), 200, np.uint8))
+    (outcome,) = run([tmp_path / "a.png"], tmp_path / "out", Settings(masks=("ffv1", "png", "coco")))
+    assert outcome.summary is not None and outcome.summary.frames_out == 1 and outcome.summary.problem is None
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,17 @@ def test_every_frame_keeps_its_time(write: Write, tmp_path: Path) -> None:
         assert float(video.duration * video.time_base) == pytest.approx(length_s, abs=1.5 / float(source.rate))
 
 
+def test_the_last_frame_is_shown_as_long_as_it_was(tmp_path: Path) -> None:
+    tick = Fraction(1, 1000)
+    path = write_clip(tmp_path / "a.mp4", pts=[0, 40, 400, 440, 900, 940], time_base=tick, codec_options={"bf": "0"})
+    (outcome,) = run([path], tmp_path / "out")
+    lengths = []
+    for file in (path, outcome.job.result(".annotated.mp4"), outcome.job.result(".labels.mkv")):
+        with av.open(str(file)) as container:
+            lengths.append(container.duration)
+    assert lengths == [980_000] * 3
+
+
 def test_what_cannot_be_cut_is_done_at_once(tmp_path: Path) -> None:
     """A clock that jumps back."""
     path = joined(tmp_path / "ab.ts", transport(tmp_path / "a.ts", 900_000, 20), transport(tmp_path / "b.ts", 0, 20))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Frame, Shown, UInt8Array, VideoFormat
 from mcdrl_rt.video.sink import open_sink
+from mcdrl_rt.video.source import open_source
 
 TICK = Fraction(1, 25)
 
@@ -118,13 +119,18 @@ def test_frames_of_another_size_are_scaled_and_reported(tmp_path: Path) -> None:
     assert [pixels.shape[:2] for pixels in read_pixels(tmp_path / "a.mp4")] == [(48, 64)] * 2
 
 
-@pytest.mark.parametrize(("color", "tag"), [("bt709", 1), ("bt601", 6), ("bt2020", 9)])
+@pytest.mark.parametrize(
+    ("color", "tag", "primaries"),
+    [("bt709", 1, 1), ("bt601", 6, 2), ("smpte170m", 6, 6), ("bt470bg", 5, 5), ("bt2020", 9, 9)],
+)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
-def test_colours_survive_and_are_tagged(tmp_path: Path, suffix: str, color: str, tag: int) -> None:
+def test_colours_survive_and_are_tagged(tmp_path: Path, suffix: str, color: str, tag: int, primaries: int) -> None:
     path = save(tmp_path / f"a.{suffix}", range(5), color=color)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    assert (frame.colorspace, frame.color_range) == (tag, 1)
+    assert (frame.colorspace, frame.color_primaries, frame.color_range) == (tag, primaries, 1)
+    with open_source(str(path)) as source:
+        assert source.color == color
     shown = read_pixels(path)
     assert len(shown) == 5
     assert max(difference(pixels, picture(i)) for i, pixels in enumerate(shown)) < 5

@@ -16,7 +16,7 @@ from typing import cast
 import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 _PCM = ("pcm_s16le", "pcm_u8")
@@ -31,6 +31,7 @@ _COPIED = {
 _ENCODERS = {"webm": "libopus", "avi": "libmp3lame"}
 _RATE = 48_000  # where an encoder does not take the recording's own; all take this one
 _BITS_PER_CHANNEL = 64_000
+_MIXED = (*range(1, 9), 10, 12, 14, 16, 24)  # numbers of channels that FFmpeg mixes into two
 
 
 class Audio:
@@ -48,6 +49,7 @@ class Audio:
         self._waiting: Packet[AudioStream] | None = None  # read, and too early to be written
         self._packets: Iterator[Packet[AudioStream]] = iter(())
         self._streams: list[AudioStream] = []
+        self._source: InputContainer | None = None
         try:
             self._source = av.open(f"file:{path.absolute()}")
         except (av.FFmpegError, OSError):
@@ -65,15 +67,25 @@ class Audio:
 
     def add_to(self, container: OutputContainer, muxer: str) -> None:
         """Add a stream for each of the file's to ``container``, whose header is not written yet."""
-        self._tracks = {stream.index: _Track(stream, container, muxer) for stream in self._streams}
+        for stream in self._streams:
+            if _is_copied(stream, muxer):
+                self._tracks[stream.index] = _Track(stream, container, muxer)
+            elif (channels := _usual_channels(stream)) in _MIXED:
+                self._tracks[stream.index] = _Track(stream, container, muxer, channels)
+            else:
+                self.problems.append(f"a sound track was left out: {channels} channels cannot be mixed into two")
+        self._streams = [stream for stream in self._streams if stream.index in self._tracks]
         if self._streams:
             self._packets = self._read()
 
-    def write_until(self, time_s: Fraction, origin_s: Fraction) -> None:
-        """Write the sound before ``time_s``, a time of the file, where ``origin_s`` of it is zero in the output."""
+    def write_until(self, time_s: Fraction | None, origin_s: Fraction) -> None:
+        """Write the sound before ``time_s``, a time of the file, where ``origin_s`` of it is zero in the output.
+
+        None is its own end.
+        """
         while (packet := self._waiting or next(self._packets, None)) is not None:
             self._waiting = packet
-            if cast(int, packet.pts) * packet.time_base >= time_s:
+            if time_s is not None and cast(int, packet.pts) * packet.time_base >= time_s:
                 return
             self._waiting = None
             self._tracks[packet.stream_index].write(packet, origin_s)
@@ -82,17 +94,19 @@ class Audio:
         """Write what the encoders hold back; no sound comes after it."""
         for track in self._tracks.values():
             track.finish()
+            if track.problem:
+                self.problems.append(track.problem)
         self.close()
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        self._tracks, self._packets, self._waiting = {}, iter(()), None
-        if self._streams:
-            self._streams = []
+        self._tracks, self._packets, self._waiting, self._streams = {}, iter(()), None, []
+        if self._source is not None:
             self._source.close()
 
     def _read(self) -> Iterator[Packet[AudioStream]]:
         """Packets in the order of the file; damage ends the sound, not the pictures."""
+        assert self._source is not None
         try:
             for packet in self._source.demux(self._streams):
                 if packet.size and packet.pts is not None:
@@ -102,21 +116,27 @@ class Audio:
 
 
 class _Track:
-    """One audio stream, copied or re-encoded."""
+    """One audio stream: copied, or re-encoded where its number of ``channels`` is given.
 
-    def __init__(self, source: AudioStream, container: OutputContainer, muxer: str) -> None:
+    Attributes:
+        problem: what is missing of it; None while nothing is.
+    """
+
+    def __init__(
+        self, source: AudioStream, container: OutputContainer, muxer: str, channels: int | None = None
+    ) -> None:
         self._container = container
         # the first packets of AAC lie before zero, to warm the decoder up; only these can say so
         self._before_zero = muxer in ("mp4", "mov")
         self._last_dts: int | None = None
-        codec = source.codec_context.codec.canonical_name
-        self._copied = codec in _COPIED.get(muxer, (codec,))
-        if self._copied:
+        self.problem: str | None = None
+        self._copied = channels is None
+        if channels is None:
             self._stream = container.add_stream_from_template(source)
         else:
             name = _ENCODERS.get(muxer, "aac")
             rate = source.rate if source.rate in (av.Codec(name, "w").audio_rates or ()) else _RATE
-            layout = "mono" if source.channels == 1 else "stereo"
+            layout = "mono" if channels == 1 else "stereo"
             self._stream = cast(AudioStream, container.add_stream(name, rate=rate, layout=layout))
             self._stream.codec_context.bit_rate = _BITS_PER_CHANNEL * self._stream.channels
         if language := source.metadata.get("language"):  # the rest may name a person, a device, a place
@@ -134,7 +154,7 @@ class _Track:
     def finish(self) -> None:
         """Write what the encoder holds back."""
         if not self._copied:
-            self._container.mux(self._stream.encode(None))
+            self._container.mux(self._encoded(None))
 
     def _copy(self, packet: Packet[AudioStream], shift: int) -> None:
         dts = packet.pts if packet.dts is None else packet.dts
@@ -151,4 +171,30 @@ class _Track:
             return
         frame.pts -= round(origin_s / frame.time_base)
         if frame.pts >= 0:
-            self._container.mux(self._stream.encode(frame))
+            self._container.mux(self._encoded(frame))
+
+    def _encoded(self, frame: AudioFrame | None) -> list[Packet[AudioStream]]:
+        """What a frame becomes; nothing, where FFmpeg cannot mix its channels, or PyAV not go on with others."""
+        try:
+            return self._stream.encode(frame)
+        except (av.FFmpegError, ValueError):
+            self.problem = "sound was left out where its channels or rate are not those it began with"
+            return []
+
+
+def _is_copied(source: AudioStream, muxer: str) -> bool:
+    codec = source.codec_context.codec.canonical_name
+    return codec in _COPIED.get(muxer, (codec,))
+
+
+def _usual_channels(source: AudioStream) -> int:
+    """The number of channels of a stream to be decoded, which are in a usual order from now on.
+
+    A list of channels in another order, as QuickTime may have, is freed twice by PyAV 18: with each frame, and with
+    this look at it. So it must be replaced before anything else happens.
+    """
+    context = source.codec_context
+    layout = context.layout
+    count = layout.nb_channels
+    context.layout = f"{count} channels" if " channels (" in layout.name else layout.name
+    return count

@@ -20,7 +20,7 @@ class Source(ABC):
         rate: nominal frames per second.
         frame_count: frames expected, an estimate for progress bars; None when unknown or endless.
         live: the world does not wait for us: drop the oldest frame rather than block.
-        color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with again.
+        color: as ``VideoFormat`` has it, the matrix to encode with again.
         pixel_aspect: width of a pixel by its height, as players should show it.
         problem: after iteration, what was wrong with the video, in one line; None when nothing was.
         reconnections: how often a live source was opened again.

@@ -66,8 +66,9 @@ def _write(chunks: Sequence[Chunk], partial: Path, muxer: str, sound: Audio | No
     with contextlib.ExitStack() as opened:
         first = opened.enter_context(_opened(chunks[0].path)).streams.video[0]
         grid = first.time_base or Fraction(1, 1000)
-        # without, Matroska would have a random number in it: the same chunks give the same bytes
-        options = container_options(muxer, grid, sound) | {"fflags": "bitexact"}
+        # without, Matroska would have a random number in it: the same chunks give the same bytes. Added to the flags
+        # that are on anyway: one of them makes of transport streams' AAC what MP4 takes
+        options = container_options(muxer, grid, sound) | {"fflags": "+bitexact"}
         container = opened.enter_context(av.open(f"file:{partial.absolute()}", "w", muxer, container_options=options))
         stream = container.add_stream_from_template(first)
         stream.time_base = grid
@@ -78,7 +79,7 @@ def _write(chunks: Sequence[Chunk], partial: Path, muxer: str, sound: Audio | No
             start = round((chunk.start_s - origin_s) / grid)
             last = _copy(chunk.path, container, stream, max(start, last + 1), sound, origin_s)
         if sound:
-            sound.write_until(origin_s + (last + 1) * grid, origin_s)
+            sound.write_until(None, origin_s)  # it may go on when the pictures have ended
             sound.finish()
 
 

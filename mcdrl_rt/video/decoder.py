@@ -93,19 +93,22 @@ class Video(Source):
     def __iter__(self) -> Iterator[Frame]:
         while (decoded := self._next()) is not None:
             try:
-                frame = Frame(self._to_rgb(decoded), int(decoded.pts or 0), self.time_base, self._index)
+                pixels = self._to_rgb(decoded)
             except (av.FFmpegError, ValueError):  # a format made up by damage
                 self._lost += 1
                 continue
             self._lost += decoded.is_corrupt
-            self._index += 1
-            yield frame
+            index, self._index = self._index, self._index + 1
+            duration_s = max(0, decoded.duration) * self.time_base
+            yield Frame(pixels, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
         self.problem = self._verdict()
 
     @property
     def expected(self) -> Expected:
         """What the container promises."""
-        counted, from_zero = bool(self._stream.frames), "matroska" in self._container.format.name
+        kind = self._container.format.name
+        # AVI counts empty packets too, which only say that the picture before them stays
+        counted, from_zero = bool(self._stream.frames) and "avi" not in kind, "matroska" in kind
         return Expected(self.frame_count or 0, counted, self.rate, self.time_base, from_zero)
 
     @property

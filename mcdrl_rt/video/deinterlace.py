@@ -62,5 +62,6 @@ class Deinterlacer:
             except (av.error.BlockingIOError, av.error.EOFError):  # for now, or for good
                 return
             # bwdif counts in half units, for those who want a frame for each field
-            whole.pts = round(Fraction(whole.pts or 0) * Fraction(whole.time_base or 1) / self._time_base)
+            unit = Fraction(whole.time_base or 1) / self._time_base
+            whole.pts, whole.duration = round((whole.pts or 0) * unit), round(whole.duration * unit)
             yield whole

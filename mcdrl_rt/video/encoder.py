@@ -14,7 +14,7 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
-from av.codec.context import CodecContext
+from av.codec.context import CodecContext, Flags
 from av.container import OutputContainer
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
@@ -29,7 +29,13 @@ H264 = "libx264"
 AUTO = "auto"
 # color -> swscale's matrix, then FFmpeg's numbers for matrix, transfer and primaries (2: not specified, because
 # BT.601 does not say which of two it means)
-_COLORS = {"bt709": ("ITU709", 1, 1, 1), "bt601": ("ITU601", 6, 6, 2), "bt2020": ("BT2020", 9, 14, 9)}
+_COLORS = {
+    "bt709": ("ITU709", 1, 1, 1),
+    "bt601": ("ITU601", 6, 6, 2),
+    "smpte170m": ("ITU601", 6, 6, 6),
+    "bt470bg": ("ITU601", 5, 6, 5),
+    "bt2020": ("BT2020", 9, 14, 9),
+}
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG, what every player expects of YUV video
 _RESTART_S = 1  # of a live video: what a crash may cost, and what a receiver waits that joins late
 _BITS_PER_PIXEL = 0.15  # where an encoder or a network needs a bit rate: 1080p at 60 Hz is 19 Mbit/s
@@ -174,7 +180,7 @@ class Encoder:
         if grey:
             self._codec = replace(self._codec, pix_fmt="gray")
         self.size = encoded_size(name, format.size)
-        self._time_base, self._live = time_base, live
+        self._time_base, self._live, self._frame_s = time_base, live, 1 / format.rate
         # half a frame early rather than late: times are rounded
         self._restart_after = round((_RESTART_S - 1 / (2 * format.rate)) / time_base)
         self.rescaled, self.restarted = 0, False
@@ -187,6 +193,7 @@ class Encoder:
         _configure(context, self._codec, format.rate, live)
         context.options |= options or {}
         context.sample_aspect_ratio = format.pixel_aspect
+        context.flags |= Flags.frame_duration  # else each picture lasts as long as all do on average
         if in_order:
             context.max_b_frames = 0
         color = format.color
@@ -201,10 +208,14 @@ class Encoder:
         """Open the codec, so that what it does not take shows before the first picture."""
         self._stream.codec_context.open()
 
-    def encode(self, pixels: UInt8Array, pts: int) -> list[Packet[VideoStream]]:
-        """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead."""
+    def encode(self, pixels: UInt8Array, pts: int, duration_s: Fraction = Fraction(0)) -> list[Packet[VideoStream]]:
+        """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead.
+
+        Containers need to know how long the last picture is shown; where that is not known it is 0.
+        """
         frame = self._frame(pixels)
         frame.pts, frame.time_base = pts, self._time_base
+        frame.duration = round((duration_s or self._frame_s) / self._time_base)
         self.restarted = self._live and pts >= self._next_start
         if self.restarted:
             frame.pict_type = PictureType.I
@@ -234,7 +245,8 @@ class Encoder:
         if below or right:
             pixels = np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
         if self._codec.pix_fmt == "gray":
-            return VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels[:, :, 0]), format="gray")
+            # copied: of a single pixel NumPy calls contiguous what PyAV does not
+            return VideoFrame.from_numpy_buffer(pixels[:, :, 0].copy(), format="gray")
         rgb = VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="rgb24")
         yuv = {"dst_colorspace": self._matrix, "dst_color_range": "MPEG"}
         kind: dict[str, Any] = yuv if self._is_yuv else {}

@@ -6,6 +6,8 @@ from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
@@ -13,8 +15,10 @@ from av.video.stream import VideoStream
 from mcdrl_rt.types import UInt8Array
 
 _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> the name the sink takes
-_MATRICES = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601, "bt2020": Colorspace.BT2020}  # for swscale
+_BT601 = {5: "bt470bg", 6: "smpte170m"}  # AVColorPrimaries -> which BT.601 it is
+_GUESSED = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_KINDS = 48  # of side data; more than FFmpeg has
 
 
 class ToRgb:
@@ -33,7 +37,7 @@ class ToRgb:
         """(H, W, 3) uint8 pixels, as they are to be shown."""
         # an unspecified matrix must be guessed: swscale takes BT.601 for all, players BT.709 for HD.
         # Bilinear is swscale's fast path: 2 grey levels at most off the exact conversion, at a tenth of the time
-        matrix = _MATRICES[color(decoded)] if int(decoded.colorspace) == _UNSPECIFIED else None
+        matrix = _GUESSED[_matrix(decoded)] if int(decoded.colorspace) == _UNSPECIFIED else None
         rgb = self._reformatter.reformat(decoded, format="rgb24", src_colorspace=matrix).to_ndarray()
         if self._size != (decoded.width, decoded.height):
             self._size, self._orientation = (decoded.width, decoded.height), _orientation(decoded)
@@ -43,7 +47,13 @@ class ToRgb:
 
 
 def color(frame: VideoFrame) -> str:
-    """The YUV matrix of a frame; where it is not said, what players assume: BT.709 for HD, else BT.601."""
+    """The YUV matrix of a frame, and of BT.601's two sets of primaries the one it has, in the sink's words."""
+    matrix = _matrix(frame)
+    return _BT601.get(int(frame.color_primaries), matrix) if matrix == "bt601" else matrix
+
+
+def _matrix(frame: VideoFrame) -> str:
+    """The YUV matrix; where it is not said, what players assume: BT.709 for HD, else BT.601."""
     return _COLORS.get(int(frame.colorspace), "bt709" if frame.height >= 720 else "bt601")
 
 
@@ -61,7 +71,7 @@ def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
     small = frame.reformat(width=16, height=16)  # it has the same side data, and its cycle holds little
-    side_data = cast(dict[str, Any], small.side_data)
+    side_data = cast(dict[str, Any], _with_known_side_data(small).side_data)
     if "DISPLAYMATRIX" not in side_data:
         return False, 1, 1
     matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
@@ -70,3 +80,14 @@ def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     swapped = abs(b) > abs(a)
     right, down = (c, b) if swapped else (a, d)
     return swapped, -1 if right < 0 else 1, -1 if down < 0 else 1
+
+
+def _with_known_side_data(frame: VideoFrame) -> VideoFrame:
+    """A frame without the kinds of side data that FFmpeg has and PyAV does not: it fails to read any beside them."""
+    graph = Graph()
+    filters = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))]
+    filters += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in range(len(Type), _KINDS)]
+    graph.link_nodes(*filters, graph.add("buffersink"))
+    graph.configure()
+    graph.vpush(frame)
+    return graph.vpull()

@@ -42,7 +42,7 @@ class Expected:
 
     Args:
         frames: how many; 0 where nothing is known.
-        counted: it states their number; else that is its duration times the rate.
+        counted: it states their number; else that is at most its duration times the rate.
         rate: nominal frames per second.
         time_base: of the times in a tally.
         from_zero: its duration is the time of its end, wherever it begins.
