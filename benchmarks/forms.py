@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.base import LESION
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.intervention import FoldedBlock
-from mcdrl_rt.model.mcdrl import MCDRL
+from mcdrl_rt.model.mcdrl import MCDRL, build_model
 from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.types import ModelSpec
 
@@ -30,6 +32,12 @@ def spec_of(encoder: str, size: int, depth: int, grid_stride: int = 0) -> ModelS
         confounders=confounder_names(12),
         depth=depth,
     )
+
+
+def model_named(name: str) -> MCDRL:
+    """The shipped model; or one of an encoder's name at depth 3 and 224×224, with random weights."""
+    torch.manual_seed(0)
+    return load_checkpoint(DEFAULT_CHECKPOINT) if name == "shipped" else build_model(spec_of(name, 224, 3)).eval()
 
 
 def literal(model: MCDRL, frames: Tensor) -> Callable[[], Tensor]:

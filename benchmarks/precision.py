@@ -20,18 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forms import literal, spec_of
+from forms import literal, model_named
 from machine import describe
 from timing import interleaved
 
-from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.frames import real_frames
 from mcdrl_rt.engine.onnx import export_onnx, inlined
 from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, resolve_precision, save
 from mcdrl_rt.engine.quantize import MAX_DROP, quantize
-from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
-from mcdrl_rt.model.mcdrl import MCDRL, build_model
+from mcdrl_rt.model.mcdrl import MCDRL
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -47,7 +45,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     rows = []
     for name in arguments.models:
-        row = measure(name, make(name), arguments.frames, arguments.runs)
+        row = measure(name, model_named(name), arguments.frames, arguments.runs)
         rows.append(row)
         fp32 = row["p50_ms"]["openvino fp32"]
         for form, value in row["p50_ms"].items():
@@ -58,12 +56,6 @@ def main() -> None:
     if arguments.save:
         (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-
-
-def make(name: str) -> MCDRL:
-    """The shipped model, or one of an encoder's name."""
-    torch.manual_seed(0)
-    return load_checkpoint(DEFAULT_CHECKPOINT) if name == "shipped" else build_model(spec_of(name, 224, 3)).eval()
 
 
 def measure(name: str, model: MCDRL, frames: Path, runs: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,3 +53,8 @@ def interleaved(
 def slope(steps: dict[int, float]) -> float:
     """What one more step costs: the slope of the least-squares line through (step, cost)."""
     return float(np.polyfit(list(steps), list(steps.values()), 1)[0])
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Median, least and most of a figure's values in several rounds: a run may be as far from the next."""
+    return [round(float(value), 4) for value in (np.median(values), min(values), max(values))]

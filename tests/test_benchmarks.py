@@ -70,6 +70,59 @@ def test_precision(data_root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_roofline(tmp_path: Path) -> None:
+    plot = tmp_path / "roofline.png"
+    lines, result = bench("benchmarks/roofline.py", "--models", "shipped", "--rounds", "2", "--plot", str(plot))
+    assert set(result["ceilings"]["gops"]) >= {"fp32", "int8"}
+    for engine in result["engines"]:
+        assert {"input", "encoder", "selection", "block 1", "head", "output"} < set(engine["parts"])
+        assert engine["gop"] == pytest.approx(sum(part["gop"] for part in engine["parts"].values()), abs=0.001)
+        middle, least, most = engine["share"]
+        assert 0 < least <= middle <= most
+        assert any(engine["engine"] in line for line in lines)
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_accuracy_speed(data_root: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "pareto.png"
+    some = ("--frames", "4", "--sizes", "192", "288", "--alphas", "0.3", "--plot", str(plot))
+    lines, result = bench("benchmarks/accuracy_speed.py", "--data", str(data_root), *some)
+    assert set(result["images"].values()) == {4}
+    assert sum(form["shipped"] for form in result["forms"]) == 1
+    assert {form["depth"] for form in result["forms"]} == {1, 2, 3}
+    assert {form["alpha"] for form in result["forms"]} == {0.3, 0.6}
+    assert all(0 < form["dice_unseen"] <= 1 for form in result["forms"])
+    assert any("shipped" in line for line in lines) and any(form["pareto"] for form in result["forms"])
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("roofline.py", "--rounds", "0"), "--rounds is at least 1, not 0"),
+        (("roofline.py", "--plot", "roofline.txt"), "a plot's name ends in .png, .svg, .pdf, not 'roofline.txt'"),
+        (("roofline.py", "--plot", "/nowhere/a.png"), "no folder /nowhere for the plot"),
+        (("roofline.py", "--models", "RN5"), "no encoder 'RN5'"),
+        (("accuracy_speed.py", "--save", "a/b"), "--save is a name for benchmarks/results, without folder, not 'a/b'"),
+        (("accuracy_speed.py", "--data", "/nowhere"), "no site at /nowhere/Kvasir-SEG"),
+        (("accuracy_speed.py", "--sizes", "8"), "needs an input size from 32×32 to 4096×4096"),
+        (("accuracy_speed.py", "--alphas", "2"), "needs alpha in (0, 1]"),
+        (("accuracy_speed.py", "--checkpoints", "nothing.safetensors"), "no checkpoint at nothing.safetensors"),
+        (("accuracy_speed.py", "--checkpoints", "tests"), "tests holds no finished run"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_line(arguments: tuple[str, ...], told: str) -> None:
+    program, *options = arguments
+    command = [sys.executable, f"benchmarks/{program}", *options]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    assert ended.returncode != 0 and ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ") and told in line
+
+
+@pytest.mark.slow
 def test_rival() -> None:
     lines, result = bench("benchmarks/rival.py", "--runs", "2")
     assert "fp32" in result["precisions"]

@@ -46,6 +46,16 @@ def test_openvino_gives_the_references_answers(
         assert compare(engine, reference, pictures).label_flips <= 0.005
 
 
+def test_openvino_transposes_nothing_on_a_cpu(small_engine: Path) -> None:
+    """It keeps channels last: what the export turns, it turns in name alone."""
+    engine = load_engine(small_engine, "openvino", "fp32")
+    executed = engine._request.get_compiled_model().get_runtime_model().get_ops()  # type: ignore[attr-defined]
+    kinds = {node.get_friendly_name(): node.get_rt_info()["layerType"].astype(str) for node in executed}
+    turned = [name for name, kind in kinds.items() if kind == "Transpose"]
+    assert "Convolution" in kinds.values()
+    assert [name for name in turned if not name.endswith("/transpose_b")] == []  # those are weights, turned once
+
+
 def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path) -> None:
     engine_file = cached_engine(DEFAULT_CHECKPOINT)[0]
     reference = TorchEngine.from_checkpoint(DEFAULT_CHECKPOINT)

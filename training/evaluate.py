@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from mcdrl_rt.engine.base import Engine, RawOutput
 from mcdrl_rt.errors import McdrlError, SpecError
@@ -94,10 +96,15 @@ def main() -> int:
     return 0
 
 
-def evaluate(segmenter: Segmenter, data: Path) -> dict[str, SiteScores]:
+def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[str, SiteScores]:
     """Scores on the training sites' held-out parts and on every other site at hand, by name.
 
     A site with a class that the model does not know is left out, and that is said on standard error.
+
+    Args:
+        segmenter: what is measured.
+        data: the folder of the sites.
+        most: images of each site, spread evenly over it; all, by default.
     """
     recipe = json.loads(segmenter.spec.provenance.get("recipe", "{}"))
     trained = recipe.get("train_sites", [])
@@ -109,8 +116,15 @@ def evaluate(segmenter: Segmenter, data: Path) -> dict[str, SiteScores]:
         if strange := sorted({sample.lesion for sample in samples} - class_ids(segmenter.spec.classes).keys()):
             print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
         elif samples:
+            samples = evenly(samples, most or len(samples))
             scores[name] = SiteScores(name not in trained, samples, evaluate_samples(segmenter, samples))
     return scores
+
+
+def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """``most`` samples or all there are, spread evenly."""
+    places = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
+    return [samples[i] for i in places]
 
 
 def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> dict[str, dict[str, float]]:
@@ -159,6 +173,21 @@ def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteS
     path.write_text(json.dumps(content) + "\n")
 
 
+class Deployed(nn.Module):
+    """Any method with what the deployed form does around its network: the contract of ``FoldedMCDRL.forward``."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method, self.spec = method.eval(), method.spec
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        out = self.method.predict(self.method.normalise(frames.permute(0, 3, 1, 2)))
+        best, label = (out.logits[:, 1:] - out.logits[:, :1]).max(dim=1)
+        score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)
+        readout, selected = out.confounders.float(), out.selected.to(torch.uint8)
+        return score, (label + 1).to(torch.uint8), readout, selected, out.logits
+
+
 class MethodEngine:
     """Any method as an engine, in torch: to measure what has no deployed form.
 
@@ -171,7 +200,7 @@ class MethodEngine:
 
     def __init__(self, method: Method, device: str = "auto") -> None:
         cuda = torch.cuda.is_available() and device != "cpu"
-        self.method = method.eval().to("cuda" if cuda else "cpu")
+        self._deployed = Deployed(method).to("cuda" if cuda else "cpu")
         self.spec, self.name = method.spec, f"torch fp32 {'cuda' if cuda else 'cpu'}, as trained"
 
     @torch.inference_mode()
@@ -181,13 +210,9 @@ class MethodEngine:
         Raises:
             SpecError: the method's weights make no numbers.
         """
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.method.mean.device)
-        out = self.method.predict(self.method.normalise(pixels))
-        if not torch.isfinite(out.logits).all():
+        *values, logits = self._deployed(torch.from_numpy(frames).to(self._deployed.method.mean.device))
+        if not torch.isfinite(logits).all():
             raise SpecError(f"{self.spec.name}: its answers are not numbers; its weights are broken")
-        best, label = (out.logits[:, 1:] - out.logits[:, :1]).max(dim=1)
-        score = (torch.sigmoid(best) * 256).clamp(max=255).to(torch.uint8)
-        values = (score, (label + 1).to(torch.uint8), out.confounders.float(), out.selected.to(torch.uint8))
         return RawOutput(*(value.cpu().numpy() for value in values))
 
 

@@ -228,7 +228,7 @@ class ClipResNet(DenseEncoder):
         sixteenth = tower.layer3(eighth)
         x = tower.layer4(sixteenth)
         pool = tower.attnpool
-        tokens = pool.c_proj(pool.v_proj(x.flatten(2).mT))  # (B, T, d)
+        tokens = pool.c_proj(pool.v_proj(_rows(x)))  # (B, T, d)
         return DenseFeatures(tokens, [sixteenth, eighth, quarter], pool(x) if summary else None)
 
 
@@ -261,10 +261,11 @@ class TimmTrunk(DenseEncoder):
         x, stages = self.trunk.forward_intermediates(images)
         features = self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, d, H/32, W/32)
         image = features.mean(dim=(2, 3)) if summary else None
+        tokens = _rows(features)
         if self.fine_stage is not None:
-            features = F.interpolate(features, size=self.grid, mode="bilinear", align_corners=False)
-            features = features + self.fine(stages[self.fine_stage])
-        return DenseFeatures(features.flatten(2).mT, [stages[i] for i in self.detail_stages], image)
+            coarse = F.interpolate(features, size=self.grid, mode="bilinear", align_corners=False)
+            tokens = _rows(coarse) + _rows(self.fine(stages[self.fine_stage]))
+        return DenseFeatures(tokens, [stages[i] for i in self.detail_stages], image)
 
 
 _FAMILIES: dict[type, type[DenseEncoder]] = {
@@ -298,6 +299,11 @@ def resize_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     picture = rest.mT.unflatten(1, old).unsqueeze(0)
     picture = F.interpolate(picture, size=new, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([first, picture.squeeze(0).flatten(1).mT])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, d, h, w) → (B, T, d), as a runtime that keeps channels last has it anyway: nothing has to be moved."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _grid(input_size: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -37,8 +37,8 @@ class FoldedMCDRL(nn.Module):
         self.network = FoldedNetwork(
             model.network, model.text_dictionary, model.text_classes, model.spec.selected
         )
-        self.register_buffer("mean", torch.tensor(model.spec.mean).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(model.spec.std).view(1, 3, 1, 1) * 255)
+        self.register_buffer("mean", torch.tensor(model.spec.mean) * 255)
+        self.register_buffer("std", torch.tensor(model.spec.std) * 255)
         grid, stride, doublings = model.encoder.grid, model.encoder.stride, model.head.doublings
         for name, cells, pixels in zip(("rows", "columns"), grid, model.spec.input_size, strict=True):
             self.register_buffer(name, bilinear(cells * 2**doublings, cells * stride)[:pixels])
@@ -59,8 +59,9 @@ class FoldedMCDRL(nn.Module):
             best lesion class beats background, so no threshold is tuned); the best lesion class from 1, (B, H, W)
             uint8; the confounder readout (B, M) float; the selected cells (B, h, w) uint8; logits (B, K+1, H, W).
         """
-        # TensorRT knows bytes only at its inputs and outputs, and only as what floats are made of and made into
-        images = (frames.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean) / self.std
+        # TensorRT knows bytes only at its inputs and outputs, and only as what floats are made of and made into. Turned
+        # last: a runtime that keeps channels last has nothing to move then
+        images = ((frames.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
         images = images.to(self.network.texts.dtype)  # what the network computes in: mcdrl_rt.model.half
         features = self.encoder(pad_to_stride(images, self.encoder.stride))
         f, indices, confounders = self.network(features.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mcdrl_rt.ops import gather_tokens, similarity, top_tokens
@@ -31,8 +32,8 @@ def scatter_tokens(tokens: Tensor, indices: Tensor, grid: tuple[int, int]) -> Te
     """Put tokens (B, N, d) back on an otherwise zero grid (B, d, h, w)."""
     batch, _, dim = tokens.shape
     canvas = tokens.new_zeros(batch, grid[0] * grid[1], dim)
-    canvas = canvas.scatter(1, indices.unsqueeze(-1).expand_as(tokens), tokens)
-    return canvas.mT.reshape(batch, dim, *grid)
+    canvas[torch.arange(batch, device=tokens.device).unsqueeze(1), indices] = tokens  # whole rows at once
+    return canvas.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def selected_cells(indices: Tensor, grid: tuple[int, int]) -> Tensor:

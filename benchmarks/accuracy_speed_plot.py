@@ -1,0 +1,81 @@
+"""Dice over latency drawn: sizes and precisions on the left, α, depth and other checkpoints on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+COLORS = {"fp32": "#4878a8", "bf16": "#e08214", "fp16": "#e08214", "int8": "#35978f"}
+_MARKS = {"alpha": ("^", "#7b3294"), "depth": ("s", "#b35806"), "checkpoint": ("D", "#666666")}
+_DICE = {"dice_unseen": "Dice, unseen sites", "dice_held_out": "Dice, held-out part"}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Write the plot of a result of ``accuracy_speed.py``."""
+    rows = result["forms"]
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for (left, right), dice in zip(panels, _DICE, strict=True):
+        _sizes(left, [row for row in rows if row["group"] == "size"], dice)
+        _others(right, [row for row in rows if row["group"] != "size" or row["shipped"]], dice)
+        left.set_ylabel(_DICE[dice])
+    front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["ms"][0])
+    panels[0][0].plot(
+        [row["ms"][0] for row in front], [row["dice_unseen"] for row in front], color="#222222", linewidth=5,
+        alpha=0.12, zorder=1, label="nothing is faster and better",
+    )  # fmt: skip
+    panels[0][0].legend(fontsize=9)
+    panels[0][0].set_title("input size × precision")
+    panels[0][1].set_title("α, depth, other checkpoints")
+    for axes in panels.flat:
+        axes.margins(0.08, 0.1)
+        axes.grid(True, color="#eeeeee")
+        axes.set_xlabel("engine alone, one frame, ms")
+    images = ", ".join(f"{count} images of {name}" for name, count in result["images"].items())
+    machine = result["machine"]
+    figure.suptitle(f"Accuracy against latency ({machine['processor']}, {machine['cores']} cores; {images})")
+    figure.savefig(path, dpi=120)
+
+
+def _sizes(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
+    for precision in dict.fromkeys(row["precision"] for row in rows):
+        line = sorted((row for row in rows if row["precision"] == precision), key=lambda row: row["input_size"])
+        color = COLORS[precision]
+        x, y = [row["ms"][0] for row in line], [row[dice] for row in line]
+        axes.plot(x, y, "o-", color=color, linewidth=1.2, markersize=5, label=precision, zorder=3)
+        for row in line:
+            axes.annotate(
+                row["title"], (row["ms"][0], row[dice]), xytext=(5, -11), textcoords="offset points", fontsize=8,
+                color=color,
+            )  # fmt: skip
+    _star(axes, rows, dice)
+
+
+def _others(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
+    for row in rows:
+        if row["shipped"]:
+            continue
+        mark, color = _MARKS[row["group"]]
+        middle, low, high = row["ms"]
+        axes.errorbar(
+            middle, row[dice], xerr=[[middle - low], [high - middle]], fmt=mark, color=color, elinewidth=0.7, capsize=2
+        )
+        axes.annotate(row["title"], (middle, row[dice]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    _star(axes, rows, dice)
+
+
+def _star(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
+    for row in rows:
+        if row["shipped"]:
+            x, y = row["ms"][0], row[dice]
+            axes.plot(x, y, "*", color="#d7191c", markersize=16, markeredgecolor="white", zorder=5)
+            axes.annotate(
+                "shipped", (x, y), xytext=(8, 9), textcoords="offset points", fontsize=9, color="#d7191c",
+                fontweight="bold",
+            )  # fmt: skip
