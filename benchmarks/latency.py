@@ -129,26 +129,26 @@ def check(encoders: Sequence[str], depths: Sequence[int], batches: Sequence[int]
 
     known = open_clip.list_models()
     unknown = next((name for name in encoders if name not in known), None)
-    size = given.input_size
-    suffixes = ", ".join(FORMATS)
+    size, runs, plot, save = given.input_size, given.runs, given.plot, given.save
+    drawable = plot is None or plot.suffix.lower() in FORMATS
+    can_draw = plot is None or importlib.util.find_spec("matplotlib") is not None
     wrong: list[tuple[bool, str]] = [
         (unknown is not None, f"no encoder {unknown!r}; try RN50, ViT-B-16, ViT-L-14 or {SMALL}"),
         (not 1 <= min(depths) <= max(depths) <= MOST_DEPTH, f"--depths go from 1 to {MOST_DEPTH}"),
         (not 1 <= min(batches) <= max(batches) <= MOST_BATCH, f"--batches go from 1 to {MOST_BATCH}"),
         (size is not None and not 32 <= size <= 4096, f"--input-size is 32 to 4096 pixels, not {size}"),
-        (given.runs is not None and given.runs < 1, f"--runs is at least 1, not {given.runs}"),
-        (given.plot is not None and given.plot.suffix.lower() not in FORMATS, f"--plot draws {suffixes}: {given.plot}"),
-        (given.plot is not None and importlib.util.find_spec("matplotlib") is None, "--plot needs Matplotlib: "
-         "pip install matplotlib"),
-        (given.save is not None and Path(given.save).name != given.save, f"--save takes a name, not {given.save!r}"),
-    ]  # fmt: skip
+        (runs is not None and runs < 1, f"--runs is at least 1, not {runs}"),
+        (not drawable, f"--plot draws {', '.join(FORMATS)}, not {plot}"),
+        (not can_draw, "--plot needs Matplotlib: pip install matplotlib"),
+        (save is not None and Path(save).name != save, f"--save takes a name, not {save!r}"),
+    ]
     for is_wrong, what in wrong:
         if is_wrong:
             raise McdrlError(what)
-    if given.plot:
-        _try_to_write(given.plot)
-    if given.save:
-        _try_to_write(RESULTS / f"{given.save}.json")
+    if plot:
+        try_to_write(plot)
+    if save:
+        try_to_write(RESULTS / f"{save}.json")
 
 
 def resolve(engine: str, precision: str) -> str:
@@ -213,7 +213,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _try_to_write(path: Path) -> None:
+def try_to_write(path: Path) -> None:
+    """Make sure that a file can be written, and leave all as it was.
+
+    Raises:
+        McdrlError: it cannot.
+    """
     existed = path.exists()
     try:
         path.open("ab").close()

@@ -107,9 +107,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         latency, throughput = axes[0][column], axes[1][column]
         _curves(latency, model, first, "p50_ms")
         _curves(throughput, model, most, "images_per_s")
-        theirs = {"color": "0.45", "linestyle": "--", "marker": "s", "markersize": 4, "label": f"{PAPER_NAME} (the paper's Table 5)"}
-        latency.plot(PAPER["depths"], PAPER["ms"], **theirs)
-        throughput.plot(PAPER["depths"], [1e3 / ms for ms in PAPER["ms"]], **theirs)
+        dashed = {"color": "0.45", "linestyle": "--", "marker": "s", "markersize": 4}
+        latency.plot(PAPER["depths"], PAPER["ms"], label=f"{PAPER_NAME} (the paper's Table 5)", **dashed)
+        throughput.plot(PAPER["depths"], [1e3 / ms for ms in PAPER["ms"]], **dashed)
         latency.set_title(f"{name} at {model['input_size']}×{model['input_size']}")
         latency.set_ylabel(f"latency, batch {first}: p50, ms" if column == 0 else "")
         throughput.set_ylabel(f"throughput, batch {most}: images a second" if column == 0 else "")
