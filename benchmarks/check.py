@@ -140,10 +140,11 @@ def compare(stored: dict[str, Any], now: dict[str, Any], same_kind: bool) -> lis
     """A verdict for every ratio that both results have, on the same kind of machine or another."""
     ratios = RATIOS[now["benchmark"]]
     before, after = ratios(stored), ratios(now)
-    return [_judge(what, before[what], after[what], same_kind) for what in after if what in before]
+    return [judge(what, before[what], after[what], same_kind) for what in after if what in before]
 
 
-def _judge(what: str, before: Ratio, after: Ratio, same_kind: bool) -> Verdict:
+def judge(what: str, before: Ratio, after: Ratio, same_kind: bool) -> Verdict:
+    """Whether one ratio moved by more than its spreads allow."""
     tolerance = max(LEAST, SPREADS * (before.spread**2 + after.spread**2) ** 0.5)
     moved = after.value / before.value
     if tolerance > MOST:

@@ -32,13 +32,13 @@ def peak_mib(work: Callable[[], Any], device: torch.device) -> float | None:
 
 
 def _resident_peak_mib(work: Callable[[], Any]) -> float | None:
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what others gave back, this one would take without a rise
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     except OSError:
         work()
         return None
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)  # what others gave back, this one would take without a rise
     before = _status_kib("VmRSS")
     work()
     return round((_status_kib("VmHWM") - before) / 1024, 1)
