@@ -1,12 +1,12 @@
 # make demo    environment, then lesions drawn on a synthetic procedure: demo.mp4
 # make test    environment, lint, types, tests: what CI runs
-# make bench   latency and start-up on this machine
+# make bench   latency and start-up on this machine; make bench-check: whether anything got worse than is stored
 # A target that has run once works offline.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench picture clean
+.PHONY: demo test test-slow lint bench bench-check picture clean
 
 demo: .venv/.run
 	$(BIN)/mcdrl-rt stream --input phantom:size=1280x720,frames=450,seed=15 --output demo.mp4
@@ -24,6 +24,9 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/latency.py
+
+bench-check: .venv/.dev
+	$(BIN)/python benchmarks/check.py
 
 picture: .venv/.run
 	$(BIN)/python benchmarks/picture.py preview.jpg

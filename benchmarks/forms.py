@@ -1,11 +1,11 @@
-"""The forms of one model that are compared: the paper's equations as printed, the folded model, and its fused operator
-taken apart again."""
+"""The forms of one model that are compared: the paper's equations as printed, alone or in the deployed form; the
+folded model; and that with its fused operator taken apart again."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,13 @@ from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
-from mcdrl_rt.model.intervention import FoldedBlock
+from mcdrl_rt.model.intervention import CausalBlock, FoldedBlock
 from mcdrl_rt.model.mcdrl import MCDRL, build_model
 from mcdrl_rt.model.prompts import confounder_names
+from mcdrl_rt.ops import gather_tokens, similarity
 from mcdrl_rt.types import ModelSpec
+
+Model = TypeVar("Model", MCDRL, FoldedMCDRL)
 
 
 def spec_of(encoder: str, size: int, depth: int, grid_stride: int = 0) -> ModelSpec:
@@ -59,9 +62,36 @@ def labels(outputs: Sequence[Tensor]) -> tuple[Tensor]:
     return (label * (score >= LESION),)
 
 
-def take_depth(model: MCDRL | FoldedMCDRL, blocks: nn.ModuleList, depth: int) -> None:
-    """Leave a model the first ``depth`` of its ``blocks``: models of one encoder differ in nothing else."""
-    model.network.blocks = blocks[:depth]
+def at_depth(model: Model, depth: int) -> Model:
+    """A copy with the first ``depth`` blocks that shares every weight: models of one encoder differ in nothing else."""
+    tensors = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied.network.blocks = copied.network.blocks[:depth]
+    return copied
+
+
+def unfolded(model: MCDRL) -> FoldedMCDRL:
+    """The deployed form with its causal blocks as printed: for runtimes that compile it."""
+    deployed = FoldedMCDRL(model)
+    blocks = cast(Sequence[CausalBlock], model.network.blocks)
+    deployed.network.blocks = nn.ModuleList(_PrintedBlock(block, model.text_dictionary) for block in blocks)
+    return deployed.requires_grad_(False)
+
+
+class _PrintedBlock(nn.Module):
+    def __init__(self, block: CausalBlock, z: Tensor) -> None:
+        super().__init__()
+        self.block = copy.deepcopy(block)
+        self.register_buffer("z", z)
+
+    def select_intervene(self, features: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        # no exporter knows a stable sort; ties go where torch's top-k lets them, which is no slower
+        indices = similarity(features, texts).amax(dim=-1).topk(count, dim=-1).indices
+        f, readout = self.block(gather_tokens(features, indices), self.z)
+        return f, indices, readout
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block(f, self.z)
 
 
 def unfused(model: FoldedMCDRL) -> FoldedMCDRL:

@@ -7,21 +7,16 @@ depths at larger batches in the captured forms. What the time does not suffice f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import forms
 import torch
+from families import GraphFamily
 from part import Part
+from resources import peak_mib
 from timing import interleaved, slope
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcdrl_rt.engine.tensors import Capture
-from mcdrl_rt.model.folded import FoldedMCDRL
-from mcdrl_rt.model.fused import fuse
-from mcdrl_rt.model.half import to_half
-from mcdrl_rt.model.mcdrl import build_model, pad_to_stride
+from mcdrl_rt.model.mcdrl import pad_to_stride
 
 ENCODERS = (("ViT-L-14", 224, 0), ("mcdrl-small", 288, 16), ("ViT-B-16", 224, 0), ("RN50", 224, 0))
 DEPTHS, BATCHES, USUAL = (1, 2, 3, 4, 5), (1, 2, 4, 8, 16, 32, 64), 3
@@ -62,18 +57,10 @@ class Measured:
     """One encoder under causal networks of several depths, random weights."""
 
     def __init__(self, part: Part, encoder: str, side: int, stride: int) -> None:
-        self.part, self.encoder, self.side = part, encoder, side
+        self.part, self.encoder = part, encoder
         self.depths, self.batches, self.usual = TINY[1:] if part.rehearse else (DEPTHS, BATCHES, USUAL)
-        torch.manual_seed(0)
-        self.literal = build_model(forms.spec_of(encoder, side, max(self.depths), stride)).eval()
-        folded = FoldedMCDRL(self.literal)
-        halves = (to_half(form).to(part.device) for form in (fuse(folded), folded))
-        self.half, plain = (half.to(memory_format=torch.channels_last) for half in halves)
-        self.literal.to(part.device)
-        self.unfused = forms.unfused(plain)
-        self.models = (self.literal, self.half, self.unfused)
-        self.blocks = [model.network.blocks for model in self.models]
-        weights = {"fp32, literal": _mib(self.literal), "fp16": _mib(self.half)}
+        self.family = GraphFamily(encoder, side, stride, self.depths, part.device)
+        weights = {"fp32, literal": _mib(self.family.literal), "fp16": _mib(self.family.half)}
         self.values: dict[str, Any] = {"input_size": side, "weights_mib": weights, "rows": []}
 
     def measure(self) -> None:
@@ -99,15 +86,12 @@ class Measured:
         if not self.part.has_time(6):
             self.values.setdefault("left_out", []).append([depth, batch])
             return
-        for model, blocks in zip(self.models, self.blocks, strict=True):
-            forms.take_depth(model, blocks, depth)
-        frames = self.frames(batch)
         built, memory = {}, {}
-        for name, build in self.forms(frames).items():
+        for name, build in self.family.forms(depth, batch).items():
             if name.startswith("graph") or not captured_only:
                 # one form that fails must not take the others with it
                 ready = lambda n=name, b=build: built.__setitem__(n, b()) or built[n]()  # noqa: E731
-                memory[name] = self.part.attempt(name, lambda r=ready: self.part.peak_mib(r))
+                memory[name] = self.part.attempt(name, lambda r=ready: peak_mib(r, self.part.device))
                 if memory[name] is None and not self.part.rehearse:
                     built.pop(name, None)
         runs, seconds = (2, 5.0) if self.part.rehearse else (150, 2.0)
@@ -117,38 +101,15 @@ class Measured:
         print(f"{self.encoder} depth {depth} batch {batch}: {p50} ms", flush=True)
         self.save()
 
-    def forms(self, frames: Tensor) -> dict[str, Callable[[], Callable[[], Any]]]:
-        """What makes each form ready; calling what it gives runs it."""
-        literal = forms.literal(self.literal, frames)
-
-        @torch.no_grad()
-        def eager_half() -> Tensor:
-            return forms.labels(self.half(frames))[0]
-
-        def captured(model: FoldedMCDRL) -> Callable[[], Any]:
-            return Capture(lambda x: forms.labels(model(x)), frames).replay
-
-        return {
-            "eager fp32": lambda: lambda: literal().argmax(dim=1).to(torch.uint8),
-            "eager fp16": lambda: eager_half,
-            "graph unfused": lambda: captured(self.unfused),
-            "graph fused": lambda: captured(self.half),
-        }
-
-    def frames(self, batch: int) -> Tensor:
-        """Random frames on the device."""
-        generator = torch.Generator().manual_seed(batch)
-        shape = (batch, self.side, self.side, 3)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(self.part.device)
-
     def encoder_flops(self) -> int:
         """Floating-point operations of the image encoder for one image."""
-        images = pad_to_stride(self.frames(1).permute(0, 3, 1, 2).float() / 255, self.literal.encoder.stride)
+        encoder = self.family.literal.encoder
+        images = pad_to_stride(self.family.frames(1).permute(0, 3, 1, 2).float() / 255, encoder.stride)
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # one operator, whose operations nobody counts
         try:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.literal.encoder(images)
+                encoder(images)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
         return counter.get_total_flops()

@@ -18,7 +18,8 @@ def describe() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a GPU needs no OpenVINO
             versions[name] = importlib.metadata.version(name)
     return {
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.machine(),
+        "family": " ".join(filter(None, map(_cpuinfo, ("vendor_id", "cpu family", "model")))) or None,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -41,7 +42,9 @@ def _gpu() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpuinfo(field: str) -> str | None:
+    """What Linux says of the first processor; the name alone may stand for many."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    values = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in values if name.strip() == field), None)

@@ -65,18 +65,6 @@ class Part:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def peak_mib(self, work: Callable[[], Any]) -> float | None:
-        """Device memory that ``work`` needs beyond what is allocated when it begins; None on a CPU."""
-        if self.device.type != "cuda":
-            work()
-            return None
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        self.wait()
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
 
 def is_native() -> bool:
     """Whether the fused operators' CUDA implementations are loaded."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 PERCENTILES = (50, 95, 99)
+PARTS = 5  # of a run, whose medians say how steady it was
+Name = TypeVar("Name")
 
 
 def interleaved(
@@ -19,6 +21,18 @@ def interleaved(
     wait: Callable[[], Any] = lambda: None,
     seconds: float = float("inf"),
 ) -> dict[str, Any]:
+    """Time the forms in turn; see ``timed`` for the arguments and ``figures`` for what it returns."""
+    return figures(timed(forms, runs, warm_up=warm_up, wait=wait, seconds=seconds))
+
+
+def timed(
+    forms: Mapping[Name, Callable[[], Any]],
+    runs: int,
+    *,
+    warm_up: int = 5,
+    wait: Callable[[], Any] = lambda: None,
+    seconds: float = float("inf"),
+) -> dict[Name, list[float]]:
     """Time the forms in turn, A B C A B C …, after a warm-up.
 
     Args:
@@ -29,9 +43,9 @@ def interleaved(
         seconds: no round is begun after so long, but one is counted at least.
 
     Returns:
-        Milliseconds by form for each percentile (``p50_ms`` …), and the number of rounds.
+        Milliseconds by form, one of each round.
     """
-    times: dict[str, list[float]] = {name: [] for name in forms}
+    times: dict[Name, list[float]] = {name: [] for name in forms}
     began = time.perf_counter()
     for round_ in range(runs + warm_up):
         for name, form in forms.items():
@@ -42,12 +56,23 @@ def interleaved(
                 times[name].append((time.perf_counter() - started) * 1e3)
         if round_ >= warm_up and time.perf_counter() - began > seconds:
             break
-    rounds = min(map(len, times.values()))
-    figures = {
+    return times
+
+
+def figures(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Milliseconds by form for each percentile (``p50_ms`` …), the spread of the p50, and the number of rounds."""
+    percentiles = {
         f"p{q}_ms": {name: round(float(np.percentile(values, q)), 4) for name, values in times.items()}
         for q in PERCENTILES
     }
-    return {**figures, "rounds": rounds}
+    spreads = {name: round(spread(values), 4) for name, values in times.items()}
+    return {**percentiles, "spread_ms": spreads, "rounds": min(map(len, times.values()))}
+
+
+def spread(values: Sequence[float]) -> float:
+    """How far a median is to be trusted: half the range of the medians of ``PARTS`` consecutive parts of the run."""
+    medians = [float(np.median(part)) for part in np.array_split(values, min(PARTS, len(values)))]
+    return (max(medians) - min(medians)) / 2
 
 
 def slope(steps: dict[int, float]) -> float:

@@ -38,15 +38,24 @@ def test_startup() -> None:
 
 
 @pytest.mark.slow
-def test_latency() -> None:
-    lines, result = bench("benchmarks/latency.py", "--depths", "1", "--runs", "2")
-    assert (result["benchmark"], result["runs"]) == ("latency", 2)
-    (row,) = result["depths"]
-    assert row["depth"] == 1 and row["parameters"] > 0
-    assert {"torch fp32, literal", "openvino fp32"} <= set(row["p50_ms"])
-    assert all(row["p50_ms"][name] <= row["p95_ms"][name] for name in row["p50_ms"])
+def test_latency(tmp_path: Path) -> None:
+    plot = tmp_path / "depth.png"
+    given = ("--encoder", "mcdrl-small", "--depths", "1-2", "--batches", "1", "2", "--runs", "2", "--plot", str(plot))
+    lines, result = bench("benchmarks/latency.py", *given)
+    assert (result["benchmark"], result["engine"], result["runs"]) == ("latency", "openvino", 2)
+    model = result["models"]["mcdrl-small"]
+    assert [(row["depth"], row["batch"]) for row in model["rows"]] == [(1, 1), (2, 1), (1, 2), (2, 2)]
+    forms = ["torch fp32, literal", *(f"openvino {result['precision']}, {form}" for form in ("literal", "folded"))]
+    for row in model["rows"]:
+        assert list(row["p50_ms"]) == forms and not row["refused"]
+        assert all(0 < row["p50_ms"][form] <= row["p95_ms"][form] <= row["p99_ms"][form] for form in forms)
+        assert all(rate == pytest.approx(row["batch"] / row["p50_ms"][f] * 1e3, rel=0.01)
+                   for f, rate in row["images_per_s"].items())  # fmt: skip
+    assert list(model["growth"]) == list(model["ms_per_block"]) == forms
+    assert result["paper"]["ms"] == [142, 178, 215, 252, 290] and "A800" in result["paper"]["what"]
     assert result["shipped"]["engine"].startswith("openvino ")
-    assert len(lines) == 3
+    assert any("A800, theirs" in line and "142" in line for line in lines)
+    assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow

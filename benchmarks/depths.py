@@ -1,0 +1,93 @@
+"""What each depth of the causal network costs: every form of every depth of one encoder, in the same rounds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from families import Family
+from resources import energy_meter, joules, peak_mib
+from timing import figures, slope, spread, timed
+
+ENERGY_S = 1.0  # that one form is repeated for, to read its energy
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Args:
+        runs: rounds that count, at most.
+        seconds: no round is begun after so long, for a batch of one and for each larger one.
+    """
+
+    runs: int
+    seconds: tuple[float, float]
+
+
+def measure(family: Family, batches: Sequence[int], effort: Effort) -> dict[str, Any]:
+    """One encoder at every depth and batch: rows of figures by form, and at batch 1 what one more block costs."""
+    found: dict[str, Any] = {
+        "input_size": family.side,
+        "tokens": family.literal.spec.tokens,
+        "selected": family.literal.spec.selected,
+        "width": family.literal.spec.embed_dim,
+        "rows": [],
+    }
+    for batch in batches:
+        rows, costs = _measure_batch(family, batch, effort)
+        found["rows"] += rows
+        if batch == 1:
+            found |= costs
+    return found
+
+
+def _measure_batch(family: Family, batch: int, effort: Effort) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    built: dict[tuple[int, str], Callable[[], Any]] = {}
+    memory: dict[tuple[int, str], float | None] = {}
+    refused: dict[tuple[int, str], str] = {}
+    # the first depth twice: what libraries set up once is in no form's memory
+    for depth in (family.depths[0], *family.depths):
+        for name, make in family.forms(depth, batch).items():
+            key = (depth, name)
+            try:
+                memory[key] = peak_mib(lambda k=key, m=make: built.__setitem__(k, m()) or built[k](), family.device)
+            except RuntimeError as error:  # no room on a GPU: the other forms are measured all the same
+                built.pop(key, None)
+                refused[key] = (str(error).splitlines() or [type(error).__name__])[0]
+    warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (1, effort.seconds[1])
+    times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds)
+    meter = energy_meter(family.device) if batch == 1 else None
+    energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
+    rows = []
+    for depth in family.depths:
+        of_depth = {name: values for (at, name), values in times.items() if at == depth}
+        if not of_depth:
+            continue
+        row = {"depth": depth, "batch": batch, "parameters": family.parameters(depth), **figures(of_depth)}
+        row["images_per_s"] = {name: round(batch / p50 * 1e3, 2) for name, p50 in row["p50_ms"].items()}
+        row["peak_mib"] = {name: memory[depth, name] for name in of_depth}
+        row["joules"] = {name: energy.get((depth, name)) for name in of_depth} if batch == 1 else None
+        row["refused"] = {name: why for (at, name), why in refused.items() if at == depth}
+        rows.append(row)
+    return rows, _costs_of_depth(times)
+
+
+def _costs_of_depth(times: dict[tuple[int, str], list[float]]) -> dict[str, Any]:
+    """By form: milliseconds for one more block, and by how much the deepest is slower than the shallowest.
+
+    The latter is the median over rounds of the ratio within a round.
+    """
+    per_block, growth = {}, {}
+    for name in dict.fromkeys(name for _, name in times):
+        by_depth = {depth: values for (depth, form), values in times.items() if form == name}
+        if len(by_depth) < 2:
+            continue
+        per_block[name] = round(slope({depth: statistics.median(values) for depth, values in by_depth.items()}), 4)
+        shallow, deep = min(by_depth), max(by_depth)
+        ratios = [b / a for a, b in zip(by_depth[shallow], by_depth[deep], strict=True)]
+        growth[name] = {"from": shallow, "to": deep, "ratio": round(statistics.median(ratios), 4)}
+        growth[name]["spread"] = round(spread(ratios), 4)
+    return {"ms_per_block": per_block, "growth": growth}
