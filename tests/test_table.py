@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +146,24 @@ def test_all_classes_of_a_large_model_are_told(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    cuts=st.sets(st.integers(0, 60), max_size=5), group=st.sampled_from([1, 7, 16, 60, 4096]), seed=st.integers(0, 9)
+    cuts=st.sets(st.integers(0, 60), max_size=5),
+    group=st.sampled_from([1, 7, 16, 60, 4096]),
+    unpacked=st.sampled_from([1, 5, 256]),
+    seed=st.integers(0, 9),
 )
 def test_parts_joined_are_the_table_written_at_once(
-    tmp_path_factory: pytest.TempPathFactory, cuts: set[int], group: int, seed: int
+    tmp_path_factory: pytest.TempPathFactory, cuts: set[int], group: int, unpacked: int, seed: int
 ) -> None:
     folder, frames = tmp_path_factory.mktemp("table"), some_frames(60, seed)
     bounds = [0, *sorted(cuts), 60]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "ROWS_PER_GROUP", group)
+        patch.setattr(table, "_ROWS_UNPACKED", unpacked)
         parts = [folder / f"{i}.parquet" for i in range(len(bounds) - 1)]
         for part, first, last in zip(parts, bounds, bounds[1:], strict=False):
             write(part, frames[first:last])
         concatenate(parts, folder / "joined.parquet")
+        patch.setattr(table, "_ROWS_UNPACKED", 256)
         at_once = write(folder / "all.parquet", frames)
     assert (folder / "joined.parquet").read_bytes() == at_once
     assert pq.ParquetFile(folder / "all.parquet").num_row_groups == -(-60 // group)
@@ -172,6 +178,21 @@ def test_the_same_frames_give_the_same_bytes_whatever_they_cost(tmp_path: Path) 
     group = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0)
     assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
     assert json.dumps(read_facts(tmp_path / "a.parquet"), sort_keys=True) == json.dumps(FACTS, sort_keys=True)
+
+
+def test_a_long_table_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    """Python's objects of a row take three kilobytes: those of a group would be 12 MiB, and fill up by the minute."""
+    frames = some_frames(30)
+    write(tmp_path / "warm.parquet", frames)
+    peaks = []
+    for count in (600, 3000):
+        tracemalloc.start()
+        with Table(tmp_path / f"{count}.parquet", FACTS) as sink:
+            for i in range(count):
+                sink.write(frames[i % 30])
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_no_frames_are_a_table_too(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from mcdrl_rt.video.output import Sink, reason
 
 ROWS_PER_GROUP = 4096
 """Rows that are held in memory and compressed together: two minutes at 30 fps."""
+_ROWS_UNPACKED = 256  # Python's objects are eight times as large as Arrow's columns
 
 _BOX = pa.struct([(name, pa.int32()) for name in ("x", "y", "width", "height")])
 _COMPONENT = pa.struct([("pixels", pa.int64()), ("box", _BOX)])
@@ -73,29 +74,40 @@ class Table(Sink):
     def __init__(self, target: Path, facts: Mapping[str, Any]) -> None:
         self._groups = _Groups(target, facts)
         self._rows: list[dict[str, Any]] = []
+        self._packed: list[pa.RecordBatch] = []
 
     def write(self, shown: Shown) -> None:
         """Append the row of one frame."""
         self._rows.append(row(shown))
         self.frames += 1
-        if len(self._rows) == ROWS_PER_GROUP:
+        group_is_full = self.frames % ROWS_PER_GROUP == 0
+        if group_is_full or len(self._rows) == _ROWS_UNPACKED:
+            self._pack()
+        if group_is_full:
             self._write_group()
 
     def close(self) -> None:
         """Finish the file and let it appear under its name."""
         if self._rows:
+            self._pack()
+        if self._packed:
             self._write_group()
         self._groups.close()
 
     def abort(self) -> None:
         """Discard what was written."""
         self._rows.clear()
+        self._packed.clear()
         self._groups.abort()
 
-    def _write_group(self) -> None:
-        batch = pa.RecordBatch.from_pylist(self._rows, SCHEMA)
+    def _pack(self) -> None:
+        self._packed.append(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
         self._rows.clear()
-        self._groups.write(batch)
+
+    def _write_group(self) -> None:
+        group = pa.concat_batches(self._packed)
+        self._packed.clear()
+        self._groups.write(group)
 
 
 def row(shown: Shown) -> dict[str, Any]:
