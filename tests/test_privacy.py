@@ -16,6 +16,7 @@ from test_field import SIZE, form, tissue, write
 
 from mcdrl_rt.offline import Settings, plan, process, pseudonym
 from mcdrl_rt.offline.privacy import Deidentified
+from mcdrl_rt.offline.recording import open_recording, tally_of
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.source import open_source
@@ -79,6 +80,22 @@ def test_no_result_says_who_it_is_of(recording: Path, tmp_path: Path) -> None:
         assert shown[:hud][ink[:hud]].max() < 60, index
         dark = bool(shown[:hud].max() < 60)
         assert dark == (index >= 40), index
+
+
+@pytest.mark.parametrize(("gop", "moves"), [(1, True), (999, True), (999, False)])
+def test_a_name_on_the_picture_is_found_however_few_keyframes_there_are(tmp_path: Path, gop: int, moves: bool) -> None:
+    written = [write(tissue(index * moves), "DOE, JANE", (200, 200)) for index in range(64)]
+    shown, ink = [picture for picture, _ in written], written[0][1]
+    options = {"g": str(gop), "sc_threshold": "0", "crf": "10", "preset": "ultrafast"}
+    video = write_clip(tmp_path / "a.mkv", size=SIZE, pts=range(64), pictures=shown, codec_options=options)
+    recording = open_recording(video, private=True)
+    (segment,) = recording.segments(60)
+    with recording.open(segment) as source:
+        frames = list(source)
+    assert len(frames) == 64
+    assert all(frame.pixels.any() and not frame.pixels[ink].any() for frame in frames)
+    verdict = recording.verdict([tally_of(source)])
+    assert verdict is None if moves else verdict is not None and "its picture hardly moves" in verdict
 
 
 def test_a_name_is_the_same_each_time_and_another_for_another_user(
