@@ -120,6 +120,20 @@ def test_pictures_are_looked_at_one_by_one(tmp_path: Path) -> None:
     assert len(frames) == 3 and all(frame.pixels.any() and not frame.pixels[outside].any() for frame in frames)
 
 
+def test_no_message_that_is_kept_names_a_picture(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in" / SECRET, tmp_path / "out"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / f"{SECRET}_2.png"), pictures()[0][0][..., ::-1])
+    for number in (3, 10):  # in the order of their numbers
+        (folder / f"{SECRET}_{number}.png").touch()
+    (outcome,) = process(plan([folder], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS)
+    assert outcome.summary is not None and outcome.summary.problem is not None
+    assert outcome.summary.problem.startswith("2 of 3 files were left out (picture 2 is empty (0 bytes)")
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert SECRET.encode() not in content and str(tmp_path / "in").encode() not in content, path
+
+
 def test_names_with_and_without_are_never_in_one_folder(recording: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(process(plan([recording], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS))
