@@ -9,6 +9,8 @@ import pytest
 from clips import picture
 from test_offline import run
 
+from mcdrl_rt.errors import SinkError
+from mcdrl_rt.offline import plan
 from mcdrl_rt.progress import Bars, follow
 
 
@@ -23,3 +25,22 @@ def test_what_was_done_before_still_tells_of_its_flaw(tmp_path: Path, capsys: py
     assert follow(again, Bars({folder: 1}, False), False) == (False, True)
     said = capsys.readouterr().err
     assert said == f"{folder}: already done, with a flaw: {first.summary.problem}\n"
+
+
+def test_folders_behind_links_are_looked_through_once_each(tmp_path: Path) -> None:
+    store, archive, out = tmp_path / "store", tmp_path / "in", tmp_path / "out"
+    for place in (store / "b.mp4", store / "deep" / "c.mp4", archive / "z" / "a.mp4"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    (archive / "first").symlink_to("z")  # what is there without a link has the name it has without one
+    (archive / "more").symlink_to(store)
+    (archive / "same").symlink_to(store / "deep")
+    (store / "deep" / "loop").symlink_to(archive)
+    (archive / "itself").symlink_to("itself")
+    (archive / "nowhere").symlink_to("gone")
+    places = sorted(str(job.place.relative_to(out)) for job in plan([archive], out))
+    assert places == ["more/b", "more/deep/c", "z/a"]
+    (archive / "results").symlink_to(tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    with pytest.raises(SinkError, match=r"the output folder .*today lies in the input .*in/results; choose one"):
+        plan([archive], tmp_path / "results" / "today")
