@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import cv2
 import pytest
-from clips import picture
+from clips import picture, write_clip
 from test_offline import run
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.offline import plan
+from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
 
 
@@ -44,3 +47,28 @@ def test_folders_behind_links_are_looked_through_once_each(tmp_path: Path) -> No
     (tmp_path / "results").mkdir()
     with pytest.raises(SinkError, match=r"the output folder .*today lies in the input .*in/results; choose one"):
         plan([archive], tmp_path / "results" / "today")
+
+
+def test_a_change_anywhere_in_a_file_is_noticed_even_under_its_old_date(tmp_path: Path) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", codec_options={"bf": "0"}), tmp_path / "out"
+    with clip.open("ab") as file:
+        file.write(bytes(3 << 20))  # longer than what is usually looked at
+    run([clip], out)
+    facts, times = json.loads((out / "a.summary.json").read_text())["fingerprint"]["input"], clip.stat()
+    assert facts == input_facts(clip)
+    content = bytearray(clip.read_bytes())
+    content[len(content) // 2] = 1
+    clip.write_bytes(content)
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (outcome,) = run([clip], out)
+    assert outcome.error is not None and "a.summary.json is of another job (input sha256: " in outcome.error
+    content[len(content) // 2] = 0
+    clip.write_bytes(content)
+    assert run([clip], out)[0].before  # written anew, but the same
+
+
+def test_what_is_done_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", codec_options={"bf": "0"}), tmp_path / "out"
+    run([clip], out)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert run([clip], out)[0].before

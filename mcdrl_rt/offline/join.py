@@ -69,7 +69,8 @@ def finish(
         origin_s = min(*starts.values(), Fraction(0))
         _report(job, job.name(settings), manifest.folder, summary, origin_s if settings.annotated else None)
     done = manifest.folder / "summary.json"
-    write_json(done, {"fingerprint": manifest.fingerprint, "summary": dataclasses.asdict(summary)})
+    known = {"fingerprint": manifest.fingerprint, "stamp": manifest.stamp}
+    write_json(done, known | {"summary": dataclasses.asdict(summary)})
     keep_names(job.summary.parent)  # the results' names before that which says they are there
     _move(done, job.summary)
     keep_names(job.summary.parent)

@@ -55,12 +55,14 @@ class Manifest:
         fingerprint: what the parts depend on.
         segments: all there are.
         done: the finished ones, by their number.
+        stamp: of the input as it was last known to be what the fingerprint says; not kept.
     """
 
     folder: Path
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     done: dict[int, Part] = field(default_factory=dict)
+    stamp: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:

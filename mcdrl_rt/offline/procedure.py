@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
 from mcdrl_rt.offline.manifest import Manifest, read_json
@@ -81,12 +81,15 @@ def carry_out(
         McdrlError: the procedure cannot be read, segmented or written, or what is there of it is another job's.
             Segments that are done stay done.
     """
-    fingerprint = crew.fingerprint | {"input": job.origin.facts() if job.origin else input_facts(job.source)}
+    stamped = None if job.origin else stamp(job.source)
+    facts = job.origin.facts() if job.origin else _known(job.summary, stamped) or input_facts(job.source)
+    fingerprint = crew.fingerprint | {"input": facts}
     if summary := done_before(job, fingerprint):
         return summary, True
     with job.origin.fetched() if job.origin else contextlib.nullcontext():
         recording = open_recording(job.source.absolute(), crew.settings.private)
         manifest = _manifest(job, crew, recording, fingerprint)
+        manifest.stamp = stamped
         try:
             about = _about(job, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
@@ -94,6 +97,12 @@ def carry_out(
         finally:
             if not manifest.done:
                 shutil.rmtree(manifest.folder, ignore_errors=True)
+
+
+def _known(summary: Path, stamped: str | None) -> Mapping[str, Any] | None:
+    """What an input is, where the summary of its procedure says it, and nothing was written to it since."""
+    content = read_json(summary) if summary.exists() else {}
+    return content["fingerprint"]["input"] if stamped is not None and content.get("stamp") == stamped else None
 
 
 def _work(
