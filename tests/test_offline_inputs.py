@@ -12,7 +12,7 @@ from clips import picture, write_clip
 from test_offline import run
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline import plan
+from mcdrl_rt.offline import Settings, plan
 from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
 
@@ -72,3 +72,22 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Monk
     run([clip], out)
     monkeypatch.setattr("hashlib.file_digest", None)
     assert run([clip], out)[0].before
+
+
+@pytest.mark.parametrize("content", ['{"fingerprint": 5}', '{"fingerprint": {"engine": 5}}', '{"summary": 1}', "{}"])
+def test_a_file_of_somebody_else_costs_only_the_procedure_of_its_name(tmp_path: Path, content: str) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", codec_options={"bf": "0"}), tmp_path / "out"
+    out.mkdir()
+    (out / "z.summary.json").write_text(content)
+    assert run([clip], out)[0].error is None
+    (tmp_path / "z.mp4").write_bytes(clip.read_bytes())
+    (outcome,) = run([tmp_path / "z.mp4"], out)
+    what = "is no summary of a procedure; move it away, or delete it"
+    assert outcome.error == f"{tmp_path}/z.mp4: {out}/z.summary.json {what}"
+    assert (out / "z.summary.json").read_text() == content
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
+def test_segments_end(seconds: float) -> None:
+    with pytest.raises(SinkError, match=f"a segment has a number of seconds, not {seconds}"):
+        Settings(segment_s=seconds)

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError, fault
-from mcdrl_rt.offline.fingerprint import Fingerprint, difference
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, is_fingerprint
 from mcdrl_rt.offline.hands import Hands, Here
 from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.plan import Job, make_folder
@@ -136,7 +136,9 @@ def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
             path = Path(folder, name)
             with contextlib.suppress(SourceError):  # it will be told of when it is its turn
                 there = read_json(path).get("fingerprint")
-                if there and (differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint)):
+                if not (there and is_fingerprint(there)):
+                    continue
+                if differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint):
                     raise SinkError(
                         f"{path} is of another job ({differs}); choose another output folder, or delete what is there"
                     )

@@ -10,7 +10,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.sidecar import FILES, file_hash, runtime_of, versions
@@ -85,6 +85,11 @@ def _files(source: Path) -> Iterable[Path]:
     if not (source.is_file() or source.is_dir()):
         raise SourceError(f"{source} is neither a file nor a folder of pictures")
     return [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+
+
+def is_fingerprint(value: Any) -> TypeGuard[Fingerprint]:
+    """Whether something that was read may be one; a file may be called anything, and hold anything."""
+    return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
 
 
 def difference(there: Fingerprint, now: Fingerprint) -> str | None:

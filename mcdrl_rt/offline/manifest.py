@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.fingerprint import Fingerprint
+from mcdrl_rt.offline.fingerprint import Fingerprint, is_fingerprint
 from mcdrl_rt.offline.whole import WholeFile
 from mcdrl_rt.video.index import Segment
 from mcdrl_rt.video.output import reason
@@ -78,7 +78,9 @@ class Manifest:
         try:
             segments = tuple(Segment(number, *edges) for number, edges in enumerate(content["segments"]))
             done = {int(number): _part(part) for number, part in content["done"].items()}
-            return cls(folder, content["fingerprint"], segments, done)
+            if is_fingerprint(fingerprint := content["fingerprint"]):
+                return cls(folder, fingerprint, segments, done)
+            raise ValueError(fingerprint)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SourceError(f"cannot read {path}: it is not of this version of mcdrl-rt; delete {folder}") from None
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, stamp
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
 from mcdrl_rt.offline.manifest import Manifest, read_json
@@ -54,13 +54,20 @@ def done_before(job: Job, fingerprint: Fingerprint) -> Summary | None:
 
     Raises:
         SinkError: it was done by another engine, with other settings, or with another input in its place.
+        SourceError: it is no summary of a procedure.
     """
     if not job.summary.exists():
         return None
     content = read_json(job.summary)
-    _refuse(job.summary, content.get("fingerprint", {}), fingerprint)
+    try:
+        if not is_fingerprint(there := content["fingerprint"]):
+            raise TypeError(there)
+        _refuse(job.summary, there, fingerprint)
+        summary = Summary(**content["summary"])
+    except (KeyError, TypeError):
+        raise SourceError(f"{job.summary} is no summary of a procedure; move it away, or delete it") from None
     shutil.rmtree(job.parts, ignore_errors=True)  # it may have been stopped in clearing up
-    return Summary(**content["summary"])
+    return summary
 
 
 def carry_out(
@@ -102,7 +109,8 @@ def carry_out(
 def _known(summary: Path, stamped: str | None) -> Mapping[str, Any] | None:
     """What an input is, where the summary of its procedure says it, and nothing was written to it since."""
     content = read_json(summary) if summary.exists() else {}
-    return content["fingerprint"]["input"] if stamped is not None and content.get("stamp") == stamped else None
+    there = content.get("fingerprint")
+    return there.get("input") if is_fingerprint(there) and content.get("stamp") == stamped else None
 
 
 def _work(
