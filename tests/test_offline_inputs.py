@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
 from clips import picture, write_clip
-from test_offline import run
+from test_offline import StripesEngine, names, run
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline import Settings, plan
+from mcdrl_rt.offline import Job, Settings, plan, process
 from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
+from mcdrl_rt.segmenter import Segmenter
 
 
 def test_what_was_done_before_still_tells_of_its_flaw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,3 +93,47 @@ def test_a_file_of_somebody_else_costs_only_the_procedure_of_its_name(tmp_path: 
 def test_segments_end(seconds: float) -> None:
     with pytest.raises(SinkError, match=f"a segment has a number of seconds, not {seconds}"):
         Settings(segment_s=seconds)
+
+
+def _others(path: Path) -> None:
+    new = write_clip(path.with_name("new.mp4"), pts=range(3, 33), codec_options={"bf": "0", "g": "5"})
+    new.replace(path)
+
+
+def _shortened(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"), [(_others, False), (_shortened, False), (lambda path: path.chmod(0o600), True)]
+)
+def test_an_input_that_changes_meanwhile_is_never_mixed(
+    tmp_path: Path, change: Callable[[Path], None], kept: bool
+) -> None:
+    first, second, out = tmp_path / "in" / "a.mp4", tmp_path / "in" / "b.mp4", tmp_path / "out"
+    first.parent.mkdir()
+    clip = write_clip(first, pts=range(25), codec_options={"bf": "0", "g": "5"}).read_bytes()
+    second.write_bytes(clip)
+    changed: list[Path] = []
+
+    def start(job: Job, frames: int | None) -> Callable[[int], None]:
+        def on_frame(done: int) -> None:
+            if done >= 12 and job.source == first and not changed:  # of 25, in the second segment
+                changed.append(first)
+                change(first)
+
+        return on_frame
+
+    settings = Settings(segment_s=0.4)
+    jobs = plan([first, second], out)
+    one, other = process(jobs, out, Segmenter(StripesEngine()), settings, on_start=start)
+    assert changed and other.error is None
+    if kept:
+        assert one.error is None
+        return
+    assert one.error == f"{first} changed while it was processed; process it again"
+    assert not [name for name in names(out) if name.startswith("a.")]
+    if change is _others:
+        again = run([first, second], out, settings)
+        assert [outcome.before for outcome in again] == [False, True]
+        assert again[0].summary is not None and again[0].summary.frames_out == 30

@@ -86,7 +86,7 @@ def carry_out(
 
     Raises:
         McdrlError: the procedure cannot be read, segmented or written, or what is there of it is another job's.
-            Segments that are done stay done.
+            Segments that are done stay done. Or its input changed meanwhile, and nothing of it is kept.
     """
     stamped = None if job.origin else stamp(job.source)
     facts = job.origin.facts() if job.origin else _known(job.summary, stamped) or input_facts(job.source)
@@ -100,7 +100,11 @@ def carry_out(
         try:
             about = _about(job, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
+            _check(job, manifest)
             return finish(job, manifest, recording, crew.kinds, about, crew.settings, address), False
+        except Exception:
+            _check(job, manifest)  # it may be why
+            raise
         finally:
             if not manifest.done:
                 shutil.rmtree(manifest.folder, ignore_errors=True)
@@ -125,8 +129,23 @@ def _work(
     for number, part in crew.hands.do(tasks, counted):
         counted.before += part.frames
         counted(0)
+        _check(job, manifest)
         manifest.done[number] = part
         manifest.save()
+
+
+def _check(job: Job, manifest: Manifest) -> None:
+    """Make sure that the input is the one that was begun with: segments of two are of no use.
+
+    Raises:
+        SourceError: it is another one now, or gone.
+    """
+    if manifest.stamp is None or (now := stamp(job.source)) == manifest.stamp:
+        return
+    if input_facts(job.source) != manifest.fingerprint["input"]:
+        manifest.done.clear()
+        raise SourceError(f"{job.title} changed while it was processed; process it again")
+    manifest.stamp = now  # no more than its permissions changed, say
 
 
 class _Count:
