@@ -29,7 +29,7 @@ from machine import describe
 from outputs import add_outputs, check_outputs, finish
 from rich.console import Console
 from rich.table import Table
-from timing import interleaved, spread
+from timing import interleaved, span
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.onnx import export_onnx, inlined
@@ -227,7 +227,7 @@ def _row(form: Form, shipped: Form) -> dict[str, Any]:
         "depth": spec.depth,
         "precision": form.precision,
         "shipped": form.shipped,
-        "ms": spread(form.ms),
+        "ms": span(form.ms),
         "dice_held_out": _dice(held),
         "dice_unseen": _dice(unseen),
         "unseen_against_shipped": [round(value, 4) for value in paired_bootstrap(*pairs, groups)],

@@ -29,7 +29,7 @@ from machine import describe
 from outputs import add_outputs, check_outputs, finish
 from rich.console import Console
 from rich.table import Table
-from timing import interleaved, spread
+from timing import interleaved, span
 
 from mcdrl_rt.engine.frames import synthetic_frames
 from mcdrl_rt.engine.onnx import export_onnx, inlined
@@ -172,11 +172,11 @@ def report(engine: Measured, rates: Sequence[Rates]) -> dict[str, Any]:
     between = [frame - sum(times.values()) for frame, times in zip(engine.profiled_ms, engine.layer_ms, strict=True)]
     return {
         "engine": engine.title,
-        "frame_ms": spread(frames),
-        "profiled_ms": spread(engine.profiled_ms),
-        "between_layers_ms": spread(between),
+        "frame_ms": span(frames),
+        "profiled_ms": span(engine.profiled_ms),
+        "between_layers_ms": span(between),
         "limit_ms": round(statistics.median(limits), 4),
-        "share": spread([limit / frame for limit, frame in zip(limits, frames, strict=True)]),
+        "share": span([limit / frame for limit, frame in zip(limits, frames, strict=True)]),
         "gop": round(sum(layer.operations for layer in engine.layers) / 1e9, 4),
         "parts": parts,
         "kinds": kinds[:KINDS],
@@ -213,7 +213,7 @@ def _row(layers: Sequence[Layer], engine: Measured, rates: Sequence[Rates], all_
         "of_frame": round(statistics.median(t / f for t, f in zip(times, engine.profiled_ms, strict=True)), 4),
         "limit_ms": round(statistics.median(limits), 4),
         "bound": "compute" if compute > memory else "memory",
-        "share": spread([limit / time if time else 0.0 for limit, time in zip(limits, times, strict=True)]),
+        "share": span([limit / time if time else 0.0 for limit, time in zip(limits, times, strict=True)]),
     }
 
 

@@ -80,6 +80,6 @@ def slope(steps: dict[int, float]) -> float:
     return float(np.polyfit(list(steps), list(steps.values()), 1)[0])
 
 
-def spread(values: Sequence[float]) -> list[float]:
+def span(values: Sequence[float]) -> list[float]:
     """Median, least and most of a figure's values in several rounds: a run may be as far from the next."""
     return [round(float(value), 4) for value in (np.median(values), min(values), max(values))]

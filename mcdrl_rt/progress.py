@@ -135,7 +135,8 @@ def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool
             continue
         flawed |= bool(outcome.summary.problem)
         if outcome.before and not as_json:
-            say(f"{source}: already done")
+            flaw = outcome.summary.problem
+            say(f"{source}: already done{f', with a flaw: {flaw}' if flaw else ''}")
         else:
             report(outcome.summary, as_json)
     if failed:

@@ -16,6 +16,7 @@ from test_field import SIZE, form, tissue, write
 
 from mcdrl_rt.offline import Settings, plan, process, pseudonym
 from mcdrl_rt.offline.privacy import Deidentified
+from mcdrl_rt.offline.recording import open_recording, tally_of
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.source import open_source
@@ -81,6 +82,22 @@ def test_no_result_says_who_it_is_of(recording: Path, tmp_path: Path) -> None:
         assert dark == (index >= 40), index
 
 
+@pytest.mark.parametrize(("gop", "moves"), [(1, True), (999, True), (999, False)])
+def test_a_name_on_the_picture_is_found_however_few_keyframes_there_are(tmp_path: Path, gop: int, moves: bool) -> None:
+    written = [write(tissue(index * moves), "DOE, JANE", (200, 200)) for index in range(64)]
+    shown, ink = [picture for picture, _ in written], written[0][1]
+    options = {"g": str(gop), "sc_threshold": "0", "crf": "10", "preset": "ultrafast"}
+    video = write_clip(tmp_path / "a.mkv", size=SIZE, pts=range(64), pictures=shown, codec_options=options)
+    recording = open_recording(video, private=True)
+    (segment,) = recording.segments(60)
+    with recording.open(segment) as source:
+        frames = list(source)
+    assert len(frames) == 64
+    assert all(frame.pixels.any() and not frame.pixels[ink].any() for frame in frames)
+    verdict = recording.verdict([tally_of(source)])
+    assert verdict is None if moves else verdict is not None and "its picture hardly moves" in verdict
+
+
 def test_a_name_is_the_same_each_time_and_another_for_another_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +118,20 @@ def test_pictures_are_looked_at_one_by_one(tmp_path: Path) -> None:
         frames = list(source)
     outside = cv2.dilate(form("octagon", 0.7), np.ones((7, 7))) == 0
     assert len(frames) == 3 and all(frame.pixels.any() and not frame.pixels[outside].any() for frame in frames)
+
+
+def test_no_message_that_is_kept_names_a_picture(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in" / SECRET, tmp_path / "out"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / f"{SECRET}_2.png"), pictures()[0][0][..., ::-1])
+    for number in (3, 10):  # in the order of their numbers
+        (folder / f"{SECRET}_{number}.png").touch()
+    (outcome,) = process(plan([folder], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS)
+    assert outcome.summary is not None and outcome.summary.problem is not None
+    assert outcome.summary.problem.startswith("2 of 3 files were left out (picture 2 is empty (0 bytes)")
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert SECRET.encode() not in content and str(tmp_path / "in").encode() not in content, path
 
 
 def test_names_with_and_without_are_never_in_one_folder(recording: Path, tmp_path: Path) -> None:

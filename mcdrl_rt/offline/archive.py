@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError, fault
-from mcdrl_rt.offline.fingerprint import Fingerprint, difference
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, is_fingerprint
 from mcdrl_rt.offline.hands import Hands, Here
 from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.plan import Job, make_folder
@@ -158,8 +158,10 @@ def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
             path = Path(folder, name)
             with contextlib.suppress(SourceError):  # it will be told of when it is its turn
                 content = read_json(path)
-                there = content.get("fingerprint") if content.get("done", True) else None  # not one segment: no matter
-                if there and (differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint)):
+                there = content.get("fingerprint")
+                if not (there and is_fingerprint(there) and content.get("done", True)):  # of not one segment: no matter
+                    continue
+                if differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint):
                     raise SinkError(
                         f"{path} is of another job ({differs}); choose another output folder, or delete what is there"
                     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.sidecar import FILES, file_hash, runtime_of, versions
@@ -19,7 +19,6 @@ from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.video.output import reason
 
 Fingerprint = Mapping[str, Mapping[str, Any]]
-_SAMPLE = 1 << 20  # bytes at either end of a file
 
 
 def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str, str]:
@@ -42,29 +41,55 @@ def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str
 
 
 def input_facts(source: Path) -> dict[str, Any]:
-    """What an input is: its size and what is at its beginning and end, wherever it lies and whenever it was copied.
+    """What an input is: its size and all that is in it, wherever it lies and whenever it was copied.
 
     Raises:
         SourceError: it cannot be read.
     """
-    if not source.exists():
-        raise SourceError(f"no such file: {source}")
-    if not (source.is_file() or source.is_dir()):
-        raise SourceError(f"{source} is neither a file nor a folder of pictures")
     size, content = 0, hashlib.sha256()
     try:
-        files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
-        for path in files:
+        for path in _files(source):
             with path.open("rb") as file:
-                content.update(file.read(_SAMPLE))
-                its = file.seek(0, 2)
-                file.seek(max(0, its - _SAMPLE))
-                content.update(file.read())
+                content.update(hashlib.file_digest(file, "sha256").digest())
+                its = file.tell()
             content.update(f"{path.name if source.is_dir() else ''} {its}".encode(errors="surrogateescape"))
             size += its
     except OSError as error:
         raise SourceError(f"cannot read {source}: {reason(error)}") from None
-    return {"bytes": size, "content": content.hexdigest()[:16]}
+    return {"bytes": size, "sha256": content.hexdigest()[:16]}
+
+
+def stamp(source: Path) -> str:
+    """What an input has another one of whenever something was written to it, or another was put in its place.
+
+    It is told without reading the input, and nobody can tell from it when that was made: it is no date.
+
+    Raises:
+        SourceError: it cannot be found.
+    """
+    content = hashlib.sha256()
+    try:
+        for path in _files(source):
+            its = path.stat()
+            facts = (its.st_size, its.st_mtime_ns, its.st_ctime_ns, its.st_ino)
+            content.update(f"{path.name} {facts}".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise SourceError(f"cannot read {source}: {reason(error)}") from None
+    return content.hexdigest()[:16]
+
+
+def _files(source: Path) -> Iterable[Path]:
+    """The files that an input consists of."""
+    if not source.exists():
+        raise SourceError(f"no such file: {source}")
+    if not (source.is_file() or source.is_dir()):
+        raise SourceError(f"{source} is neither a file nor a folder of pictures")
+    return [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
+
+
+def is_fingerprint(value: Any) -> TypeGuard[Fingerprint]:
+    """Whether something that was read may be one; a file may be called anything, and hold anything."""
+    return isinstance(value, dict) and all(isinstance(part, dict) for part in value.values())
 
 
 def difference(there: Fingerprint, now: Fingerprint) -> str | None:

@@ -17,6 +17,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.manifest import Manifest, keep_names, write_json
 from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.plan import Job
+from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Piece, Product
 from mcdrl_rt.offline.recording import Recording
 from mcdrl_rt.offline.settings import Settings
@@ -57,6 +58,8 @@ def finish(
         problems += kind.join(pieces, whole, about)
         _move(whole, job.result(kind.end))
     told = list(dict.fromkeys(text for text in problems if text))
+    if settings.private:
+        told = [nameless(text, recording.path) for text in told]
     summary = dataclasses.replace(
         _summary(job.name(settings) if settings.private else job.title, manifest, recording),
         output=legible(address(job.result(kinds[0].end))),
@@ -66,7 +69,8 @@ def finish(
         origin_s = min(*starts.values(), Fraction(0))
         _report(job, job.name(settings), manifest.folder, summary, origin_s if settings.annotated else None)
     done = manifest.folder / "summary.json"
-    write_json(done, {"fingerprint": manifest.fingerprint, "summary": dataclasses.asdict(summary)})
+    known = {"fingerprint": manifest.fingerprint, "stamp": manifest.stamp}
+    write_json(done, known | {"summary": dataclasses.asdict(summary)})
     keep_names(job.summary.parent)  # the results' names before that which says they are there
     _move(done, job.summary)
     keep_names(job.summary.parent)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.fingerprint import Fingerprint
+from mcdrl_rt.offline.fingerprint import Fingerprint, is_fingerprint
 from mcdrl_rt.offline.whole import WholeFile
 from mcdrl_rt.video.index import Segment
 from mcdrl_rt.video.output import reason
@@ -55,12 +55,14 @@ class Manifest:
         fingerprint: what the parts depend on.
         segments: all there are.
         done: the finished ones, by their number.
+        stamp: of the input as it was last known to be what the fingerprint says; not kept.
     """
 
     folder: Path
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     done: dict[int, Part] = field(default_factory=dict)
+    stamp: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -76,7 +78,9 @@ class Manifest:
         try:
             segments = tuple(Segment(number, *edges) for number, edges in enumerate(content["segments"]))
             done = {int(number): _part(part) for number, part in content["done"].items()}
-            return cls(folder, content["fingerprint"], segments, done)
+            if is_fingerprint(fingerprint := content["fingerprint"]):
+                return cls(folder, fingerprint, segments, done)
+            raise ValueError(fingerprint)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SourceError(f"cannot read {path}: it is not of this version of mcdrl-rt; delete {folder}") from None
 

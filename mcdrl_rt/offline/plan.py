@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -95,7 +96,8 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     """Find the procedures in ``inputs`` and name their results.
 
     Args:
-        inputs: files; folders, looked through for videos, or where there is none for folders of pictures; globs;
+        inputs: files; folders, looked through with those that links lead to, each once, for videos, or where there is
+            none for folders of pictures; globs;
             ``@FILE``, a list with one of these on each line; addresses of files, folders and globs elsewhere.
         output: folder of the results, which lie in it as the inputs lie in theirs.
         rename: what results are called instead, given their place in that folder.
@@ -113,9 +115,7 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
     alone = [path for path in paths if not path.is_dir()]
     for path in paths:
-        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
-            raise SinkError(f"the output folder {output} lies in the input {path}; choose one outside of it")
-        files += _within(path) if path.is_dir() else [(path, _place(path, alone))]
+        files += _within(path, output) if path.is_dir() else [(path, _place(path, alone))]
     far = [one for name in given if is_remote(name) for one in find(name)]
     origins = {origin.copy: origin for origin, _ in far}
     files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
@@ -207,12 +207,16 @@ def _stem(path: Path) -> str:
     return path.stem if path.suffix.lower() in VIDEOS | PICTURES else path.name
 
 
-def _within(folder: Path) -> list[tuple[Path, Path]]:
+def _within(folder: Path, output: Path) -> list[tuple[Path, Path]]:
     """The procedures in a folder and its folders: its videos; where there is none, every folder of pictures."""
-    videos = _files(folder, VIDEOS)
+    all_of_it = _folders(folder)
+    for linked in (one for one in all_of_it if one == folder or one.is_symlink()):
+        if output.resolve().is_relative_to(linked.resolve()):
+            raise SinkError(f"the output folder {output} lies in the input {linked}; choose one outside of it")
+    videos = _files(all_of_it, VIDEOS)
     if videos:
         return [(file, file.relative_to(folder).with_name(_stem(file))) for file in videos]
-    folders = sorted({picture.parent for picture in _files(folder, PICTURES)})
+    folders = sorted({picture.parent for picture in _files(all_of_it, PICTURES)})
     if not folders:
         looked_for = " ".join(sorted(VIDEOS | PICTURES))
         raise SourceError(f"no video in {folder}, and no pictures; looked for {looked_for}")
@@ -220,10 +224,28 @@ def _within(folder: Path) -> list[tuple[Path, Path]]:
     return [(stills, name if stills == folder else stills.relative_to(folder)) for stills in folders]
 
 
-def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
+    """A folder and all in it, and then those that links in them lead to: each once, whatever leads to it."""
+    seen, found = set[tuple[int, int]](), list[Path]()
+    waiting, linked = [folder], list[Path]()
+    while waiting or linked:
+        one = waiting.pop() if waiting else linked.pop(0)
+        with contextlib.suppress(OSError):  # nobody may look into it, or it is gone
+            facts = one.stat()
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            inner = sorted(path for path in one.iterdir() if path.is_dir())
+            seen.add((facts.st_dev, facts.st_ino))
+            found.append(one)
+            waiting += [path for path in inner if not path.is_symlink()]
+            linked += [path for path in inner if path.is_symlink()]
+    return found
+
+
+def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
     """Files without the hidden ones: a Mac puts a ``._NAME.mp4`` beside each on a disk."""
     return sorted(
         path
-        for path in folder.rglob("*")
+        for path in itertools.chain.from_iterable(folder.iterdir() for folder in folders)
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
     )

@@ -3,23 +3,29 @@
 Pictures are blanked where ``video.field`` finds no picture or writing, and as a whole where ``video.out_of_body`` sees
 no body; what is derived from them (overlay, report, thumbnails) shows no more than that. Sound is left out, because
 people speak; files written here carry no metadata of the input's. Names become pseudonyms under a key of this user's:
-who has the key, and the names, can tell which is whose (``--dry-run`` lists them).
+who has the key, and the names, can tell which is whose (``--dry-run`` lists them). Messages that are kept call a
+picture by its number.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hmac
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mcdrl_rt.engine.key import user_key
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame, UInt8Array
 from mcdrl_rt.video.field import blanked, field_of
+from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.out_of_body import OutOfBody
+from mcdrl_rt.video.playlist import matching_files
 from mcdrl_rt.video.source import Source
 
 _LETTERS = 16
@@ -67,6 +73,21 @@ def pseudonym(place: Path) -> Path:
     key = user_key("names", "pseudonyms are made with")
     assert key is not None
     return Path(*(_hashed(part, key) for part in place.parts))
+
+
+def nameless(message: str, recording: Path) -> str:
+    """A message about a recording without its name and place: a picture of a folder is called by its number there.
+
+    >>> nameless("/DOE/a.mp4 is empty", Path("/DOE/a.mp4"))
+    'the recording is empty'
+    """
+    instead = {str(recording): "the recording", recording.name: "the recording"}
+    with contextlib.suppress(SourceError):  # it may be gone by now
+        for number, file in enumerate(matching_files(str(recording)) or (), 1):
+            instead |= {str(file): f"picture {number}", file.name: f"picture {number}"}
+    instead |= {legible(name): what for name, what in instead.items()}
+    names = "|".join(re.escape(name) for name in sorted(instead, key=len, reverse=True))
+    return re.sub(rf"(?<!\w)({names})(?!\w)", lambda found: instead[found[0]], message)
 
 
 def _hashed(name: str, key: bytes) -> str:

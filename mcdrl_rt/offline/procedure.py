@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts
+from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
 from mcdrl_rt.offline.manifest import Manifest, read_json
@@ -54,13 +54,20 @@ def done_before(job: Job, fingerprint: Fingerprint, address: Callable[[Path], st
 
     Raises:
         SinkError: it was done by another engine, with other settings, or with another input in its place.
+        SourceError: it is no summary of a procedure.
     """
     if not job.summary.exists():
         return None
     content = read_json(job.summary)
-    _refuse(address(job.summary), content.get("fingerprint", {}), fingerprint)
+    try:
+        if not is_fingerprint(there := content["fingerprint"]):
+            raise TypeError(there)
+        _refuse(address(job.summary), there, fingerprint)
+        summary = Summary(**content["summary"])
+    except (KeyError, TypeError):
+        raise SourceError(f"{job.summary} is no summary of a procedure; move it away, or delete it") from None
     shutil.rmtree(job.parts, ignore_errors=True)  # it may have been stopped in clearing up
-    return Summary(**content["summary"])
+    return summary
 
 
 def carry_out(
@@ -79,21 +86,35 @@ def carry_out(
 
     Raises:
         McdrlError: the procedure cannot be read, segmented or written, or what is there of it is another job's.
-            Segments that are done stay done.
+            Segments that are done stay done. Or its input changed meanwhile, and nothing of it is kept.
     """
-    fingerprint = crew.fingerprint | {"input": job.origin.facts() if job.origin else input_facts(job.source)}
+    stamped = None if job.origin else stamp(job.source)
+    facts = job.origin.facts() if job.origin else _known(job.summary, stamped) or input_facts(job.source)
+    fingerprint = crew.fingerprint | {"input": facts}
     if summary := done_before(job, fingerprint, address):
         return summary, True
     with job.origin.fetched() if job.origin else contextlib.nullcontext():
         recording = open_recording(job.source.absolute(), crew.settings.private)
         manifest = _manifest(job, crew, recording, fingerprint)
+        manifest.stamp = stamped
         try:
             about = _about(job, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
+            _check(job, manifest)
             return finish(job, manifest, recording, crew.kinds, about, crew.settings, address), False
+        except Exception:
+            _check(job, manifest)  # it may be why
+            raise
         finally:
             if not manifest.done:
                 shutil.rmtree(manifest.folder, ignore_errors=True)
+
+
+def _known(summary: Path, stamped: str | None) -> Mapping[str, Any] | None:
+    """What an input is, where the summary of its procedure says it, and nothing was written to it since."""
+    content = read_json(summary) if summary.exists() else {}
+    there = content.get("fingerprint")
+    return there.get("input") if is_fingerprint(there) and content.get("stamp") == stamped else None
 
 
 def _work(
@@ -108,8 +129,23 @@ def _work(
     for number, part in crew.hands.do(tasks, counted):
         counted.before += part.frames
         counted(0)
+        _check(job, manifest)
         manifest.done[number] = part
         manifest.save()
+
+
+def _check(job: Job, manifest: Manifest) -> None:
+    """Make sure that the input is the one that was begun with: segments of two are of no use.
+
+    Raises:
+        SourceError: it is another one now, or gone.
+    """
+    if manifest.stamp is None or (now := stamp(job.source)) == manifest.stamp:
+        return
+    if input_facts(job.source) != manifest.fingerprint["input"]:
+        manifest.done.clear()
+        raise SourceError(f"{job.title} changed while it was processed; process it again")
+    manifest.stamp = now  # no more than its permissions changed, say
 
 
 class _Count:

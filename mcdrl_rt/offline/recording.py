@@ -15,14 +15,15 @@ from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.privacy import Deidentified
 from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
-from mcdrl_rt.video.field import field_of
-from mcdrl_rt.video.index import Segment, cut, index_of
+from mcdrl_rt.video.field import field_of_video
+from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of
 from mcdrl_rt.video.playlist import PICTURES
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
 
 _SAMPLES = 60
+_STILL = "its picture hardly moves: whatever on it may be writing was blanked, with some of what is beside it"
 
 
 class Recording(ABC):
@@ -90,14 +91,15 @@ class _File(Recording):
         self.format, self.frames = self._index.format, len(self._index.times)
 
     def samples(self) -> Iterator[UInt8Array]:
-        times, time_base = self._index.keyframes, self.format.time_base
-        if self._index.problem is not None:  # then there is no way to the middle but through the beginning
+        keyframes = _spread(self._index)
+        if len(keyframes) < _SAMPLES:  # then the way to the middle is through all of it
+            step = max(1, len(self._index.times) // _SAMPLES)
             with open_source(str(self.path)) as source:
-                yield from (frame.pixels for frame in itertools.islice(source, 0, _SAMPLES * 15, 15))
+                yield from (frame.pixels for frame in itertools.islice(source, 0, None, step))
             return
         with contextlib.closing(Pictures(self.path, Fraction(0))) as pictures:
-            for time in times[:: -(-len(times) // _SAMPLES)]:
-                if (picture := pictures(float(time * time_base))) is not None:
+            for time in keyframes:
+                if (picture := pictures(float(time * self.format.time_base))) is not None:
                     yield picture
 
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
@@ -108,6 +110,15 @@ class _File(Recording):
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return self._index.verdict(tallies)
+
+
+def _spread(index: VideoIndex) -> list[int]:
+    """Keyframes from beginning to end, as many as samples are wanted; fewer where some would lie close together."""
+    if index.problem is not None:
+        return []
+    wanted = index.times[np.linspace(0, len(index.times) - 1, _SAMPLES).round().astype(int)]
+    before = np.searchsorted(index.keyframes, wanted, side="right") - 1
+    return [index.keyframes[number] for number in np.unique(before.clip(0))]
 
 
 class _Pictures(Recording):
@@ -135,11 +146,13 @@ class _Private(Recording):
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.path, self.format, self.frames = recording.path, recording.format, recording.frames
+        self._field: UInt8Array | None = None
+        self._moves = True
         samples = recording.samples()  # one in memory at a time
-        first = next(samples, None)
-        self._field = None if first is None else field_of(itertools.chain([first], samples))
-        if first is not None and self._field is None:  # it is dark from end to end: better black than a name
-            self._field = np.zeros(self.format.size, np.uint8)
+        if (first := next(samples, None)) is not None:
+            self._field, self._moves = field_of_video(itertools.chain([first], samples))
+            if self._field is None:  # it is dark from end to end: better black than a name
+                self._field = np.zeros(self.format.size, np.uint8)
 
     def samples(self) -> Iterator[UInt8Array]:
         return self._recording.samples()
@@ -151,4 +164,5 @@ class _Private(Recording):
         return Deidentified(self._recording.open(segment), self._field)
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
-        return self._recording.verdict(tallies)
+        problems = (self._recording.verdict(tallies), None if self._moves else _STILL)
+        return "; ".join(filter(None, problems)) or None

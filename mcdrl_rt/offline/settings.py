@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Settings:
         private: take out what would say who it is of, see ``privacy``.
 
     Raises:
-        SinkError: an unknown form of masks, or nothing is to be written.
+        SinkError: an unknown form of masks, segments without end, or nothing is to be written.
     """
 
     annotated: bool = True
@@ -41,6 +42,8 @@ class Settings:
         unknown = [name for name in self.masks if name not in MASKS]
         if unknown:
             raise SinkError(f"no masks {unknown[0]!r}; choose {', '.join(MASKS)}, or none alone")
+        if not math.isfinite(self.segment_s):
+            raise SinkError(f"a segment has a number of seconds, not {self.segment_s}; for a single one, say 1000000")
         object.__setattr__(self, "masks", tuple(name for name in MASKS if name in self.masks))
         object.__setattr__(self, "report", self.report and self.table)
         if not (self.annotated or self.masks or self.table):

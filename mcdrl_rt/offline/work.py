@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.offline.manifest import Part
+from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Together, products
 from mcdrl_rt.offline.recording import Recording, tally_of
 from mcdrl_rt.offline.settings import Settings
@@ -82,6 +83,9 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             strict=True,
         )
         summary = stream.run()
+        problem = summary.problem
+        if problem and task.settings.private:
+            problem = nameless(problem, task.recording.path)
         return Part(
             frames=summary.frames_out,
             frames_with_lesion=summary.frames_with_lesion,
@@ -90,5 +94,5 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             engine_restarts=summary.engine_restarts,
             seconds=summary.seconds,
             tally=tally_of(source),
-            problems=[summary.problem] if summary.problem else [],
+            problems=[problem] if problem else [],
         )

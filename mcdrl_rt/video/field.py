@@ -3,11 +3,12 @@
 Processors draw a round, octagonal or rectangular picture into a black canvas, and write names, dates and numbers
 around it, into its corners, or across its edge. ``region`` finds a generous box for the model; this finds the form, and
 errs on the narrow side. What is written on the picture is told from it by staying where it is while the picture moves:
-that takes several frames, from different moments. In a single picture, and where nothing moves, it is not found.
-Nor is a panel or an inset that touches the picture told from it, with dark letters on it, or a second picture that is
-as red as the first.
+that takes several frames, from different moments. In a single picture it is not found; in a video that hardly moves,
+whatever is as thin and bright as writing, and stays, is taken for it. A panel or an inset that touches the picture is
+not told from it, with dark letters on it, nor a second picture that is as red as the first.
 
-    >>> field = field_of(frames)                                           # doctest: +SKIP
+    >>> field = field_of([picture])                                        # doctest: +SKIP
+    >>> field, moves = field_of_video(frames)                              # doctest: +SKIP
     >>> private = blanked(frame.pixels, field)                             # doctest: +SKIP
 """
 
@@ -49,6 +50,22 @@ def field_of(frames: Iterable[UInt8Array]) -> UInt8Array | None:
         (H, W) uint8, 255 inside and 0 outside and where something is written; where the picture fills most of the
         frames, all is inside but that. None where all are too dark to say.
     """
+    size, survey = _survey(frames)
+    return survey.field(size, survey.writing.moves) if size and survey.count else None
+
+
+def field_of_video(frames: Iterable[UInt8Array]) -> tuple[UInt8Array | None, bool]:
+    """As ``field_of``, of a whole video: where it hardly moves, what may be writing is taken for it.
+
+    Returns:
+        The field, and whether its picture moves enough to tell writing from it.
+    """
+    size, survey = _survey(frames)
+    return survey.field(size, True) if size and survey.count else None, survey.writing.moves
+
+
+def _survey(frames: Iterable[UInt8Array]) -> tuple[tuple[int, int] | None, _Survey]:
+    """The size of the first frame, and the survey of those that count."""
     size: tuple[int, int] | None = None
     bodies, others = _Survey(), _Survey()
     for rgb in frames:
@@ -56,8 +73,7 @@ def field_of(frames: Iterable[UInt8Array]) -> UInt8Array | None:
         if rgb.shape[:2] == size and (form := _measure(rgb)) is not None:
             share = tissue_share(rgb, form.astype(np.uint8))
             (others if share is None or share < TISSUE else bodies).take(rgb, form)
-    survey = bodies if bodies.count else others
-    return survey.field(size) if size and survey.count else None
+    return size, bodies if bodies.count else others
 
 
 def blanked(rgb: UInt8Array, field: UInt8Array) -> UInt8Array:
@@ -79,23 +95,23 @@ class _Survey:
         self.count = 0
         self._forms: list[BoolArray] = []
         self._full: list[BoolArray] = []  # a menu, a test picture, or an endoscope without a surround
-        self._writing = _Writing()
+        self.writing = _Writing()
 
     def take(self, rgb: UInt8Array, form: BoolArray) -> None:
         """Take a frame and what was measured on it."""
         self.count += 1
-        self._writing.see(rgb)
+        self.writing.see(rgb)
         (self._full if form.mean() >= _FULL else self._forms).append(form)
 
-    def field(self, size: tuple[int, int]) -> UInt8Array:
+    def field(self, size: tuple[int, int], without_writing: bool) -> UInt8Array:
         """(H, W) uint8, 255 inside."""
         field = np.full(size, 255, np.uint8)
         if len(self._full) < len(self._forms):
             agreed = np.mean(self._forms, axis=0) >= max(_AGREED, 1 / len(self._forms))
             narrow = cv2.erode(agreed.astype(np.float32), np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
             field[cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_LINEAR) <= 0.5] = 0
-        if (written := self._writing.found) is not None:
-            field[cv2.resize(written, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
+        if without_writing:
+            field[cv2.resize(self.writing.found, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
         return field
 
 
@@ -104,25 +120,45 @@ class _Writing:
 
     def __init__(self) -> None:
         self._last: UInt8Array | None = None
-        self._counts: np.ndarray | None = None
-        self._frames = 0
+        self._moved, self._all = _Strokes(), _Strokes()
 
     def see(self, rgb: UInt8Array) -> None:
-        """Take a frame; one that looks like the last one says nothing."""
+        """Take a frame; one that looks like the last one says nothing, unless there is no other."""
         small = _small(rgb, _WRITTEN_SIDE).max(axis=2)
-        if self._last is not None and cv2.absdiff(small, self._last).mean() < _MOVED:
-            return
         strokes = cv2.morphologyEx(small, cv2.MORPH_TOPHAT, np.ones((_ROOM, _ROOM))) > _STROKE_CONTRAST
-        self._counts = strokes.astype(np.int32) if self._counts is None else self._counts + strokes
-        self._last, self._frames = small, self._frames + 1
+        self._all.add(strokes)
+        if self._last is None or cv2.absdiff(small, self._last).mean() >= _MOVED:
+            self._moved.add(strokes)
+            self._last = small
 
     @property
-    def found(self) -> UInt8Array | None:
-        """(h, w) uint8, 1 where something is written; None where too few frames were seen to say."""
-        if self._counts is None or self._frames < _FRAMES:
-            return None
-        often = (self._counts >= _OFTEN * self._frames).astype(np.uint8)
+    def moves(self) -> bool:
+        """Whether enough different frames were seen to know what stands still."""
+        return self._moved.frames >= _FRAMES
+
+    @property
+    def found(self) -> UInt8Array:
+        """(h, w) uint8, 1 where something is written, or may be."""
+        often = (self._moved if self.moves else self._all).often.astype(np.uint8)
         return np.asarray(cv2.dilate(often, np.ones((_ROOM, 2 * _ROOM))), np.uint8)
+
+
+class _Strokes:
+    """Counts in how many frames there is a stroke in a place."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._counts: np.ndarray | int = 0
+
+    def add(self, strokes: BoolArray) -> None:
+        """Take those of a frame, (h, w)."""
+        self.frames += 1
+        self._counts = self._counts + strokes.astype(np.int32)
+
+    @property
+    def often(self) -> BoolArray:
+        """(h, w), where there is one too often for a reflection."""
+        return np.asarray(self._counts >= _OFTEN * self.frames)
 
 
 def _small(rgb: UInt8Array, longer_side: int) -> UInt8Array:
