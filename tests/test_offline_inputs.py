@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -13,7 +14,7 @@ from clips import picture, write_clip
 from test_offline import StripesEngine, names, run
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.offline import Job, Settings, plan, process
+from mcdrl_rt.offline import Job, Settings, plan, procedure, process
 from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
 from mcdrl_rt.segmenter import Segmenter
@@ -137,3 +138,22 @@ def test_an_input_that_changes_meanwhile_is_never_mixed(
         again = run([first, second], out, settings)
         assert [outcome.before for outcome in again] == [False, True]
         assert again[0].summary is not None and again[0].summary.frames_out == 30
+
+
+def test_an_input_that_changes_while_its_results_are_joined_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", codec_options={"bf": "0"}), tmp_path / "out"
+    finish = procedure.finish
+
+    def and_change(*arguments: Any) -> Any:
+        _others(clip)
+        return finish(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(procedure, "finish", and_change)
+        (outcome,) = run([clip], out)
+    assert outcome.error == f"{clip} changed while it was processed; process it again"
+    assert not (out / "a.summary.json").exists()
+    assert not run([clip], out)[0].before
+    assert run([clip], out)[0].before

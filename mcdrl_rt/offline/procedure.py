@@ -101,7 +101,9 @@ def carry_out(
             about = _about(job, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
             _check(job, manifest)
-            return finish(job, manifest, recording, crew.kinds, about, crew.settings, address), False
+            summary = finish(job, manifest, recording, crew.kinds, about, crew.settings, address)
+            _check(job, manifest)  # its sound was read last
+            return summary, False
         except Exception:
             _check(job, manifest)  # it may be why
             raise
@@ -144,6 +146,7 @@ def _check(job: Job, manifest: Manifest) -> None:
         return
     if input_facts(job.source) != manifest.fingerprint["input"]:
         manifest.done.clear()
+        job.summary.unlink(missing_ok=True)
         raise SourceError(f"{job.title} changed while it was processed; process it again")
     manifest.stamp = now  # no more than its permissions changed, say
 
