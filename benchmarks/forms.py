@@ -87,11 +87,12 @@ class _PrintedBlock(nn.Module):
     def select_intervene(self, features: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         # no exporter knows a stable sort; ties go where torch's top-k lets them, which is no slower
         indices = similarity(features, texts).amax(dim=-1).topk(count, dim=-1).indices
-        f, readout = self.block(gather_tokens(features, indices), self.z)
+        f, readout = self(gather_tokens(features, indices))
         return f, indices, readout
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        return self.block(f, self.z)
+        f, readout = self.block(f, self.z)
+        return f, readout.unsqueeze(1)  # the folded form has one for each token
 
 
 def unfused(model: FoldedMCDRL) -> FoldedMCDRL:
