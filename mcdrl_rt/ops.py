@@ -262,8 +262,13 @@ def _norm_shift_fake(
     return torch.empty_like(x), torch.empty_like(x)
 
 
+def _lift(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
+    return lift_reference(coarse, gate, sharp, height, width).contiguous(memory_format=torch.channels_last)
+
+
 def _lift_fake(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
-    return coarse.new_empty((len(coarse), coarse.shape[1] + sharp.shape[1], height, width))
+    shape = (len(coarse), coarse.shape[1] + sharp.shape[1], height, width)
+    return torch.empty(shape, dtype=coarse.dtype, device=coarse.device, memory_format=torch.channels_last)
 
 
 def _readout_like(tokens: Tensor, a: Tensor, count: int, heads: int) -> Tensor:
@@ -277,7 +282,7 @@ for _name, _reference, _fake in (
     ("intervene_norm", intervene_norm_reference, _intervene_norm_fake),
     ("select_intervene_norm", select_intervene_norm_reference, _select_intervene_norm_fake),
     ("norm_shift", norm_shift_reference, _norm_shift_fake),
-    ("lift", lift_reference, _lift_fake),
+    ("lift", _lift, _lift_fake),
 ):
     _library.impl(_name, _reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mcdrl_rt::{_name}", _fake, lib=_library)

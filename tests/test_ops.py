@@ -214,14 +214,14 @@ def opcheck(name: str, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     case = make_case(tokens=11, count=6)
     a, c, b = (part.to(device) for part in case.folded(dtype))
     features, texts = case.features.to(device, dtype), case.texts.to(device, dtype)
-    picture, numbers = features[0, None, :, None, :8], (case.heads, 1e-5)  # (1, T, 1, 8)
+    picture, numbers = features.new_ones(2, 24, 3, 5), (case.heads, 1e-5)
     arguments: dict[str, tuple[Any, ...]] = {
         "intervene": (features, a, c, b, *numbers),
         "select_intervene": (features, texts, a, c, b, case.count, *numbers),
         "intervene_norm": (features, a, c, b, a[0], *numbers, 1e-5),
         "select_intervene_norm": (features, texts, a, c, b, a[0], case.count, *numbers, 1e-5),
         "norm_shift": (features, texts[0], None, a[0], 1e-5),
-        "lift": (picture, picture[:, :5], picture[:, :5, :, ::2], 2, 9),
+        "lift": (picture[:, :16], picture[:, :8], picture[:, 16:, :2, :3], 2, 9),
     }
     operator = getattr(torch.ops.mcdrl_rt, name).default
     torch.library.opcheck(operator, arguments[name])

@@ -174,7 +174,7 @@ __device__ inline void load_a(const Arguments& arguments, int first, int end, Ei
       const int column = first + tile * 8, chunk = i * kWarps + warp;
       const bool inside = column < end && chunk * kChunk < dim;
       const T* place = static_cast<const T*>(arguments.a) + static_cast<size_t>(column + lane / 4) * dim;
-      a[i][tile] = inside ? load_constant(place + chunk * kChunk + lane % 4 * 8) : Eight{{0, 0, 0, 0}};
+      a[i][tile] = inside ? load(place + chunk * kChunk + lane % 4 * 8) : Eight{{0, 0, 0, 0}};
     }
 }
 
@@ -313,10 +313,13 @@ __device__ inline int rank(const Arguments& arguments, int token) {
   const float* scores = arguments.scores + static_cast<size_t>(blockIdx.z) * arguments.tokens;
   const float own = __ldcg(scores + token);
   int before = 0;
-#pragma unroll 8
-  for (int t = threadIdx.x % kWarp; t < arguments.tokens; t += kWarp) {
-    const float other = __ldcg(scores + t);
-    before += other > own || (other == own && t < token);
+  for (int first = threadIdx.x % kWarp; first < arguments.tokens; first += 8 * kWarp) {
+    float others[8];  // all asked for before any is waited for
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      others[i] = first + i * kWarp < arguments.tokens ? __ldcg(scores + first + i * kWarp) : -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) before += others[i] > own || (others[i] == own && first + i * kWarp < token);
   }
   return warp_sum(before);
 }
@@ -328,9 +331,17 @@ __device__ inline void round_weights(const Arguments& arguments, T* weights) {
   const int row = threadIdx.x / kWarp - kTokens, token = blockIdx.x * kTokens + row, stride = padded(columns);
   const float* from =
       arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + min(token, arguments.tokens - 1)) * columns;
-#pragma unroll 4
-  for (int i = threadIdx.x % kWarp; i < whole; i += kWarp)
-    store(weights + row * stride + i, i < columns && token < arguments.tokens ? __ldcg(from + i) : 0.0f);
+  for (int first = threadIdx.x % kWarp; first < whole; first += 4 * kWarp) {
+    float values[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int column = first + i * kWarp;
+      values[i] = column < columns && token < arguments.tokens ? __ldcg(from + column) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (first + i * kWarp < whole) store(weights + row * stride + first + i * kWarp, values[i]);
+  }
 }
 
 // A token's weights averaged over heads, by its warp.
@@ -391,7 +402,7 @@ __global__ void __launch_bounds__(kUpdateThreads, 1) update(Arguments arguments)
     const T* place = static_cast<const T*>(arguments.b) + static_cast<size_t>(row) * columns + column;
     return row < dim && column < columns ? Share{load_constant(place), load_constant(place + 8 * columns)} : Share{};
   };
-  // constants, and what was there before attend: loaded while that still runs
+  // constants: loaded while attend still runs
   Share b[kDeep][kMost];
 #pragma unroll
   for (int i = 0; i < kDeep; ++i)
@@ -399,8 +410,8 @@ __global__ void __launch_bounds__(kUpdateThreads, 1) update(Arguments arguments)
     for (int tile = 0; tile < kMost; ++tile) b[i][tile] = load_b(i, tile);
   Eight was[kPieces] = {};
   const size_t own = static_cast<size_t>(blockIdx.z) * arguments.tokens + token;
-  if (owner) load_row(static_cast<const T*>(arguments.features) + own * dim, dim, lane, was);
   wait_for_last_kernel();
+  if (owner) load_row(static_cast<const T*>(arguments.features) + own * dim, dim, lane, was);
   int place = token;
   if (warp >= kTokens) round_weights(arguments, weights);
   if (kSelect && owner) place = rank(arguments, token);

@@ -9,6 +9,8 @@ namespace mcdrl_rt {
 namespace {
 
 constexpr size_t kAlign = 256;
+constexpr size_t kUsualShared = 48 << 10;
+constexpr int kMostColumns = 512;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -27,7 +29,14 @@ Arguments bind(const Shape& shape, const Buffers& buffers) {
           shape.dim,        shape.classes, shape.heads, shape.confounders, shape.eps,     shape.norm_eps};
 }
 
-// A launch whose blocks may be in place before the kernel before it has ended.
+// Whether blocks of a kernel can be in place before the kernel before it has ended: from Hopper on.
+bool starts_early() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
+// A launch, early where that can be.
 template <typename Kernel, typename Given>
 cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t stream, const Given& given) {
   cudaLaunchAttribute attribute = {};
@@ -39,7 +48,7 @@ cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared, c
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = starts_early();
   return cudaLaunchKernelEx(&config, kernel, given);
 }
 
@@ -51,8 +60,10 @@ cudaError_t launch(const Shape& shape, const Buffers& buffers, cudaStream_t stre
   const dim3 groups(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
   const dim3 tokens((shape.tokens + kTokens - 1) / kTokens, 1, batch);
   const size_t shared = needed_shared(shape);
-  cudaError_t error =
-      cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  cudaError_t error = cudaSuccess;
+  if (shared > kUsualShared)  // to the same for all, so that two threads do not take it from each other
+    error = cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(attend_bytes(kMostColumns)));
   if (error == cudaSuccess) error = launch_early(attend<T>, groups, kThreads, shared, stream, arguments);
   if (error != cudaSuccess) return error;
   return launch_early(update_for<T, kSelect>(shape.dim), tokens, kUpdateThreads, update_bytes(shape.dim, columns(shape)), stream, arguments);
@@ -73,7 +84,7 @@ const char* unsupported(const Shape& shape) {
   if (shape.count < 1 || shape.count > shape.tokens) return "more tokens are asked for than there are";
   if (shape.dim % kChunk || shape.dim < kChunk || shape.dim > kMaxDim) return "d is no multiple of 32 up to 1024";
   if (shape.confounders < 1 || shape.confounders > 64 || shape.heads < 1) return "M is not from 1 to 64";
-  if (columns(shape) % 8 || columns(shape) > 512) return "heads·M is no multiple of 8 up to 512";
+  if (columns(shape) % 8 || columns(shape) > kMostColumns) return "heads·M is no multiple of 8 up to 512";
   int device = 0, most = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return "there is no GPU";
   if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)

@@ -33,6 +33,8 @@ Scalar scalar(const Tensor& tensor) {
   return tensor.scalar_type() == at::kHalf ? Scalar::kHalf : Scalar::kBFloat16;
 }
 
+bool has(const Tensor& tensor, at::IntArrayRef sizes) { return tensor.sizes() == sizes; }
+
 // Contiguous and at a multiple of 16 bytes, which a view need not be.
 Tensor plain(const Tensor& tensor, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
   const Tensor whole = tensor.contiguous(format);
@@ -57,9 +59,15 @@ std::optional<Results> run(const Tensor& features, const std::optional<Tensor>& 
                            const Tensor& b, const std::optional<Tensor>& shift, int64_t count, int64_t heads, double eps,
                            double norm_eps) {
   const auto size = [](int64_t value) { return static_cast<int>(value); };
+  const int64_t dim = features.size(2), columns = a.size(0);
+  // the reference broadcasts, or says what is wrong
+  const bool fits = heads > 0 && columns % heads == 0 && has(a, {columns, dim}) && has(c, {columns}) &&
+                    has(b, {dim, columns}) && (!texts || has(*texts, {texts->size(0), dim})) &&
+                    (!shift || has(*shift, {dim}));
+  if (!fits) return std::nullopt;
   const Shape shape = {size(features.size(0)), size(features.size(1)),  size(count),
                        size(features.size(2)), texts ? size(texts->size(0)) : 0, size(heads),
-                       size(a.size(0) / heads), static_cast<float>(eps),  static_cast<float>(norm_eps)};
+                       size(columns / heads),  static_cast<float>(eps),  static_cast<float>(norm_eps)};
   if (!is_taken(shape, {features, texts.value_or(features), a, c, b, shift.value_or(features)})) return std::nullopt;
   const Tensor inputs[] = {plain(features), texts ? plain(*texts) : Tensor(), plain(a), plain(c), plain(b),
                            shift ? plain(*shift) : Tensor()};
@@ -133,7 +141,7 @@ std::tuple<Tensor, Tensor> norm_shift(const Tensor& x, const std::optional<Tenso
   const auto type = x.scalar_type();
   bool taken = (type == at::kHalf || type == at::kBFloat16) && mcdrl_rt::norm_takes(dim) && rows > 0 && rows < INT_MAX;
   for (const Tensor& input : {weight.value_or(shift), bias.value_or(shift), shift})
-    taken = taken && input.scalar_type() == type && input.device() == x.device();
+    taken = taken && input.scalar_type() == type && input.device() == x.device() && has(input, {dim});
   if (!taken) {
     const auto stack = by_reference("mcdrl_rt::norm_shift", x, weight, bias, shift, eps);
     return {stack[0].toTensor(), stack[1].toTensor()};
@@ -158,7 +166,9 @@ Tensor lift(const Tensor& coarse, const Tensor& gate, const Tensor& sharp, int64
                                      size(coarse.size(1)), size(sharp.size(2)),  size(sharp.size(3)),
                                      size(sharp.size(1)),  size(height),         size(width)};
   const auto type = coarse.scalar_type();
-  bool taken = (type == at::kHalf || type == at::kBFloat16) && mcdrl_rt::lift_takes(shape);
+  bool taken = (type == at::kHalf || type == at::kBFloat16) && mcdrl_rt::lift_takes(shape) &&
+               has(gate, {coarse.size(0), sharp.size(1), coarse.size(2), coarse.size(3)}) &&
+               sharp.size(0) == coarse.size(0);
   for (const Tensor& input : {gate, sharp})
     taken = taken && input.scalar_type() == type && input.device() == coarse.device();
   if (!taken) return by_reference("mcdrl_rt::lift", coarse, gate, sharp, height, width)[0].toTensor();

@@ -2,8 +2,8 @@
 
 As PyTorch has it, a transformer's block launches ten kernels. Here they are seven: the norm brings along its row plus
 the bias of the branch's last product (``mcdrl_rt::norm_shift``), onto which that product is added in place, and GELU
-is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals. A
-convolution's bias, the residual and ReLU are part of it, and a level of the decoder is one launch
+is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals. The
+residual and ReLU of a CLIP ResNet's block are part of its last convolution, and a level of the decoder is one launch
 (``mcdrl_rt::lift``). Exports keep the plain form, of which their compilers make what they can.
 
     >>> half = to_half(fuse(FoldedMCDRL(model)))   # doctest: +SKIP
@@ -42,12 +42,8 @@ def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
         tower.conv1 = Patches(tower.conv1)
     if isinstance(model.encoder, ClipResNet):
         tower = model.encoder.tower
-        _take_relus(tower, 3)
         for layer in ("layer1", "layer2", "layer3", "layer4"):
             setattr(tower, layer, nn.Sequential(*map(FusedBottleneck, getattr(tower, layer))))
-    for part in model.head.modules():
-        if isinstance(part, nn.Sequential) and len(part) == 3 and isinstance(part[2], nn.ReLU):
-            part[0], part[2] = ConvReLU(cast(nn.Conv2d, part[0])), nn.Identity()  # between them was the BatchNorm
     if isinstance(model.head, DetailHead):
         model.head.lift = _lift
     return model.requires_grad_(False)
@@ -143,31 +139,9 @@ class Patches(nn.Module):
         return F.linear(patches, self.weight, self.bias).permute(0, 3, 1, 2)
 
 
-class ConvReLU(nn.Module):
-    """A convolution, its bias, perhaps a residual, and ReLU: one launch of cuDNN's.
-
-    Args:
-        conv: of one group, padded with zeros.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self.stride, self.padding, self.dilation = list(conv.stride), list(cast(Any, conv.padding)), list(conv.dilation)
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, c, H, W), and what is added before ReLU → (B, c', H', W')."""
-        geometry = self.stride, self.padding, self.dilation
-        if not x.is_cuda:
-            out = F.conv2d(x, self.weight, self.bias, *geometry)
-            return F.relu(out if residual is None else out + residual)
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *geometry, 1)
-        return torch.cudnn_convolution_add_relu(x, self.weight, residual, 1.0, self.bias, *geometry, 1)
-
-
 class FusedBottleneck(nn.Module):
-    """A residual block of CLIP's ResNets, its BatchNorms folded.
+    """A residual block of CLIP's ResNets, its BatchNorms folded: the last convolution, its bias, the residual and ReLU
+    are one launch of cuDNN's.
 
     Args:
         block: an open_clip ``Bottleneck``; its layers are taken over.
@@ -175,20 +149,16 @@ class FusedBottleneck(nn.Module):
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(ConvReLU(conv) for conv in (block.conv1, block.conv2, block.conv3))
-        self.pool, self.downsample = block.avgpool, block.downsample
+        self.first = nn.Sequential(block.conv1, block.act1, block.conv2, block.act2, block.avgpool)
+        self.last, self.downsample = block.conv3, block.downsample
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, H, W) → (B, c', H', W')."""
-        first, second, third = self.convs
-        return third(self.pool(second(first(x))), x if self.downsample is None else self.downsample(x))
-
-
-def _take_relus(parent: Any, count: int) -> None:
-    """Of open_clip's conv1, bn1, act1 and so on, the BatchNorms folded."""
-    for i in range(1, count + 1):
-        setattr(parent, f"conv{i}", ConvReLU(getattr(parent, f"conv{i}")))
-        setattr(parent, f"act{i}", nn.Identity())
+        residual = x if self.downsample is None else self.downsample(x)
+        x, last = self.first(x), self.last
+        if not x.is_cuda:
+            return F.relu(last(x) + residual)
+        return torch.cudnn_convolution_add_relu(x, last.weight, residual, 1.0, last.bias, [1, 1], [0, 0], [1, 1], 1)
 
 
 def _lift(coarse: Tensor, gate: Tensor, sharp: Tensor, height: int, width: int) -> Tensor:
@@ -208,5 +178,5 @@ def _gelu_product(x: Tensor, linear: nn.Linear) -> Tensor:
 
 def _add_product(onto: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
     """``onto + x·Wᵀ`` in the memory of ``onto``, which has the bias in it."""
-    onto.flatten(0, -2).addmm_(x.flatten(0, -2), linear.weight.T)
+    onto.view(-1, onto.shape[-1]).addmm_(x.flatten(0, -2), linear.weight.T)
     return onto
