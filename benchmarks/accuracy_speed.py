@@ -140,13 +140,13 @@ def make_forms(arguments: argparse.Namespace, folder: Path) -> Iterator[Form]:
         return _engines(proto.SerializeToString(), model.spec, folder / name, wanted, images)
 
     for size in sizes:
-        engines = build(shipped(input_size=size), f"size-{size[0]}", precisions)
+        engines = build(varied(input_size=size), f"size-{size[0]}", precisions)
         for precision, engine in zip(precisions, engines, strict=True):
             yield Form("size", f"{size[0]}", engine, precision, (size, precision) == (spec.input_size, fast))
     for alpha in alphas:
-        yield Form("alpha", f"α {alpha:g}", next(build(shipped(alpha=alpha), f"alpha-{alpha}", (fast,))), fast)
+        yield Form("alpha", f"α {alpha:g}", next(build(varied(alpha=alpha), f"alpha-{alpha}", (fast,))), fast)
     for depth in range(1, spec.depth):
-        yield Form("depth", f"depth {depth}", next(build(shipped(depth=depth), f"depth-{depth}", (fast,))), fast)
+        yield Form("depth", f"depth {depth}", next(build(varied(depth=depth), f"depth-{depth}", (fast,))), fast)
     for number, (path, model) in enumerate(zip(arguments.checkpoints, others, strict=True)):
         name, title = f"checkpoint-{number}", "/".join(path.absolute().with_suffix("").parts[-2:])
         if isinstance(model, MCDRL):
@@ -156,7 +156,7 @@ def make_forms(arguments: argparse.Namespace, folder: Path) -> Iterator[Form]:
         yield Form("checkpoint", title, engine, fast)
 
 
-def shipped(**changes: Any) -> MCDRL:
+def varied(**changes: Any) -> MCDRL:
     """The shipped weights under a changed specification."""
     trained = load_checkpoint(DEFAULT_CHECKPOINT)
     weights = trained.state_dict()

@@ -11,6 +11,7 @@ from families import Family
 from resources import energy_meter, joules, peak_mib
 from timing import figures, slope, spread, timed
 
+Key = tuple[int, str]  # depth, and the form's name
 ENERGY_S = 1.0  # that one form is repeated for, to read its energy
 
 
@@ -35,19 +36,34 @@ def measure(family: Family, batches: Sequence[int], effort: Effort) -> dict[str,
         "selected": family.literal.spec.selected,
         "width": family.literal.spec.embed_dim,
         "rows": [],
+        "refused": [],
     }
     for batch in batches:
-        rows, costs = _measure_batch(family, batch, effort)
-        found["rows"] += rows
+        built, memory, refused = _ready(family, batch)
+        found["refused"] += refused
+        if not built:
+            continue
+        warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (1, effort.seconds[1])
+        times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds)
+        meter = energy_meter(family.device) if batch == 1 else None
+        energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
+        for depth in dict.fromkeys(depth for depth, _ in built):
+            row = {"depth": depth, "batch": batch, "parameters": family.parameters(depth)}
+            row |= figures(_of_depth(times, depth))
+            row["images_per_s"] = {name: round(batch / p50 * 1e3, 2) for name, p50 in row["p50_ms"].items()}
+            row["peak_mib"] = _of_depth(memory, depth)
+            row["joules"] = _of_depth(energy, depth)
+            found["rows"].append(row)
         if batch == 1:
-            found |= costs
+            found |= _costs_of_depth(times)
     return found
 
 
-def _measure_batch(family: Family, batch: int, effort: Effort) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    built: dict[tuple[int, str], Callable[[], Any]] = {}
-    memory: dict[tuple[int, str], float | None] = {}
-    refused: dict[tuple[int, str], str] = {}
+def _ready(family: Family, batch: int) -> tuple[dict[Key, Callable[[], Any]], dict[Key, Any], list[dict[str, Any]]]:
+    """Every form of every depth, ready to be called; the memory of each; and those that cannot be had, with why."""
+    built: dict[Key, Callable[[], Any]] = {}
+    memory: dict[Key, float | None] = {}
+    refused: dict[Key, str] = {}
     # the first depth twice: what libraries set up once is in no form's memory
     for depth in (family.depths[0], *family.depths):
         for name, make in family.forms(depth, batch).items():
@@ -55,27 +71,18 @@ def _measure_batch(family: Family, batch: int, effort: Effort) -> tuple[list[dic
             try:
                 memory[key] = peak_mib(lambda k=key, m=make: built.__setitem__(k, m()) or built[k](), family.device)
             except RuntimeError as error:  # no room on a GPU: the other forms are measured all the same
-                built.pop(key, None)
+                for known in (built, memory):
+                    known.pop(key, None)
                 refused[key] = (str(error).splitlines() or [type(error).__name__])[0]
-    warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (1, effort.seconds[1])
-    times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds)
-    meter = energy_meter(family.device) if batch == 1 else None
-    energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
-    rows = []
-    for depth in family.depths:
-        of_depth = {name: values for (at, name), values in times.items() if at == depth}
-        if not of_depth:
-            continue
-        row = {"depth": depth, "batch": batch, "parameters": family.parameters(depth), **figures(of_depth)}
-        row["images_per_s"] = {name: round(batch / p50 * 1e3, 2) for name, p50 in row["p50_ms"].items()}
-        row["peak_mib"] = {name: memory[depth, name] for name in of_depth}
-        row["joules"] = {name: energy.get((depth, name)) for name in of_depth} if batch == 1 else None
-        row["refused"] = {name: why for (at, name), why in refused.items() if at == depth}
-        rows.append(row)
-    return rows, _costs_of_depth(times)
+    missing = [{"depth": d, "batch": batch, "form": name, "why": why} for (d, name), why in refused.items()]
+    return built, memory, missing
 
 
-def _costs_of_depth(times: dict[tuple[int, str], list[float]]) -> dict[str, Any]:
+def _of_depth(values: dict[Key, Any], depth: int) -> dict[str, Any]:
+    return {name: value for (at, name), value in values.items() if at == depth}
+
+
+def _costs_of_depth(times: dict[Key, list[float]]) -> dict[str, Any]:
     """By form: milliseconds for one more block, and by how much the deepest is slower than the shallowest.
 
     The latter is the median over rounds of the ratio within a round.

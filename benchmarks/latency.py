@@ -106,6 +106,9 @@ def run(given: argparse.Namespace) -> None:
         say(f"{encoder}: measuring, after {time.perf_counter() - began:.0f} s …")
         models[encoder] = measure(family, batches, effort)
         del family  # the next has the memory
+    if not any(model["rows"] for model in models.values()):
+        why = next(one["why"] for model in models.values() for one in model["refused"])
+        raise McdrlError(f"nothing could be measured: {why}")
     result: dict[str, Any] = {"benchmark": "latency", "engine": engine, "precision": precision, "runs": effort.runs}
     result |= {"models": models, "paper": PAPER, "machine": describe()}
     result["memory"] = MEMORY["cuda" if plan is GPU else "cpu"]

@@ -26,7 +26,8 @@ def show(result: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=NARROWEST)
     for name, model in result["models"].items():
-        console.print(_table(name, model))
+        if model["rows"]:
+            console.print(_table(name, model))
         console.print(*_notes(model), sep="\n", highlight=False)
     console.print(f"MiB: {result['memory']}", f"{PAPER_NAME}: {PAPER['what']}", sep="\n", highlight=False)
     if shipped := result.get("shipped"):
@@ -43,7 +44,7 @@ def _table(name: str, model: dict[str, Any]) -> Table:
     table = Table(title=f"{name} at {size}×{size}, {cells}, batch {batches[0]}, {rounds} rounds", box=box.SIMPLE_HEAD)
     table.add_column("depth", justify="right")
     table.add_column("form", no_wrap=True)
-    energy = any(value is not None for row in rows for value in (row["joules"] or {}).values())
+    energy = any(row["joules"] for row in rows)
     table.add_column("p50, ms", justify="right", no_wrap=True)
     columns = ["p95", "p99", *(f"images/s ×{batch}" for batch in batches), "MiB"]
     for column in columns + (["joules"] if energy else []):
@@ -57,7 +58,7 @@ def _table(name: str, model: dict[str, Any]) -> Table:
             cells += [f"{row[p][form]:.2f}" for p in ("p95_ms", "p99_ms")]
             cells += [_images(rows, depth, batch, form) for batch in batches]
             cells += [_number(row["peak_mib"][form], "{:.0f}")]
-            cells += [_number((row["joules"] or {}).get(form), "{:.3f}")] if energy else []
+            cells += [_number(row["joules"].get(form), "{:.3f}")] if energy else []
             table.add_row(*cells)
         table.add_row(*_theirs(depth), end_section=True)
     return table
@@ -87,9 +88,8 @@ def _notes(model: dict[str, Any]) -> list[str]:
         growth = model["growth"][form]
         by = f"{growth['ratio'] - 1:+.1%} ± {growth['spread']:.1%}"
         lines.append(f"  {form}: one more block {block:+.2f} ms; depth {growth['from']} → {growth['to']}: {by}")
-    for row in model["rows"]:
-        for form, why in row["refused"].items():
-            lines.append(f"  {form} at depth {row['depth']}, batch {row['batch']}: {why}")
+    for one in model["refused"]:
+        lines.append(f"  not measured: {one['form']} at depth {one['depth']}, batch {one['batch']}: {one['why']}")
     return lines
 
 
@@ -100,7 +100,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = result["models"]
+    models = {name: model for name, model in result["models"].items() if model["rows"]}
     figure, axes = pyplot.subplots(2, len(models), figsize=(1.5 + 4.2 * len(models), 7.6), squeeze=False, sharey="row")
     for column, (name, model) in enumerate(models.items()):
         first, most = (pick(row["batch"] for row in model["rows"]) for pick in (min, max))

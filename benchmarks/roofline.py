@@ -226,7 +226,7 @@ def _grouped(layers: Iterable[Layer], key: Callable[[Layer], str]) -> list[tuple
 
 def show(result: dict[str, Any]) -> None:
     """The tables."""
-    console = Console(width=max(116, Console().width))
+    console = Console(width=max(136, Console().width))
     gops, copies = result["ceilings"]["gops"], result["ceilings"]["copy_gb_per_s_by_mib"]
     console.print("ceilings:", ", ".join(f"{name} {value:.0f} Gop/s" for name, value in gops.items()))
     console.print("copies:", ", ".join(f"{mib} MiB {rate:.0f} GB/s" for mib, rate in copies.items()))

@@ -42,13 +42,12 @@ def _panel(axes: Axes, engine: dict[str, Any], ceilings: dict[str, Any]) -> None
             axes.axhline(peak, color="#cccccc", linewidth=0.8, linestyle="--", zorder=1)
             axes.text(2700, peak * 1.04, name, color="#999999", fontsize=7, ha="right", va="bottom")
     peak = gops[precision]
-    for size, style in ((max(copies), "-"), (min(copies), ":")):
-        axes.plot(x, np.minimum(peak, copies[size] * x), color="#444444", linewidth=1.3, linestyle=style, zorder=2)
-        start = 0.04
-        where = "memory" if size == max(copies) else "cache"
-        axes.annotate(
-            f"{where}, {copies[size]:.0f} GB/s", (start, copies[size] * start), xytext=(0, 3),
-            textcoords="offset points", fontsize=7, color="#444444", rotation=40, rotation_mode="anchor",
+    for size, where, style in ((max(copies), "memory", "-"), (min(copies), "cache", ":")):
+        rate = copies[size]
+        axes.plot(x, np.minimum(peak, rate * x), color="#444444", linewidth=1.3, linestyle=style, zorder=2)
+        axes.text(
+            0.5, rate * 0.5 * 1.3, f"{where}, {rate:.0f} GB/s", fontsize=7, color="#444444", rotation_mode="anchor",
+            rotation=np.degrees(np.arctan(rate)), transform_rotates_text=True,
         )  # fmt: skip
     axes.text(2700, peak * 1.05, f"{precision}, {peak:.0f}", fontsize=8, ha="right", va="bottom", color="#222222")
     counted = {name: part for name, part in engine["parts"].items() if part["gop"] and part["ms"]}
@@ -61,17 +60,17 @@ def _panel(axes: Axes, engine: dict[str, Any], ceilings: dict[str, Any]) -> None
 
 
 def _label(axes: Axes, points: list[tuple[str, float, float]], precision: str) -> None:
-    """Points with their names; those of the causal blocks lie close together and share one line."""
+    """Points with their names; those of the causal blocks lie close together and share one."""
     color = COLORS.get(precision, "#4878a8")
-    blocks = [point for point in points if point[0].startswith("block")]
-    for name, x, y in points:
+    named = [point for point in points if not point[0].startswith("block")]
+    if blocks := [point for point in points if point[0].startswith("block")]:
+        named.append((f"blocks 1…{len(blocks)}", *blocks[-1][1:]))
+    for _, x, y in points:
         axes.plot(x, y, "o", color=color, markersize=6, markeredgecolor="white", zorder=3)
-        if not name.startswith("block"):
-            side = -1 if name in ("head", "encoder") else 1
-            axes.annotate(
-                name, (x, y), xytext=(7, -10 if side > 0 else 6), textcoords="offset points", fontsize=8, zorder=4
-            )
-    if blocks:
-        x, y = max(block[1] for block in blocks), min(block[2] for block in blocks)
-        name = f"blocks 1…{len(blocks)}"
-        axes.annotate(name, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8, zorder=4)
+    for name, x, y in named:
+        place = {"encoder": (-8, -3), "head": (8, -3)}.get(name, (7, -11))  # these two lie side by side under the roof
+        side = "right" if place[0] < 0 else "left"
+        axes.annotate(
+            name, (x, y), xytext=place, textcoords="offset points", ha=side, fontsize=8, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+        )  # fmt: skip

@@ -47,7 +47,7 @@ def test_latency(tmp_path: Path) -> None:
     assert [(row["depth"], row["batch"]) for row in model["rows"]] == [(1, 1), (2, 1), (1, 2), (2, 2)]
     forms = ["torch fp32, literal", *(f"openvino {result['precision']}, {form}" for form in ("literal", "folded"))]
     for row in model["rows"]:
-        assert list(row["p50_ms"]) == forms and not row["refused"]
+        assert list(row["p50_ms"]) == forms
         assert all(0 < row["p50_ms"][form] <= row["p95_ms"][form] <= row["p99_ms"][form] for form in forms)
         assert all(rate == pytest.approx(row["batch"] / row["p50_ms"][f] * 1e3, rel=0.01)
                    for f, rate in row["images_per_s"].items())  # fmt: skip
