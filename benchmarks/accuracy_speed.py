@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forms import take_depth
+from forms import at_depth
 from machine import describe
 from outputs import add_outputs, check_outputs, finish
 from rich.console import Console
@@ -164,7 +164,7 @@ def varied(**changes: Any) -> MCDRL:
     model = build_empty(dataclasses.replace(trained.spec, **changes))
     model.load_state_dict(weights)
     if depth:
-        take_depth(model, model.network.blocks, depth)
+        model = at_depth(model, depth)
         model.spec = dataclasses.replace(model.spec, depth=depth)
     return model.eval()
 

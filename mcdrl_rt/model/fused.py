@@ -2,9 +2,9 @@
 
 As PyTorch has it, a transformer's block launches ten kernels. Here they are seven: the norm brings along its row plus
 the bias of the branch's last product (``mcdrl_rt::norm_shift``), onto which that product is added in place, and GELU
-is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals. The
-residual and ReLU of a CLIP ResNet's block are part of its last convolution, and a level of the decoder is one launch
-(``mcdrl_rt::lift``). Exports keep the plain form, of which their compilers make what they can.
+is part of the product before it. Patches are cut out and multiplied, which no convolution of 14 by 14 pixels equals.
+The residual and ReLU of a CLIP ResNet's block are part of its last convolution, and a level of the decoder is one
+launch (``mcdrl_rt::lift``). Exports keep the plain form, of which their compilers make what they can.
 
     >>> half = to_half(fuse(FoldedMCDRL(model)))   # doctest: +SKIP
 """
