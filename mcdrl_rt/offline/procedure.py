@@ -100,12 +100,12 @@ def carry_out(
         try:
             about = _about(job, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
-            _check(job, manifest)
+            _check(job, crew, manifest)
             summary = finish(job, manifest, recording, crew.kinds, about, crew.settings, address)
-            _check(job, manifest)  # its sound was read last
+            _check(job, crew, manifest)  # its sound was read last
             return summary, False
         except Exception:
-            _check(job, manifest)  # it may be why
+            _check(job, crew, manifest)  # it may be why
             raise
         finally:
             if not manifest.done:
@@ -131,12 +131,12 @@ def _work(
     for number, part in crew.hands.do(tasks, counted):
         counted.before += part.frames
         counted(0)
-        _check(job, manifest)
+        _check(job, crew, manifest)
         manifest.done[number] = part
         manifest.save()
 
 
-def _check(job: Job, manifest: Manifest) -> None:
+def _check(job: Job, crew: Crew, manifest: Manifest) -> None:
     """Make sure that the input is the one that was begun with: segments of two are of no use.
 
     Raises:
@@ -146,7 +146,8 @@ def _check(job: Job, manifest: Manifest) -> None:
         return
     if input_facts(job.source) != manifest.fingerprint["input"]:
         manifest.done.clear()
-        job.summary.unlink(missing_ok=True)
+        for path in job.results(crew.settings):  # those that are in their places already
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise SourceError(f"{job.title} changed while it was processed; process it again")
     manifest.stamp = now  # no more than its permissions changed, say
 
