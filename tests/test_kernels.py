@@ -234,7 +234,9 @@ def test_native_norm_is_the_reference(shape: tuple[int, ...], dtype: torch.dtype
         assert (one.double() - other).norm() <= bound * other.norm()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(number, marks=[pytest.mark.slow] * (number != 90)) for number in ARCHITECTURES]
+)
 def test_kernels_compile_for_every_architecture_without_a_word(architecture: int, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc 13")
