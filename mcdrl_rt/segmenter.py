@@ -20,7 +20,8 @@ import numpy as np
 from mcdrl_rt.engine.base import LESION, Engine, RawOutput, checked
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
+from mcdrl_rt.types import ModelSpec, Picture, Region, Segmentation, UInt8Array, size_of
+from mcdrl_rt.video.planes import Planes
 from mcdrl_rt.video.region import RegionTracker, crop_and_resize, find_region
 
 if TYPE_CHECKING:  # it imports torch
@@ -83,45 +84,51 @@ class Segmenter:
         """What the model is."""
         return self.engine.spec
 
-    def show(self, rgb: UInt8Array, opacity: float | None) -> tuple[Segmentation, UInt8Array | None]:
+    def show(self, picture: Picture, opacity: float | None) -> tuple[Segmentation, UInt8Array | None]:
         """Segment one picture; nothing is drawn here (``DeviceSegmenter.show`` draws where the frame is)."""
-        return self(rgb), None
+        return self(picture), None
 
-    def __call__(self, rgb: UInt8Array) -> Segmentation:
+    def __call__(self, picture: Picture) -> Segmentation:
         """Segment one picture.
 
         Args:
-            rgb: (H, W, 3) uint8.
+            picture: (H, W, 3) uint8, RGB, or what a frame of a video has as its ``picture``.
 
         Raises:
-            SourceError: ``rgb`` is something else.
+            SourceError: ``picture`` is something else.
             EngineError: the engine failed.
         """
-        if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.shape[2:] != (3,) or not rgb.size:
-            got = f"{getattr(rgb, 'dtype', type(rgb).__name__)} of shape {getattr(rgb, 'shape', '?')}"
+        if not isinstance(picture, Planes) and not _is_rgb(picture):
+            got = f"{getattr(picture, 'dtype', type(picture).__name__)} of shape {getattr(picture, 'shape', '?')}"
             raise SourceError(f"a picture is an (H, W, 3) uint8 array, RGB; got {got}")
-        return segment_together([self], [rgb])[0]
+        return segment_together([self], [picture])[0]
 
 
-def segment_together(segmenters: Sequence[Segmenter], pictures: Sequence[UInt8Array]) -> list[Segmentation]:
+def _is_rgb(picture: object) -> bool:
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+        return False
+    return picture.shape[2:] == (3,) and picture.size > 0
+
+
+def segment_together(segmenters: Sequence[Segmenter], pictures: Sequence[Picture]) -> list[Segmentation]:
     """Segment a picture of each of several videos in one batch; the segmenters share one engine.
 
     Args:
         segmenters: one for each picture; at most ``max_batch`` of their engine.
-        pictures: (H, W, 3) uint8 each, of any sizes.
+        pictures: (H, W, 3) uint8, RGB, or planes; of any sizes.
 
     Raises:
         EngineError: the engine failed, or gave no possible answer.
     """
     engine, spec = segmenters[0].engine, segmenters[0].spec
     clock = [time.perf_counter()]
-    regions = [segmenter._region(rgb) for segmenter, rgb in zip(segmenters, pictures, strict=True)]
-    inputs = [crop_and_resize(rgb, region, spec.input_size) for rgb, region in zip(pictures, regions, strict=True)]
+    regions = [segmenter._region(picture) for segmenter, picture in zip(segmenters, pictures, strict=True)]
+    inputs = [crop_and_resize(one, region, spec.input_size) for one, region in zip(pictures, regions, strict=True)]
     frames = np.stack(inputs) if len(inputs) > 1 else inputs[0][None]
     clock.append(time.perf_counter())
     output = checked(engine.infer(frames), spec, len(pictures))
     clock.append(time.perf_counter())
-    sizes = [(rgb.shape[0], rgb.shape[1]) for rgb in pictures]
+    sizes = [size_of(picture) for picture in pictures]
     labels = [labels_at(output, region, size, i) for i, (region, size) in enumerate(zip(regions, sizes, strict=True))]
     clock.append(time.perf_counter())
     stages = zip(("preprocess", "infer", "postprocess"), itertools.pairwise(clock), strict=True)

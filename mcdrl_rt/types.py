@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,36 @@ from mcdrl_rt.errors import SpecError
 UInt8Array = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+
+
+class Native(Protocol):
+    """A picture in the form that its video has it in (``video.planes``), and in RGB when that is asked for."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    @property
+    def pixels(self) -> UInt8Array:
+        """(H, W, 3) uint8, RGB."""
+
+    def copy(self) -> Self:
+        """Another one alike, to draw on."""
+
+
+Picture: TypeAlias = "UInt8Array | Native"
+"""RGB pixels, (H, W, 3) uint8, or what they can be made of."""
+
+
+def pixels_of(picture: Picture) -> UInt8Array:
+    """A picture as RGB, (H, W, 3) uint8."""
+    return picture if isinstance(picture, np.ndarray) else picture.pixels
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """(height, width) of a picture in pixels."""
+    return (int(picture.shape[0]), int(picture.shape[1])) if isinstance(picture, np.ndarray) else picture.size
+
 
 # One colour per lesion class, in order: green, cyan, yellow, magenta and orange stand out against mucosa.
 CLASS_COLORS: tuple[tuple[int, int, int], ...] = (
@@ -43,17 +73,16 @@ class Frame:
     """One video frame with the time its source gave it.
 
     Args:
-        pixels: (H, W, 3) uint8, RGB.
+        picture: what it shows; as ``pixels`` in RGB.
         pts: presentation time in units of ``time_base``; never re-invented between source and sink.
         time_base: seconds per unit of ``pts``.
         index: position in the source, from 0.
         capture_time_s: ``time.monotonic()`` at which the frame came into being here.
-        signal: False while a live source is lost: the pixels are its last picture, greyed, and nothing is to be seen
-            in them.
+        signal: False while a live source is lost: it shows its last picture, greyed, and nothing is to be seen in it.
         duration_s: how long its source shows it, in seconds; 0 where that is not known.
     """
 
-    pixels: UInt8Array
+    picture: Picture
     pts: int
     time_base: Fraction
     index: int = 0
@@ -67,13 +96,18 @@ class Frame:
         return float(self.pts * self.time_base)
 
     @property
+    def pixels(self) -> UInt8Array:
+        """The picture as RGB, (H, W, 3) uint8."""
+        return pixels_of(self.picture)
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return int(self.pixels.shape[0]), int(self.pixels.shape[1])
+        return size_of(self.picture)
 
-    def with_pixels(self, pixels: UInt8Array) -> Frame:
-        """The same moment with other pixels (an overlay, say)."""
-        return dataclasses.replace(self, pixels=pixels)
+    def showing(self, picture: Picture) -> Frame:
+        """The same moment with another picture (an overlay, say)."""
+        return dataclasses.replace(self, picture=picture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +166,8 @@ class Shown:
     """A frame on its way out: what it looks like, and what is known of it.
 
     Args:
-        frame: with lesions and HUD drawn on its pixels.
-        clean: (H, W, 3) uint8, the pixels as they came in; None where nobody keeps them.
+        frame: with lesions and HUD drawn on its picture.
+        clean: the picture as it came in; None where nobody keeps it.
         segmentation: what is drawn, its labels where they lie on this very frame; None without an overlay.
         age_ms: how long before this frame the one was captured that the labels were found on; None without an overlay.
         note: why there is no overlay; empty where there is one.
@@ -141,7 +175,7 @@ class Shown:
     """
 
     frame: Frame
-    clean: UInt8Array | None = None
+    clean: Picture | None = None
     segmentation: Segmentation | None = None
     age_ms: float | None = None
     note: str = ""

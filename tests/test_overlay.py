@@ -79,22 +79,6 @@ def test_hole_in_a_lesion_is_left_alone() -> None:
     assert np.array_equal(shown[70:80, 70:80], pixels[70:80, 70:80])
 
 
-def test_out_is_used_and_may_be_the_input() -> None:
-    pixels, labels = noise((150, 200)), blob((150, 200))
-    expected = draw(pixels, segmentation(labels), colors=CLASS_COLORS, hud=Hud("m", 10.0))
-    buffer = np.empty_like(pixels)
-    assert draw(pixels, segmentation(labels), colors=CLASS_COLORS, hud=Hud("m", 10.0), out=buffer) is buffer
-    assert np.array_equal(buffer, expected)
-    assert draw(pixels, segmentation(labels), colors=CLASS_COLORS, hud=Hud("m", 10.0), out=pixels) is pixels
-    assert np.array_equal(pixels, expected)
-
-
-def test_out_that_cannot_be_drawn_into_is_refused() -> None:
-    pixels = noise((60, 80))
-    with pytest.raises(ValueError, match="contiguous"):
-        draw(pixels, segmentation(blob((60, 80))), colors=CLASS_COLORS, out=pixels[:, ::-1])
-
-
 @pytest.mark.parametrize("size", [(480, 560), (480, 854), (1080, 1920), (2160, 3840), (1280, 720)])
 def test_hud_stays_at_the_bottom_and_is_legible(size: tuple[int, int]) -> None:
     pixels = np.full((*size, 3), 200, np.uint8)

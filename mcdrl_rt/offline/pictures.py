@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from mcdrl_rt.types import UInt8Array
-from mcdrl_rt.video.rgb import ToRgb
+from mcdrl_rt.video.rgb import ToPicture
 
 _EARLY_S = 1e-6  # floating point must not lead to the frame after
 
@@ -26,7 +26,7 @@ class Pictures:
         self._container = av.open(f"file:{path.absolute()}")
         self._stream = self._container.streams.video[0]
         self._origin_s = float(origin_s)
-        self._to_rgb = ToRgb()
+        self._to_picture = ToPicture()
 
     def __call__(self, time_s: float) -> UInt8Array | None:
         """The frame shown at a time, (H, W, 3) uint8, RGB; None if there is none."""
@@ -35,7 +35,7 @@ class Pictures:
             self._container.seek(max(0, int(place_s * av.time_base)))
             for frame in self._container.decode(self._stream):
                 if frame.time is not None and frame.time >= place_s - _EARLY_S:
-                    return self._to_rgb(frame)
+                    return self._to_picture.pixels(frame)
         return None
 
     def close(self) -> None:

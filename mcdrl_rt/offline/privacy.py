@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import hmac
 import re
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ class Deidentified(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self.source:
-            yield dataclasses.replace(frame, pixels=self._private(frame))
+            yield frame.showing(self._private(frame))
         self.problem = self.source.problem
 
     def close(self) -> None:

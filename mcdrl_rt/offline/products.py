@@ -190,7 +190,7 @@ class _Labels(Sink):
     def write(self, shown: Shown) -> None:
         assert shown.segmentation is not None
         labels = shown.segmentation.labels
-        self._sink.write(Shown(shown.frame.with_pixels(np.broadcast_to(labels[:, :, None], (*labels.shape, 3)))))
+        self._sink.write(Shown(shown.frame.showing(np.broadcast_to(labels[:, :, None], (*labels.shape, 3)))))
         self.frames = self._sink.frames
 
     def close(self) -> None:

@@ -36,14 +36,14 @@ class Asker:
         return answer
 
     def _wait(self, frame: Frame) -> Answer:
-        return self._seat.ask(frame.pixels, self._policy.opacity).wait() or Answer(reason="no answer")
+        return self._seat.ask(frame.picture, self._policy.opacity).wait() or Answer(reason="no answer")
 
     def _in_time(self, frame: Frame) -> Answer:
         if self._overdue is not None and self._overdue.answer is None:
             return Answer(reason="the model is late")
         typical_s = self._seat.typical_s
         limit_s = self._policy.max_mask_age_ms / 1e3 if typical_s is None else LATE * typical_s
-        ticket = self._seat.ask(frame.pixels, self._policy.opacity)
+        ticket = self._seat.ask(frame.picture, self._policy.opacity)
         answer = ticket.wait(limit_s)
         self._overdue = ticket if answer is None else None
         return answer or Answer(reason="the model is late")

@@ -46,7 +46,7 @@ class Compositor:
         if not frame.signal:
             self._newest = None
         elif self._motion is not None:
-            self._motion.follow(frame.pixels, frame.index)
+            self._motion.follow(frame.picture, frame.index)
 
     def found(self, frame: Frame, segmentation: Segmentation) -> None:
         """Take a segmentation of ``frame``, which was followed."""
@@ -77,16 +77,16 @@ class Compositor:
             drawn: (H, W, 3) uint8, the frame with the lesions drawn on it by the engine's device; taken over.
         """
         segmentation, age_ms, note = self._overlay(frame, reason)
-        pixels = frame.pixels
+        picture = frame.picture
         if segmentation is not None and drawn is not None and self._steady is None:
-            pixels = drawn
+            picture = drawn
         elif segmentation is not None and segmentation.labels.any():
-            pixels = draw(frame.pixels, segmentation, colors=self._spec.colors, opacity=self._policy.opacity)
+            picture = draw(frame.picture, segmentation, colors=self._spec.colors, opacity=self._policy.opacity)
         if self._policy.hud:
-            pixels = pixels.copy() if pixels is frame.pixels else pixels
+            picture = picture.copy() if picture is frame.picture else picture
             hud = Hud(title, age_ms, note)
-            draw_hud(pixels, segmentation, hud, self._spec.colors)
-        return Shown(frame.with_pixels(pixels), frame.pixels, segmentation, age_ms, note)
+            draw_hud(picture, segmentation, hud, self._spec.colors)
+        return Shown(frame.showing(picture), frame.picture, segmentation, age_ms, note)
 
     def _overlay(self, frame: Frame, reason: str) -> tuple[Segmentation | None, float | None, str]:
         """What may be drawn on the frame and how old it is, or why nothing."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.video.planes import scaled
 
 MODES = ("every", "latest", "pass")
 AUTO = "auto"
@@ -106,7 +107,7 @@ class Picker:
         """Whether this frame, which is due, looks like the last one asked about, which then keeps its mask."""
         if not self._policy.skip_static:
             return False
-        small = np.asarray(cv2.resize(frame.pixels, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.uint8)
+        small = scaled(frame.picture, _thumbnail)
         last = self._last  # another thread may forget it
         if last is not None and small.shape == last.shape:
             apart = cv2.absdiff(small, last)
@@ -119,3 +120,7 @@ class Picker:
     def forget(self) -> None:
         """The last one asked about has no mask after all."""
         self._last = None
+
+
+def _thumbnail(pixels: UInt8Array) -> UInt8Array:
+    return np.asarray(cv2.resize(pixels, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.uint8)

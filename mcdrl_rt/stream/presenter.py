@@ -116,7 +116,7 @@ class Presenter:
                 self._asked.append((earlier, ticket))
         if self._picker.due(frame):
             if not self._picker.still(frame):
-                self._asked.append((frame, self._seat.ask(frame.pixels)))
+                self._asked.append((frame, self._seat.ask(frame.picture)))
             else:  # until that one's answer is here, the newest mask keeps its age
                 self._compositor.confirm(frame, self._picker.like)
         return self._compositor.compose(frame, self._seat.title, self._reason)
@@ -156,4 +156,4 @@ class Presenter:
             self._undrawn[why] += 1
             self._compositor = Compositor(self._policy, self._seat.spec)
             self._picker.forget()
-            return Shown(frame, frame.pixels, note="no overlay: a fault in drawing it")
+            return Shown(frame, frame.picture, note="no overlay: a fault in drawing it")

@@ -7,7 +7,7 @@ Python: it is left behind, and what it may still say is not listened to.
 
     >>> with Supervisor(segmenter) as supervisor:                    # doctest: +SKIP
     ...     seat = supervisor.seat()                                 # doctest: +SKIP
-    ...     answer = seat.ask(frame.pixels).wait()                   # doctest: +SKIP
+    ...     answer = seat.ask(frame.picture).wait()                  # doctest: +SKIP
     ...     answer.segmentation, answer.reason                       # doctest: +SKIP
 """
 
@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter, segment_together
-from mcdrl_rt.types import ModelSpec, Segmentation, UInt8Array
+from mcdrl_rt.types import ModelSpec, Picture, Segmentation, UInt8Array, pixels_of, size_of
 
 STALL_S = 3.0  # at work on a frame for longer, or for SLOW times what a frame takes, an engine hangs
 SLOW = 10.0
@@ -49,8 +49,8 @@ class Answer(NamedTuple):
 class Ticket:
     """A frame handed in."""
 
-    def __init__(self, seat: Seat, pixels: UInt8Array, opacity: float | None) -> None:
-        self.seat, self.pixels, self.opacity = seat, pixels, opacity
+    def __init__(self, seat: Seat, picture: Picture, opacity: float | None) -> None:
+        self.seat, self.picture, self.opacity = seat, picture, opacity
         self.asked_s = time.monotonic()
         self.answer: Answer | None = None
         self._done = threading.Event()
@@ -72,14 +72,14 @@ class Seat:
         self._supervisor = supervisor
         self.waiting: Ticket | None = None
 
-    def ask(self, pixels: UInt8Array, opacity: float | None = None) -> Ticket:
+    def ask(self, picture: Picture, opacity: float | None = None) -> Ticket:
         """Hand in a frame; one of this stream that still waits gives way to it.
 
         Args:
-            pixels: (H, W, 3) uint8, RGB.
+            picture: of the frame.
             opacity: of the lesions' tint, where the engine's device is to draw them; None draws nothing.
         """
-        return self._supervisor._ask(Ticket(self, pixels, opacity))
+        return self._supervisor._ask(Ticket(self, picture, opacity))
 
     @property
     def spec(self) -> ModelSpec:
@@ -308,9 +308,11 @@ def _segment(segmenters: list[AnySegmenter], tickets: list[Ticket]) -> list[Answ
     """Answers to one frame of each of several streams."""
     plain = [segmenter for segmenter in segmenters if isinstance(segmenter, Segmenter)]
     if len(plain) == len(segmenters):
-        found = segment_together(plain, [ticket.pixels for ticket in tickets])
+        found = segment_together(plain, [ticket.picture for ticket in tickets])
         return [_checked(Answer(one), ticket) for one, ticket in zip(found, tickets, strict=True)]
-    shown = [one.show(ticket.pixels, ticket.opacity) for one, ticket in zip(segmenters, tickets, strict=True)]
+    # a device is handed RGB: it does not take planes yet
+    pairs = zip(segmenters, tickets, strict=True)
+    shown = [segmenter.show(pixels_of(ticket.picture), ticket.opacity) for segmenter, ticket in pairs]
     return [_checked(Answer(*one), ticket) for one, ticket in zip(shown, tickets, strict=True)]
 
 
@@ -318,8 +320,8 @@ def _checked(answer: Answer, ticket: Ticket) -> Answer:
     """The answer, if it can be one to that frame."""
     found = answer.segmentation
     assert found is not None
-    if found.labels.shape != ticket.pixels.shape[:2] or found.labels.dtype != np.uint8:
-        raise ValueError(f"the engine's labels are {found.labels.shape}, the frame is {ticket.pixels.shape[:2]}")
+    if found.labels.shape != size_of(ticket.picture) or found.labels.dtype != np.uint8:
+        raise ValueError(f"the engine's labels are {found.labels.shape}, the frame is {size_of(ticket.picture)}")
     return answer
 
 

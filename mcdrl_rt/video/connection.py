@@ -20,7 +20,7 @@ from typing import IO, cast
 import av
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import UInt8Array, VideoFormat
+from mcdrl_rt.types import Picture, VideoFormat
 from mcdrl_rt.video import relay
 from mcdrl_rt.video.encoder import Encoder, bit_rate
 from mcdrl_rt.video.names import scheme
@@ -65,10 +65,10 @@ class Connection:
         limits = {"maxrate": str(most), "bufsize": str(most // 2)}
         self._encoder = Encoder(self._container, codec, format, TIME_BASE, live=True, options=limits)
 
-    def send(self, pixels: UInt8Array, pts: int) -> None:
+    def send(self, picture: Picture, pts: int) -> None:
         """Encode a picture and hand it to the process; waits while that takes no more."""
         try:
-            self._container.mux(self._encoder.encode(pixels, pts))
+            self._container.mux(self._encoder.encode(picture, pts))
             self._input.flush()
         except (av.FFmpegError, OSError):
             self.close()

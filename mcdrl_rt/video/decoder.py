@@ -27,7 +27,7 @@ from mcdrl_rt.video.container import (
 )
 from mcdrl_rt.video.deinterlace import Deinterlacer
 from mcdrl_rt.video.packets import Packets
-from mcdrl_rt.video.rgb import ToRgb, color, pixel_aspect, upright_size
+from mcdrl_rt.video.rgb import ToPicture, color, pixel_aspect, upright_size
 from mcdrl_rt.video.timestamps import Arrivals, Clock, Timestamps
 from mcdrl_rt.video.verdict import Expected, Tally
 
@@ -74,7 +74,7 @@ class Video(Source):
         self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
-        self._to_rgb = ToRgb()
+        self._to_picture = ToPicture()
         self._deinterlacer = Deinterlacer(self.time_base)
         self._index = 0
         self._lost = 0
@@ -93,14 +93,14 @@ class Video(Source):
     def __iter__(self) -> Iterator[Frame]:
         while (decoded := self._next()) is not None:
             try:
-                pixels = self._to_rgb(decoded)
+                picture = self._to_picture(decoded)
             except (av.FFmpegError, ValueError):  # a format made up by damage
                 self._lost += 1
                 continue
             self._lost += decoded.is_corrupt
             index, self._index = self._index, self._index + 1
             duration_s = max(0, decoded.duration) * self.time_base
-            yield Frame(pixels, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
+            yield Frame(picture, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
         self.problem = self._verdict()
 
     @property

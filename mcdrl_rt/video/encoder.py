@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import av
 import cv2
@@ -23,7 +23,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import UInt8Array, VideoFormat
+from mcdrl_rt.types import Picture, UInt8Array, VideoFormat, pixels_of
+from mcdrl_rt.video import planes
+from mcdrl_rt.video.planes import Planes
 
 H264 = "libx264"
 AUTO = "auto"
@@ -146,7 +148,7 @@ def bit_rate(size: tuple[int, int], rate: Fraction) -> int:
 
 
 class Encoder:
-    """The video stream of a container, fed with RGB pixels of any size.
+    """The video stream of a container, fed with pictures of any size, RGB or planes.
 
     Args:
         container: to add the stream to; its header is not written yet.
@@ -208,12 +210,12 @@ class Encoder:
         """Open the codec, so that what it does not take shows before the first picture."""
         self._stream.codec_context.open()
 
-    def encode(self, pixels: UInt8Array, pts: int, duration_s: Fraction = Fraction(0)) -> list[Packet[VideoStream]]:
-        """Packets of a picture, (H, W, 3) uint8 RGB, to be shown at ``pts``; none yet, where the codec looks ahead.
+    def encode(self, picture: Picture, pts: int, duration_s: Fraction = Fraction(0)) -> list[Packet[VideoStream]]:
+        """Packets of a picture to be shown at ``pts``; none yet, where the codec looks ahead.
 
         Containers need to know how long the last picture is shown; where that is not known it is 0.
         """
-        frame = self._frame(pixels)
+        frame = picture.frame() if self._takes(picture) else self._frame(pixels_of(picture))
         frame.pts, frame.time_base = pts, self._time_base
         frame.duration = round((duration_s or self._frame_s) / self._time_base)
         self.restarted = self._live and pts >= self._next_start
@@ -236,6 +238,12 @@ class Encoder:
     @property
     def _is_yuv(self) -> bool:
         return self._codec.pix_fmt not in ("bgr0", "gray")
+
+    def _takes(self, picture: Picture) -> TypeGuard[Planes]:
+        """Whether a picture may stay as it is."""
+        if not isinstance(picture, Planes) or self._codec.pix_fmt != planes.FORMAT:
+            return False
+        return picture.size == self.size == self._picture_size and _COLORS[picture.matrix][0] == self._matrix
 
     def _frame(self, pixels: UInt8Array) -> VideoFrame:
         """The picture in the encoder's size and pixel format, in one conversion."""

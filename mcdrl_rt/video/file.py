@@ -126,7 +126,7 @@ class VideoFile(Sink):
         if pts is None:
             return
         try:
-            packets = self._encoder.encode(shown.frame.pixels, pts, shown.frame.duration_s)
+            packets = self._encoder.encode(shown.frame.picture, pts, shown.frame.duration_s)
             self._container.mux(packets)
             if self._audio:
                 self._audio.write_until(shown.frame.pts * shown.frame.time_base, self._timeline.origin_s)

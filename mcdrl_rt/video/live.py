@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.types import Frame, Picture, UInt8Array, pixels_of
 from mcdrl_rt.video.base import Source
 
 _BUFFER = 4  # frames that wait for a consumer: enough to ride out a slow one, few enough to stay current
@@ -89,7 +89,7 @@ class Live(Source):
         self._clock = _Clock(self.time_base)
         self._interval_s = max(float(1 / self.rate), 1 / _MOST_PER_S)
         self._patience_s = max(_PATIENCE_S, _PATIENCE_FRAMES * self._interval_s)
-        self._picture = np.zeros((*self.size, 3), np.uint8)  # the last one seen, greyed while the signal is lost
+        self._picture: Picture = np.zeros((*self.size, 3), np.uint8)  # the last one, greyed while the signal is lost
         self._signal = True
         self._index = self._losses = 0
         self._shown_s = time.monotonic()  # when the last frame was handed out
@@ -158,12 +158,12 @@ class Live(Source):
         pts = self._clock.of_picture(frame, arrival.connection, self._signal)
         if pts is None:
             return None
-        self._picture, self._signal, self._shown_s = frame.pixels, True, time.monotonic()
+        self._picture, self._signal, self._shown_s = frame.picture, True, time.monotonic()
         return self._numbered(dataclasses.replace(frame, pts=pts, time_base=self.time_base))
 
     def _greyed(self) -> Frame:
         if self._signal:
-            self._picture, self._signal = _grey(self._picture), False
+            self._picture, self._signal = _grey(pixels_of(self._picture)), False
             self._losses += 1
             self.problem = f"the signal was lost {'once' if self._losses == 1 else f'{self._losses} times'}"
         return self._numbered(Frame(self._picture, self._clock.at(self._shown_s), self.time_base, signal=False))

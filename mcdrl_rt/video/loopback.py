@@ -44,7 +44,7 @@ class Loopback(Sink):
             return
         self._pace.wait(shown.frame)
         try:
-            self._container.mux(self._encoder.encode(shown.frame.pixels, pts))
+            self._container.mux(self._encoder.encode(shown.frame.picture, pts))
         except (av.FFmpegError, OSError) as error:
             self.close()
             raise SinkError(f"cannot write to {self._device}: {reason(error)}") from None

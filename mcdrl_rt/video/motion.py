@@ -6,7 +6,7 @@ its own tissue moves, so several lesions go several ways.
 
     >>> motion = Motion()
     >>> for frame in frames:                                                            # doctest: +SKIP
-    ...     motion.follow(frame.pixels, frame.index)                                    # doctest: +SKIP
+    ...     motion.follow(frame.picture, frame.index)                                   # doctest: +SKIP
     >>> labels = motion.move(segmentation.labels, index_it_was_found_on)                # doctest: +SKIP
 """
 
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import BoolArray, FloatArray, Region, UInt8Array
+from mcdrl_rt.types import BoolArray, FloatArray, Picture, Region, UInt8Array, size_of
+from mcdrl_rt.video.planes import scaled
 
 HISTORY = 24  # frames a mask may be old
 _CELLS = 36_000  # of the small picture, 253×142 of a 16:9 frame: more is slower and hardly better
@@ -81,14 +82,14 @@ class Motion:
         """(rows, columns) of the small picture the flow is known on."""
         return int(self._grid.shape[0]), int(self._grid.shape[1])
 
-    def follow(self, pixels: UInt8Array, index: int) -> None:
+    def follow(self, picture: Picture, index: int) -> None:
         """Take the next frame.
 
         Args:
-            pixels: (H, W, 3) uint8, RGB.
+            picture: (H, W, 3) uint8, RGB, or planes.
             index: greater than that of the frame before.
         """
-        look, size = _look(pixels, index), (int(pixels.shape[0]), int(pixels.shape[1]))
+        look, size = _look(picture, index), size_of(picture)
         if size != self._size:
             self._size, self._last = size, None
             self._grid = _grid(0, 0, *look.green.shape[::-1])
@@ -203,13 +204,17 @@ def _remap(values: Any, place: Any, how: int, border: int = cv2.BORDER_CONSTANT)
     return cv2.remap(values, place, _ABSENT, how, borderMode=border)
 
 
-def _look(pixels: UInt8Array, index: int) -> _Look:
-    height, width = pixels.shape[:2]
+def _look(frame: Picture, index: int) -> _Look:
+    height, width = size_of(frame)
     scale = min(1.0, (_CELLS / (height * width)) ** 0.5)
     columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
-    if 2 * columns < width:  # four pixels to a cell say enough
-        pixels = np.asarray(cv2.resize(pixels, (2 * columns, 2 * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
-    picture = np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def resize(pixels: UInt8Array) -> UInt8Array:
+        if 2 * columns < pixels.shape[1]:  # four pixels to a cell say enough
+            pixels = np.asarray(cv2.resize(pixels, (2 * columns, 2 * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
+        return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+
+    picture = scaled(frame, resize)
     green = np.ascontiguousarray(picture[..., 1])
     detail = green.astype(np.float32)
     detail -= cv2.blur(detail, (15, 15))

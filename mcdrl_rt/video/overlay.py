@@ -2,7 +2,7 @@
 
 Only lesions, their outlines and the HUD's strip are touched; all other pixels stay as the camera gave them.
 
-    >>> shown = draw(frame.pixels, segmentation, colors=spec.colors, hud=Hud(model=spec.name, age_ms=40.0))
+    >>> shown = draw(frame.picture, segmentation, colors=spec.colors, hud=Hud(model=spec.name, age_ms=40.0))
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import Region, Segmentation, UInt8Array
+from mcdrl_rt.types import Native, Picture, Region, Segmentation, UInt8Array, size_of
+from mcdrl_rt.video.planes import drawing
 
 Color = tuple[int, int, int]
+P = TypeVar("P", bound=UInt8Array | Native)
 
 _FONT = cv2.FontFace("sans")  # OpenCV 5 carries a TrueType font; hershey strokes are hard to read over mucosa
 _REGULAR, _BOLD = 400, 700
@@ -45,48 +48,42 @@ class Hud:
 
 
 def draw(
-    pixels: UInt8Array,
+    picture: P,
     segmentation: Segmentation,
     *,
     colors: Sequence[Color],
     hud: Hud | None = None,
     opacity: float = 0.35,
-    out: UInt8Array | None = None,
-) -> UInt8Array:
+) -> P:
     """Draw the lesions, and the line at the bottom edge if there is a ``hud``.
 
     Args:
-        pixels: (H, W, 3) uint8, RGB; left alone unless it is also ``out``.
+        picture: (H, W, 3) uint8, RGB, or planes; left alone.
         segmentation: its labels are (H, W), the frame's own size.
         colors: RGB of each class, in the order of ``segmentation.classes``.
         hud: what to write besides; None writes nothing at all.
         opacity: of the tint inside a lesion, 0…1; the outline is always opaque.
-        out: (H, W, 3) uint8 buffer to draw into; ``out=pixels`` draws in place.
 
     Returns:
-        ``out``, or a new array.
-
-    Raises:
-        ValueError: ``out`` is not C-contiguous.
+        A new one of the same kind.
     """
-    if out is not None and not out.flags.c_contiguous:
-        raise ValueError("out must be C-contiguous: OpenCV would draw into a copy of it")
-    if out is None:
-        out = pixels.copy()
-    elif out is not pixels:
-        np.copyto(out, pixels)
-    lesions = list(_lesions(segmentation))
-    for label, box, mask in lesions:
-        _tint(out[box.slices], colors[label - 1], opacity, mask)
-    for label, box, mask in lesions:
-        _outline(out, box, mask, colors[label - 1])
+    out = cast(P, picture.copy())
+    thickness = max(2, round(min(segmentation.labels.shape) / 400))
+    around = _bounds(segmentation.labels, top=0, left=0)
+    if around.height:
+        with drawing(out, _grown(around, 2 * thickness)) as (rgb, place):
+            lesions = list(_lesions(segmentation, around))
+            for label, box, mask in lesions:
+                _tint(rgb[_within(box, place).slices], colors[label - 1], opacity, mask)
+            for label, box, mask in lesions:
+                _outline(rgb, _within(box, place), mask, colors[label - 1], thickness)
     if hud is not None:
         draw_hud(out, segmentation, hud, colors)
     return out
 
 
-def draw_hud(out: UInt8Array, segmentation: Segmentation | None, hud: Hud, colors: Sequence[Color]) -> None:
-    """Write the line at the bottom edge into ``out`` (H, W, 3), for ``draw`` and for who drew the lesions otherwise.
+def draw_hud(out: Picture, segmentation: Segmentation | None, hud: Hud, colors: Sequence[Color]) -> None:
+    """Write the line at the bottom edge into ``out``, for ``draw`` and for who drew the lesions otherwise.
 
     Without a segmentation it names the model and gives the note.
     """
@@ -96,11 +93,11 @@ def draw_hud(out: UInt8Array, segmentation: Segmentation | None, hud: Hud, color
         _write(out, _items(segmentation, hud, segmentation.present(), colors))
 
 
-def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
-    """Each class that is present: its label, its bounding box, and its mask (0 or 255) inside the box."""
-    around = _bounds(segmentation.labels, top=0, left=0)
-    if not around.height:
-        return
+def _lesions(segmentation: Segmentation, around: Region) -> Iterator[tuple[int, Region, UInt8Array]]:
+    """Each class that is present: its label, its bounding box, and its mask (0 or 255) inside the box.
+
+    ``around`` is the box of them all.
+    """
     for label in range(1, len(segmentation.classes) + 1):
         mask = np.asarray(cv2.inRange(segmentation.labels[around.slices], label, label), np.uint8)
         box = _bounds(mask, around.top, around.left)
@@ -115,14 +112,22 @@ def _bounds(values: UInt8Array, top: int, left: int) -> Region:
     return Region(top + y, left + x, height, width)
 
 
+def _grown(box: Region, by: int) -> Region:
+    return Region(box.top - by, box.left - by, box.height + 2 * by, box.width + 2 * by)
+
+
+def _within(box: Region, place: Region) -> Region:
+    """A box of the frame as it lies in a part of it."""
+    return Region(box.top - place.top, box.left - place.left, box.height, box.width)
+
+
 def _tint(patch: UInt8Array, color: Color, opacity: float, mask: UInt8Array | None = None) -> None:
     """Blend a colour into a patch in place, where the mask is set; 8-bit all the way."""
     share = np.rint([*(channel * opacity for channel in color), 0])  # four numbers are a scalar to OpenCV
     cv2.add(cv2.convertScaleAbs(patch, alpha=1 - opacity), share, patch, mask)
 
 
-def _outline(out: UInt8Array, box: Region, mask: UInt8Array, color: Color) -> None:
-    thickness = max(2, round(min(out.shape[:2]) / 400))
+def _outline(out: UInt8Array, box: Region, mask: UInt8Array, color: Color, thickness: int) -> None:
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(box.left, box.top))
     # a mask comes from a coarse grid: half a line's width of freedom hides its steps, and draws six times faster
     smooth = [cv2.approxPolyDP(contour, thickness / 2, closed=True) for contour in contours]
@@ -164,19 +169,22 @@ def _note(hud: Hud) -> list[_Item]:
     return [_Item(hud.note, color=_STALE, weight=_BOLD, importance=10)] if hud.note else []
 
 
-def _write(out: UInt8Array, items: list[_Item]) -> None:
+def _write(out: Picture, items: list[_Item]) -> None:
     """The HUD, on a dark plate along the bottom edge: one line, or two where the frame is narrow."""
-    size = _font_size(out)
-    rows = _rows(items, size, out.shape[1])
+    height, width = size_of(out)
+    size = _font_size(height, width)
+    rows = _rows(items, size, width)
     pitch = round(1.55 * size)
-    top = out.shape[0] - pitch * len(rows)
-    _tint(out[top:], _PLATE, _PLATE_OPACITY)
-    for row in rows:
-        left, baseline = size, top + round(0.5 * pitch + 0.36 * size)
-        for item in row:
-            _put(out, item, left, baseline, size)
-            left += _width(item, size) + size
-        top += pitch
+    top = max(0, height - pitch * len(rows))
+    with drawing(out, Region(top, 0, height - top, width)) as (rgb, place):
+        top -= place.top
+        _tint(rgb[top:], _PLATE, _PLATE_OPACITY)
+        for row in rows:
+            left, baseline = size, top + round(0.5 * pitch + 0.36 * size)
+            for item in row:
+                _put(rgb, item, left, baseline, size)
+                left += _width(item, size) + size
+            top += pitch
 
 
 def _rows(items: list[_Item], size: int, width: int) -> list[list[_Item]]:
@@ -205,9 +213,8 @@ def _put(out: UInt8Array, item: _Item, left: int, baseline: int, size: int) -> N
     cv2.putText(out, item.text, (left, baseline), item.color, _FONT, size, item.weight)
 
 
-def _font_size(out: UInt8Array) -> int:
+def _font_size(height: int, width: int) -> int:
     """Pixels; read from across the room at any resolution, and never so small that it cannot be read at all."""
-    height, width = int(out.shape[0]), int(out.shape[1])
     return max(12, round(min(height / 42, width / 44)))
 
 

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import Shown, UInt8Array, VideoFormat
+from mcdrl_rt.types import Picture, Shown, VideoFormat
 from mcdrl_rt.video.connection import MUXERS, TIME_BASE, Connection, ConnectionLost, check_command
 from mcdrl_rt.video.encoder import H264, codec_name
 from mcdrl_rt.video.names import redacted
@@ -57,7 +57,7 @@ class Push(Sink):
         self._first_pts = round(1 / (format.rate * TIME_BASE))  # after the black picture
         self.reconnections = 0
         self._lost_here = self._lost_there = 0  # before the queue, behind it: each counted by one thread
-        self._queue: queue.Queue[tuple[UInt8Array, int]] = queue.Queue(_QUEUE)
+        self._queue: queue.Queue[tuple[Picture, int]] = queue.Queue(_QUEUE)
         self._stop = threading.Event()
         self._sending_since: float | None = None
         self._retry_at, self._retry_s = 0.0, _RETRY_S[0]
@@ -80,7 +80,7 @@ class Push(Sink):
         if since is not None and connection is not None and time.monotonic() - since > _STALL_S:
             connection.kill()
         try:
-            self._queue.put_nowait((shown.frame.pixels, self._first_pts + pts))
+            self._queue.put_nowait((shown.frame.picture, self._first_pts + pts))
         except queue.Full:
             self._lost_here += 1
 
@@ -140,23 +140,23 @@ class Push(Sink):
         if self._connection is not None:
             self._connection.close()
 
-    def _send(self, pixels: UInt8Array, pts: int) -> None:
+    def _send(self, picture: Picture, pts: int) -> None:
         """Send a frame, over a new connection if need be; one that comes while that must wait is dropped."""
         if self._connection is not None:
-            self._connection.send(pixels, pts)
+            self._connection.send(picture, pts)
         elif time.monotonic() < self._retry_at or self._stop.is_set():
             self._lost_there += 1
             return
         else:
-            self._connection = self._connect(pixels, pts)
+            self._connection = self._connect(picture, pts)
             self.reconnections += self.frames > 0
             self._retry_s = _RETRY_S[0]
         self.frames += 1
 
-    def _connect(self, pixels: UInt8Array, pts: int) -> Connection:
+    def _connect(self, picture: Picture, pts: int) -> Connection:
         connection = Connection(self._url, self._codec, self._format)
         try:
-            connection.send(pixels, pts)
+            connection.send(picture, pts)
             connection.wait(None if self._listens else _CONNECT_S, self._stop)
         except BaseException:
             connection.kill()
@@ -164,7 +164,7 @@ class Push(Sink):
             raise
         return connection
 
-    def _next(self) -> tuple[UInt8Array, int] | None:
+    def _next(self) -> tuple[Picture, int] | None:
         """The next frame; None once there is none and none will come."""
         while True:
             try:

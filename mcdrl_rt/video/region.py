@@ -17,7 +17,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import BoolArray, Region, UInt8Array
+from mcdrl_rt.types import BoolArray, Picture, Region, UInt8Array, size_of
+from mcdrl_rt.video import planes
 
 Size = tuple[int, int]  # (height, width)
 Look = Callable[[], UInt8Array]  # gives the pixels a region is measured on, when they are needed
@@ -30,18 +31,18 @@ _MIN_LIT = 0.08  # less of the frame lit than this says nothing about the field 
 _FULL = 0.97  # a box this large is the full frame: cropping it would only add jitter
 
 
-def find_region(rgb: UInt8Array) -> Region:
+def find_region(picture: Picture) -> Region:
     """Bounding box of the lit field of view.
 
     Args:
-        rgb: (H, W, 3) uint8, RGB.
+        picture: (H, W, 3) uint8, RGB, or planes.
 
     Returns:
         The box, with a margin of one grid cell (1/160 of the longer side); the full frame when the picture fills
         it, or when too little is lit to tell.
     """
-    size = (int(rgb.shape[0]), int(rgb.shape[1]))
-    return find_region_by(size, lambda: rgb[sampled(size)])
+    size = size_of(picture)
+    return find_region_by(size, lambda: planes.sampled(picture, *sampled(size)))
 
 
 def find_region_by(size: Size, look: Look) -> Region:
@@ -61,9 +62,13 @@ def sampled(size: Size) -> tuple[slice, slice]:
     return rows, columns
 
 
-def crop_and_resize(rgb: UInt8Array, region: Region, size: tuple[int, int]) -> UInt8Array:
+def crop_and_resize(picture: Picture, region: Region, size: tuple[int, int]) -> UInt8Array:
     """The field of view at a model's input size (height, width); the rest of preprocessing is inside every engine."""
-    picture, (height, width) = rgb[region.slices], size
+    return planes.scaled(picture, lambda part: _resize(part, size), region)
+
+
+def _resize(picture: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    height, width = size
     # OpenCV halves a picture in a small part of the time that another scale takes; the last odd row is a speck
     while (down := picture.shape[0] // 2) >= 1.5 * height and (across := picture.shape[1] // 2) >= 1.5 * width:
         even = picture[: 2 * down, : 2 * across]
@@ -91,14 +96,14 @@ class RegionTracker:
         self._frames = 0
         self._region = Region(0, 0, 0, 0)
 
-    def __call__(self, rgb: UInt8Array) -> Region:
+    def __call__(self, picture: Picture) -> Region:
         """The region for this frame.
 
         Args:
-            rgb: (H, W, 3) uint8, RGB.
+            picture: (H, W, 3) uint8, RGB, or planes.
         """
-        size = (int(rgb.shape[0]), int(rgb.shape[1]))
-        return self.follow(size, lambda: rgb[sampled(size)])
+        size = size_of(picture)
+        return self.follow(size, lambda: planes.sampled(picture, *sampled(size)))
 
     def follow(self, size: Size, look: Look) -> Region:
         """The region for a frame that lies elsewhere; see ``find_region_by``. Most frames are not looked at."""

@@ -1,4 +1,4 @@
-"""A decoded frame as upright RGB pixels, whatever format, matrix and display turn it has."""
+"""A decoded frame as an upright picture, whatever format, matrix and display turn it has."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import Picture, UInt8Array
+from mcdrl_rt.video.planes import Planes
 
 _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> the name the sink takes
 _BT601 = {5: "bt470bg", 6: "smpte170m"}  # AVColorPrimaries -> which BT.601 it is
 _GUESSED = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_UPRIGHT = (False, 1, 1)  # as ``_orientation`` has it
 _KINDS = 48  # of side data; more than FFmpeg has
 
 
-class ToRgb:
+class ToPicture:
     """Converts frame after frame; keeps swscale's context from one to the next.
 
     How pictures are turned is looked up when their size changes, and on a small copy: to ask a frame of PyAV for its
@@ -31,19 +33,28 @@ class ToRgb:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
-        self._orientation = (False, 1, 1)
+        self._orientation = _UPRIGHT
 
-    def __call__(self, decoded: VideoFrame) -> UInt8Array:
+    def __call__(self, decoded: VideoFrame) -> Picture:
+        """The frame as it is to be shown: its planes where they may stay as they are, else RGB pixels."""
+        upright = self._oriented(decoded) == _UPRIGHT
+        planes = Planes.of(decoded, _matrix(decoded)) if upright else None
+        return self.pixels(decoded) if planes is None else planes
+
+    def pixels(self, decoded: VideoFrame) -> UInt8Array:
         """(H, W, 3) uint8 pixels, as they are to be shown."""
         # an unspecified matrix must be guessed: swscale takes BT.601 for all, players BT.709 for HD.
         # Bilinear is swscale's fast path: 2 grey levels at most off the exact conversion, at a tenth of the time
         matrix = _GUESSED[_matrix(decoded)] if int(decoded.colorspace) == _UNSPECIFIED else None
         rgb = self._reformatter.reformat(decoded, format="rgb24", src_colorspace=matrix).to_ndarray()
-        if self._size != (decoded.width, decoded.height):
-            self._size, self._orientation = (decoded.width, decoded.height), _orientation(decoded)
-        swapped, right, down = self._orientation
+        swapped, right, down = self._oriented(decoded)
         turned = rgb.swapaxes(0, 1) if swapped else rgb
         return np.ascontiguousarray(cast(UInt8Array, turned[::down, ::right]))
+
+    def _oriented(self, decoded: VideoFrame) -> tuple[bool, int, int]:
+        if self._size != (decoded.width, decoded.height):
+            self._size, self._orientation = (decoded.width, decoded.height), _orientation(decoded)
+        return self._orientation
 
 
 def color(frame: VideoFrame) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mcdrl_rt.types import Shown, UInt8Array
+from mcdrl_rt.types import Shown, UInt8Array, pixels_of
 from mcdrl_rt.video.canvas import Notes
 from mcdrl_rt.video.overlay import Color, Hud, draw
 
@@ -102,11 +102,11 @@ class View:
         if shown.clean is None:
             return shown.frame.pixels
         if not self._overlay:
-            return shown.clean
+            return pixels_of(shown.clean)
         if not self._redraws or shown.segmentation is None:
             return shown.frame.pixels
         hud = None if self._title is None else Hud(self._title(), shown.age_ms, shown.note)
-        return draw(shown.clean, shown.segmentation, colors=self._colors, hud=hud, opacity=self._opacity)
+        return draw(pixels_of(shown.clean), shown.segmentation, colors=self._colors, hud=hud, opacity=self._opacity)
 
     def notes(self) -> Notes:
         """What is to be written over it now."""
@@ -160,7 +160,7 @@ class View:
             self._snapshots.mkdir(parents=True, exist_ok=True)
             for file, pixels in pictures.items():
                 if pixels is not None:
-                    (self._snapshots / file).write_bytes(_png(pixels))
+                    (self._snapshots / file).write_bytes(_png(pixels_of(pixels)))
         except OSError as error:
             self._say(f"cannot write {self._snapshots}: {(error.strerror or str(error)).lower()}")
         else:

@@ -1,0 +1,238 @@
+"""Pictures that stay as their video has them: the same to look at, and untouched where nothing is drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from av.video.frame import VideoFrame
+from clips import picture, write_clip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcdrl_rt import Segmenter
+from mcdrl_rt.types import Frame, Picture, Region, Segmentation, Shown, UInt8Array, VideoFormat, pixels_of
+from mcdrl_rt.video.encoder import CODECS, H264
+from mcdrl_rt.video.file import VideoFile
+from mcdrl_rt.video.motion import Motion
+from mcdrl_rt.video.overlay import Hud, draw
+from mcdrl_rt.video.planes import FORMAT, Planes, drawing, sampled, scaled
+from mcdrl_rt.video.region import crop_and_resize, find_region
+from mcdrl_rt.video.source import open_source
+
+SIZE = (96, 128)
+TICK = Fraction(1, 25)
+
+
+def planes_of(pixels: UInt8Array, matrix: str = "bt709") -> Planes:
+    """Planes as a decoder has them, of a picture converted by FFmpeg."""
+    name = {"bt709": "ITU709", "bt601": "ITU601"}[matrix]
+    rgb = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    planes = Planes.of(rgb.reformat(format=FORMAT, dst_colorspace=name, dst_color_range="MPEG"), matrix)
+    assert planes is not None
+    return planes
+
+
+def smooth(seed: int, size: tuple[int, int] = SIZE) -> UInt8Array:
+    """A picture of soft colours; no colour changes within two pixels, which 4:2:0 could not keep."""
+    coarse = np.random.default_rng(seed).integers(30, 225, (3, 4, 3), np.uint8)
+    return np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def parts(planes: Planes) -> tuple[UInt8Array, ...]:
+    return planes.luma, planes.blue, planes.red
+
+
+def same(one: Planes, other: Planes) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
+
+
+def apart(one: UInt8Array, other: UInt8Array) -> int:
+    """The largest difference between two pictures of one size, in grey levels."""
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other).max())
+
+
+@pytest.fixture(scope="module")
+def procedure(data_root: Path) -> list[Frame]:
+    """Real frames, as they are decoded."""
+    with open_source(str(data_root / "video" / "colonoscopy_560x480_25fps.mp4")) as source:
+        return list(source)[::6]
+
+
+@pytest.mark.parametrize("matrix", ["bt709", "bt601"])
+def test_planes_become_the_pixels_that_they_were(matrix: str) -> None:
+    for seed in range(4):
+        pixels = smooth(seed)
+        planes = planes_of(pixels, matrix)
+        assert planes.size == SIZE and apart(planes.pixels, pixels) <= 9  # swscale's fast way there and back
+        assert planes.pixels is planes.pixels  # once
+        assert apart(scaled(planes, lambda part: cv2.resize(part, SIZE[::-1])), pixels) <= 4
+        other = {"bt709": "bt601", "bt601": "bt709"}[matrix]
+        assert apart(Planes(*parts(planes), other).pixels, pixels) > 12  # the matrix matters
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_made_small_is_what_is_made_of_pixels(data: st.DataObject) -> None:
+    planes = planes_of(smooth(data.draw(st.integers(0, 99))))
+    top, left = data.draw(st.integers(0, SIZE[0] - 48)), data.draw(st.integers(0, SIZE[1] - 48))
+    height, width = data.draw(st.integers(48, SIZE[0] - top)), data.draw(st.integers(48, SIZE[1] - left))
+    size = data.draw(st.integers(24, 60)), data.draw(st.integers(24, 60))
+    region = Region(top, left, height, width)
+    one, other = (crop_and_resize(kind, region, size) for kind in (planes, planes.pixels))
+    # swscale's fast way loses a level or two itself; at an odd edge, colour is half a pixel off
+    assert one.shape == other.shape == (*size, 3) and np.abs(one.astype(int) - other).mean() < 6
+    step = data.draw(st.integers(1, 30))
+    places = slice(top, None, step), slice(left, None, step)
+    assert apart(sampled(planes, *places), planes.pixels[places]) <= 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_drawing_changes_what_was_drawn_on_and_nothing_else(data: st.DataObject) -> None:
+    planes = planes_of(smooth(data.draw(st.integers(0, 99))))
+    top, left = data.draw(st.integers(-9, SIZE[0] + 9)), data.draw(st.integers(-9, SIZE[1] + 9))
+    wanted = Region(top, left, data.draw(st.integers(0, 70)), data.draw(st.integers(0, 70)))
+    copy = planes.copy()
+    with drawing(copy, wanted):
+        pass
+    assert same(copy, planes)
+    colour = data.draw(st.tuples(*[st.integers(0, 255)] * 3))
+    with drawing(copy, wanted) as (rgb, place):
+        assert place.top <= max(top, 0) or not place.height
+        assert rgb.shape == (place.height, place.width, 3)
+        rgb[1:-1, 2:-1] = colour
+    expected = planes.pixels.copy()
+    expected[place.slices][1:-1, 2:-1] = colour
+    touched = np.zeros(SIZE, bool)
+    touched[place.slices][1:-1, 2:-1] = True
+    assert np.array_equal(copy.luma[~touched], planes.luma[~touched])
+    cells = touched.reshape(SIZE[0] // 2, 2, SIZE[1] // 2, 2)
+    whole, none = cells.all(axis=(1, 3)), ~cells.any(axis=(1, 3))
+    assert np.array_equal(copy.blue[none], planes.blue[none]) and np.array_equal(copy.red[none], planes.red[none])
+    inside = np.kron(whole, np.ones((2, 2), bool))
+    if inside.any():  # where all four pixels of a cell have the colour, it is kept
+        assert apart(copy.pixels[inside], expected[inside]) <= 6
+
+
+def test_drawing_on_pixels_is_drawing_on_them() -> None:
+    pixels = smooth(0)
+    with drawing(pixels, Region(11, 21, 30, 40)) as (rgb, place):
+        assert place == Region(10, 20, 32, 42)
+        rgb[:] = 7
+    assert (pixels[10:42, 20:62] == 7).all() and not (pixels[:10] == 7).all()
+
+
+def test_decoded_frames_can_not_be_written_to(procedure: list[Frame]) -> None:
+    planes = procedure[0].picture
+    assert isinstance(planes, Planes)
+    for plane in parts(planes):  # other frames are decoded from it
+        with pytest.raises(ValueError, match="read-only"):
+            plane[0, 0] = 0
+
+
+def test_one_conversion_serves_all_threads(procedure: list[Frame]) -> None:
+    got: list[UInt8Array] = []
+    threads = [threading.Thread(target=lambda: got.append(procedure[1].pixels)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 6 and all(one is got[0] for one in got)
+
+
+QUIET = {"x265-params": "log-level=none"}
+FORMS = {
+    "limited range": ({}, True),
+    "full range": ({"pix_fmt": "yuvj420p", "tags": {"color_range": 2}}, False),
+    "full colour": ({"pix_fmt": "yuv444p"}, False),
+    "ten bits": ({"pix_fmt": "yuv420p10le", "codec": "libx265", "codec_options": QUIET}, False),
+    "turned": ({"rotation": (90.0, False, False)}, False),
+    "a matrix nobody converts": ({"tags": {"colorspace": 9, "color_range": 1}}, False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_usual_form_stays_as_it_is(form: str, tmp_path: Path) -> None:
+    how, stays = FORMS[form]
+    write_clip(tmp_path / "clip.mp4", **how)  # type: ignore[arg-type]
+    with open_source(str(tmp_path / "clip.mp4")) as source:
+        frames = list(source)
+    assert len(frames) == 12 and {isinstance(frame.picture, Planes) for frame in frames} == {stays}
+    assert all(frame.pixels.shape == (*frame.size, 3) and frame.size == source.size for frame in frames)
+
+
+def test_what_nothing_is_drawn_on_is_written_as_it_was_decoded(
+    procedure: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a codec that loses nothing, the very planes come back; those of pixels do not."""
+    monkeypatch.setitem(CODECS[H264].options, "crf", "0")
+    given = [frame.picture for frame in procedure if isinstance(frame.picture, Planes)]
+    form = VideoFormat(procedure[0].size, procedure[0].time_base, Fraction(25), given[0].matrix)
+
+    def written(name: str, frames: Iterable[Frame]) -> list[Picture]:
+        with VideoFile(tmp_path / name, H264, form) as sink:
+            for frame in frames:
+                sink.write(Shown(frame))
+        with open_source(str(tmp_path / name)) as source:
+            return [frame.picture for frame in source]
+
+    came = written("planes.mp4", procedure)
+    made = written("pixels.mp4", [frame.showing(frame.pixels) for frame in procedure])
+    for before, after, converted in zip(given, came, made, strict=True):
+        assert isinstance(after, Planes) and isinstance(converted, Planes)
+        assert same(before, after) and not same(before, converted)
+
+
+def test_an_overlay_looks_the_same_on_both(procedure: list[Frame]) -> None:
+    labels = np.zeros(procedure[0].size, np.uint8)
+    cv2.ellipse(labels, (300, 200), (90, 60), 30, 0, 360, 1, -1)
+    cv2.ellipse(labels, (60, 90), (30, 20), 0, 0, 360, 2, -1)
+    found = Segmentation(
+        labels, ("polyp", "ulcer"), np.full(2, 0.5, np.float32), ("blur", "blood"), np.ones((2, 2), bool),
+        Region(0, 0, *labels.shape), 4.0,
+    )  # fmt: skip
+    colors, hud = ((64, 255, 96), (64, 208, 255)), Hud("small", 40.0, "a note")
+    for frame in procedure[:3]:
+        before = frame.picture.copy()
+        on_planes = draw(frame.picture, found, colors=colors, hud=hud)
+        assert isinstance(on_planes, Planes) and isinstance(frame.picture, Planes) and isinstance(before, Planes)
+        assert same(frame.picture, before)  # it is left alone
+        on_pixels = draw(frame.pixels, found, colors=colors, hud=hud)
+        # one-pixel details of colour are halved by 4:2:0, as they are by every encoder
+        difference = np.abs(cv2.blur(on_planes.pixels, (4, 4)).astype(int) - cv2.blur(on_pixels, (4, 4)))
+        assert difference.max() <= 40 and difference.mean() < 1
+        assert apart(on_planes.luma, planes_of(on_pixels, frame.picture.matrix).luma) <= 8
+
+
+def test_a_model_and_the_motion_see_the_same(procedure: list[Frame]) -> None:
+    segmenter, moved = Segmenter.load(), (Motion(), Motion())
+    for frame in procedure:
+        kinds: tuple[Picture, ...] = (frame.picture, frame.pixels)
+        one, other = map(find_region, kinds)
+        assert one == other
+        seen = [crop_and_resize(kind, one, segmenter.spec.input_size).astype(int) for kind in kinds]
+        assert np.abs(seen[0] - seen[1]).mean() < 1.5  # swscale's fast way is a level darker than the exact one
+        found = [segmenter(kind) for kind in kinds]
+        assert found[0].region == found[1].region and found[0].labels.shape == found[1].labels.shape == frame.size
+        assert np.allclose(found[0].confounders, found[1].confounders, atol=0.05)
+        for motion, kind in zip(moved, kinds, strict=True):
+            motion.follow(kind, frame.index)
+    labels = np.zeros(procedure[0].size, np.uint8)
+    labels[100:300, 150:400] = 1
+    last = procedure[-2].index
+    one_way, other_way = (motion.move(labels, last) for motion in moved)
+    assert (one_way is None) == (other_way is None)
+    if one_way is not None and other_way is not None:
+        assert np.count_nonzero(one_way != other_way) < 0.02 * labels.sum()
+
+
+def test_pixels_of_a_picture_are_itself() -> None:
+    pixels = picture(0)
+    assert pixels_of(pixels) is pixels and Frame(pixels, 0, TICK).pixels is pixels
