@@ -66,7 +66,11 @@ def _others(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
         axes.errorbar(
             middle, row[dice], xerr=[[middle - low], [high - middle]], fmt=mark, color=color, elinewidth=0.7, capsize=2
         )
-        axes.annotate(row["title"], (middle, row[dice]), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        left = middle > 0.8 * max(other["ms"][0] for other in rows)  # else it would run out of the picture
+        axes.annotate(
+            row["title"], (middle, row[dice]), xytext=(-6, 5) if left else (6, -11), textcoords="offset points",
+            fontsize=8, ha="right" if left else "left",
+        )  # fmt: skip
     _star(axes, rows, dice)
 
 

@@ -84,7 +84,7 @@ def of_pipeline(result: dict[str, Any]) -> Ratios:
     for one, other in pairs:
         ratios = [a / b for a, b in zip(rounds[one], rounds[other], strict=True)]
         value = statistics.median(ratios)
-        found[f"{one} by {other}"] = Ratio(value, (max(ratios) - min(ratios)) / 2 / value)
+        found[f"{one} by {other}"] = Ratio(value, (max(ratios) - min(ratios)) / value)
     return found
 
 

@@ -70,9 +70,12 @@ def figures(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> float:
-    """How far a median is to be trusted: half the range of the medians of ``PARTS`` consecutive parts of the run."""
+    """How far a median is to be trusted: the range of the medians of ``PARTS`` consecutive parts of the run.
+
+    Two runs on one machine lie farther apart than half of it (``results/``, the same benchmarks an hour apart).
+    """
     medians = [float(np.median(part)) for part in np.array_split(values, min(PARTS, len(values)))]
-    return (max(medians) - min(medians)) / 2
+    return max(medians) - min(medians)
 
 
 def slope(steps: dict[int, float]) -> float:

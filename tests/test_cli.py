@@ -196,7 +196,7 @@ def test_process_a_folder(engine: Path, tmp_path: Path) -> None:
 
     segmenter = Segmenter.load(engine).for_stream()
     with open_source(str(tmp_path / "in" / "a.mp4")) as source:
-        expected = [segmenter(frame.pixels).labels for frame in source]
+        expected = [segmenter(frame.picture).labels for frame in source]
     assert any(labels.any() for labels in expected)
     decoded = read_pixels(tmp_path / "out" / "a.labels.mkv")
     np.testing.assert_array_equal(np.stack(decoded)[..., 0], np.stack(expected))

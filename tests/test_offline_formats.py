@@ -9,16 +9,18 @@ from typing import Any
 import av
 import pandas as pd
 import pytest
-from clips import read_pixels, read_pts, write_clip
+from clips import picture, read_pixels, read_pts, write_clip
 from test_cli import add_sound
 from test_index import CUT, Write, clip, cut_off, joined, transport
 from test_offline import run
 
 from mcdrl_rt.offline import Settings
-from mcdrl_rt.offline.products import About, Product, products
+from mcdrl_rt.offline.products import About, Product, Together, products
 from mcdrl_rt.offline.recording import open_recording
 from mcdrl_rt.offline.work import Task, work
 from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.types import Frame, Shown, VideoFormat
+from mcdrl_rt.video.file import VideoFile
 from mcdrl_rt.video.index import cut, index_of
 from mcdrl_rt.video.source import open_source
 
@@ -152,3 +154,12 @@ def content(kinds: list[Product], folder: Path, number: int) -> dict[str, Any]:
         else:
             held[path.name] = path.read_bytes()
     return held
+
+
+def test_what_two_results_have_to_say_alike_is_said_once(tmp_path: Path) -> None:
+    form = VideoFormat((48, 64), Fraction(1, 25), Fraction(25))
+    sinks = [VideoFile(tmp_path / name, "ffv1", form) for name in ("a.mkv", "b.mkv")]
+    with Together(sinks) as together:
+        for index, size in enumerate([(48, 64), (24, 32)]):
+            together.write(Shown(Frame(picture(index, size), index, Fraction(1, 25), index)))
+        assert together.problem == "1 frames were of another size and were scaled into 64×48"

@@ -159,7 +159,19 @@ def test_a_picture_made_small_in_steps_is_the_one_made_at_once(
 
 
 def test_what_is_not_much_larger_is_made_small_at_once() -> None:
-    """Photographs of the training's sites are: the figures of the model card hold to the bit."""
-    rgb = np.random.default_rng(0).integers(0, 256, (800, 860, 3)).astype(np.uint8)
+    rgb = np.random.default_rng(0).integers(0, 256, (570, 580, 3)).astype(np.uint8)
     at_once = cv2.resize(rgb, (288, 288), interpolation=cv2.INTER_AREA)
-    assert np.array_equal(crop_and_resize(rgb, Region(0, 0, 800, 860), (288, 288)), at_once)
+    assert np.array_equal(crop_and_resize(rgb, Region(0, 0, 570, 580), (288, 288)), at_once)
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (1080, 1920), (1080, 1104), (2160, 3840), (600, 6000)])
+def test_what_is_much_larger_is_made_small_without_passing_over_a_pixel(size: tuple[int, int]) -> None:
+    """Points of light of one pixel, on which sampling would find some and miss others."""
+    rgb = np.zeros((*size, 3), np.uint8)
+    places = np.random.default_rng(0).integers(0, size, (2000, 2))
+    rgb[places[:, 0], places[:, 1]] = 255
+    made = crop_and_resize(rgb, Region(0, 0, *size), (288, 288)).astype(float)
+    at_once = cv2.resize(rgb, (288, 288), interpolation=cv2.INTER_AREA)
+    assert made.mean() == pytest.approx(at_once.mean(), rel=0.1)
+    blurred = [cv2.blur(one.astype(np.float32), (9, 9)) for one in (made, at_once)]
+    assert np.abs(blurred[0] - blurred[1]).mean() < 0.3 * blurred[1].mean()

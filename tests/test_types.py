@@ -94,7 +94,7 @@ def test_selected_is_the_rounded_share_and_at_least_one(alpha: float, grid: tupl
 
 def test_frame_keeps_its_time_when_pixels_change() -> None:
     frame = Frame(np.zeros((4, 6, 3), np.uint8), pts=7, time_base=Fraction(1, 50), index=3)
-    other = frame.with_pixels(np.ones((4, 6, 3), np.uint8))
+    other = frame.showing(np.ones((4, 6, 3), np.uint8))
     assert (other.pts, other.time_base, other.index) == (7, Fraction(1, 50), 3)
     assert other.capture_time_s == frame.capture_time_s
     assert (frame.pts_s, frame.size, int(other.pixels.max())) == (0.14, (4, 6), 1)

@@ -248,4 +248,5 @@ class Together(Sink):
     @property
     def problem(self) -> str | None:
         """What people should know of any."""
-        return "; ".join(sink.problem for sink in self._sinks if sink.problem) or None
+        told = dict.fromkeys(sink.problem for sink in self._sinks)  # two may have the same one
+        return "; ".join(text for text in told if text) or None

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mcdrl_rt.types import Native, Picture, Region, Segmentation, UInt8Array, size_of
-from mcdrl_rt.video.planes import drawing
+from mcdrl_rt.video.planes import Layer, drawing, layers
 
 Color = tuple[int, int, int]
 P = TypeVar("P", bound=UInt8Array | Native)
@@ -68,15 +68,13 @@ def draw(
         A new one of the same kind.
     """
     out = cast(P, picture.copy())
-    thickness = max(2, round(min(segmentation.labels.shape) / 400))
-    around = _bounds(segmentation.labels, top=0, left=0)
-    if around.height:
-        with drawing(out, _grown(around, 2 * thickness)) as (rgb, place):
-            lesions = list(_lesions(segmentation, around))
-            for label, box, mask in lesions:
-                _tint(rgb[_within(box, place).slices], colors[label - 1], opacity, mask)
-            for label, box, mask in lesions:
-                _outline(rgb, _within(box, place), mask, colors[label - 1], thickness)
+    lesions, thickness = list(_lesions(segmentation)), max(2, round(min(segmentation.labels.shape) / 400))
+    for label, box, mask in lesions:
+        for layer in layers(out, colors[label - 1]):
+            rows, columns = (slice(side.start // layer.step, side.stop // layer.step) for side in box.slices)
+            _tint(layer.values[rows, columns], layer.color, opacity, mask[:: layer.step, :: layer.step])
+    for label, box, mask in lesions:
+        _outline(layers(out, colors[label - 1]), box, mask, thickness)
     if hud is not None:
         draw_hud(out, segmentation, hud, colors)
     return out
@@ -93,45 +91,50 @@ def draw_hud(out: Picture, segmentation: Segmentation | None, hud: Hud, colors: 
         _write(out, _items(segmentation, hud, segmentation.present(), colors))
 
 
-def _lesions(segmentation: Segmentation, around: Region) -> Iterator[tuple[int, Region, UInt8Array]]:
-    """Each class that is present: its label, its bounding box, and its mask (0 or 255) inside the box.
+def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
+    """Each class that is present: its label, a box around it, and its mask (0 or 255) inside the box.
 
-    ``around`` is the box of them all.
+    The box's edges are even, but for those at the edge of an odd frame: planes of colour have half the pixels.
     """
+    labels = segmentation.labels
+    around = _bounds(labels, 0, 0, labels.shape)
+    if not around.height:
+        return
     for label in range(1, len(segmentation.classes) + 1):
-        mask = np.asarray(cv2.inRange(segmentation.labels[around.slices], label, label), np.uint8)
-        box = _bounds(mask, around.top, around.left)
+        mask = np.asarray(cv2.inRange(labels[around.slices], label, label), np.uint8)
+        box = _bounds(mask, around.top, around.left, labels.shape)
         if box.height:
             top, left = box.top - around.top, box.left - around.left
             yield label, box, mask[top : top + box.height, left : left + box.width]
 
 
-def _bounds(values: UInt8Array, top: int, left: int) -> Region:
-    """Bounding box of what is not zero in a cut-out that begins at (top, left) of the frame; may be empty."""
+def _bounds(values: UInt8Array, top: int, left: int, size: tuple[int, ...]) -> Region:
+    """Box around what is not zero in a cut-out that begins at (top, left), both even, of a frame; may be empty."""
     x, y, width, height = cv2.boundingRect(values)
-    return Region(top + y, left + x, height, width)
+    first = top + y // 2 * 2, left + x // 2 * 2
+    last = min(size[0], top + -(-(y + height) // 2) * 2), min(size[1], left + -(-(x + width) // 2) * 2)
+    return Region(*first, last[0] - first[0], last[1] - first[1])
 
 
-def _grown(box: Region, by: int) -> Region:
-    return Region(box.top - by, box.left - by, box.height + 2 * by, box.width + 2 * by)
+def _tint(patch: UInt8Array, color: Sequence[float], opacity: float, mask: UInt8Array | None = None) -> None:
+    """Blend a colour into a patch in place, where the mask is set."""
+    share = np.float32(opacity)
+    blends = np.add.outer(np.arange(256) * (1 - share), np.asarray(color, np.float32) * share)
+    blended = cv2.LUT(patch, np.rint(blends).astype(np.uint8)[None])
+    if mask is None:
+        patch[:] = blended
+    else:
+        cv2.copyTo(blended, mask, patch)
 
 
-def _within(box: Region, place: Region) -> Region:
-    """A box of the frame as it lies in a part of it."""
-    return Region(box.top - place.top, box.left - place.left, box.height, box.width)
-
-
-def _tint(patch: UInt8Array, color: Color, opacity: float, mask: UInt8Array | None = None) -> None:
-    """Blend a colour into a patch in place, where the mask is set; 8-bit all the way."""
-    share = np.rint([*(channel * opacity for channel in color), 0])  # four numbers are a scalar to OpenCV
-    cv2.add(cv2.convertScaleAbs(patch, alpha=1 - opacity), share, patch, mask)
-
-
-def _outline(out: UInt8Array, box: Region, mask: UInt8Array, color: Color, thickness: int) -> None:
+def _outline(on: Sequence[Layer], box: Region, mask: UInt8Array, thickness: int) -> None:
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(box.left, box.top))
     # a mask comes from a coarse grid: half a line's width of freedom hides its steps, and draws six times faster
     smooth = [cv2.approxPolyDP(contour, thickness / 2, closed=True) for contour in contours]
-    cv2.drawContours(out, smooth, -1, color, thickness, cv2.LINE_AA)
+    for values, step, color in on:
+        # with two binary places where there are half the pixels: the middle of pixel x is at x / 2 − 1 / 4 there
+        places, lines = (0, smooth) if step == 1 else (2, [2 * contour - 1 for contour in smooth])
+        cv2.polylines(values, lines, True, color, -(-thickness // step), cv2.LINE_AA, places)
 
 
 @dataclass(frozen=True)
@@ -175,16 +178,14 @@ def _write(out: Picture, items: list[_Item]) -> None:
     size = _font_size(height, width)
     rows = _rows(items, size, width)
     pitch = round(1.55 * size)
-    top = max(0, height - pitch * len(rows))
-    with drawing(out, Region(top, 0, height - top, width)) as (rgb, place):
-        top -= place.top
-        _tint(rgb[top:], _PLATE, _PLATE_OPACITY)
-        for row in rows:
-            left, baseline = size, top + round(0.5 * pitch + 0.36 * size)
+    top = max(0, height - pitch * len(rows)) // 2 * 2
+    with drawing(out, Region(top, 0, height - top, width)) as plate:
+        _tint(plate, _PLATE, _PLATE_OPACITY)
+        for number, row in enumerate(rows):
+            left, baseline = size, number * pitch + round(0.5 * pitch + 0.36 * size)
             for item in row:
-                _put(rgb, item, left, baseline, size)
+                _put(plate, item, left, baseline, size)
                 left += _width(item, size) + size
-            top += pitch
 
 
 def _rows(items: list[_Item], size: int, width: int) -> list[list[_Item]]:

@@ -2,14 +2,14 @@
 
 A decoded frame keeps that form for as long as it may: to make RGB of all of it and Y′CbCr of that again takes longer
 than all else that is done to it here, the model apart. What a model sees is made small first and RGB then; lesions are
-drawn on RGB of their own box, and what was changed of it is put back. Whatever nothing was drawn on reaches the encoder
-as it left the decoder. RGB of all of it is made when somebody asks for ``pixels``.
+drawn on each plane. Whatever nothing was drawn on reaches the encoder as it left the decoder. RGB of all of it is made
+when somebody asks for ``pixels``.
 
 The functions take RGB pixels as well, and do with them what is to be done with those.
 
     >>> planes = Planes.of(decoded, "bt709")                                               # doctest: +SKIP
-    >>> with drawing(planes.copy(), Region(10, 20, 100, 100)) as (rgb, place):             # doctest: +SKIP
-    ...     cv2.circle(rgb, (50, 50), 20, (255, 0, 0))                                     # doctest: +SKIP
+    >>> for values, step, color in layers(planes.copy(), (255, 0, 0)):                     # doctest: +SKIP
+    ...     cv2.circle(values, (50 // step, 50 // step), 20 // step, color)                # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import cv2
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace, VideoReformatter
 
-from mcdrl_rt.types import FloatArray, Picture, Region, UInt8Array, pixels_of, size_of
+from mcdrl_rt.types import FloatArray, Picture, Region, UInt8Array
+
+if TYPE_CHECKING:  # pixels are segmented where there is no PyAV
+    from av.video.frame import VideoFrame
 
 Resize = Callable[[UInt8Array], UInt8Array]  # makes one size of any array (h, w) or (h, w, 3)
 
 FORMAT = "yuv420p"
 """FFmpeg's name of what is kept here."""
 # share of red and of blue in luma (ITU-R BT.709-6, BT.601-7), and swscale's name of the matrix
-_MATRICES = {"bt709": (0.2126, 0.0722, Colorspace.ITU709), "bt601": (0.299, 0.114, Colorspace.ITU601)}
+_MATRICES: dict[str, tuple[float, float, Any]] = {
+    "bt709": (0.2126, 0.0722, "ITU709"),
+    "bt601": (0.299, 0.114, "ITU601"),
+}
 
 
 def _to_ycc(red: float, blue: float) -> FloatArray:
@@ -51,7 +55,7 @@ _TO_RGB = {name: _inverse(matrix) for name, matrix in _TO_YCC.items()}
 
 
 class Planes:
-    """One picture; not to be written to, but by ``drawing`` on a copy that nobody else has.
+    """One picture; to be drawn on (``layers``, ``drawing``) only where it is a copy that nobody else has.
 
     Args:
         luma: (H, W) uint8, of even sides.
@@ -84,6 +88,8 @@ class Planes:
     @property
     def pixels(self) -> UInt8Array:
         """(H, W, 3) uint8, RGB; made once, from whatever thread."""
+        from av.video.reformatter import VideoReformatter
+
         with self._lock:
             if self._pixels is None:
                 matrix = _MATRICES[self.matrix][2]
@@ -93,6 +99,8 @@ class Planes:
 
     def frame(self) -> VideoFrame:
         """A frame of PyAV's of its own, for an encoder."""
+        from av.video.frame import VideoFrame
+
         height, width = self.size
         frame = VideoFrame(width, height, FORMAT)
         for target, plane in zip(_views(frame), (self.luma, self.blue, self.red), strict=True):
@@ -128,42 +136,50 @@ def sampled(picture: Picture, rows: slice, columns: slice) -> UInt8Array:
     return _rgb(planes.luma[rows, columns], planes.blue[near], planes.red[near], planes.matrix)
 
 
-@contextlib.contextmanager
-def drawing(picture: Picture, wanted: Region) -> Iterator[tuple[UInt8Array, Region]]:
-    """RGB (h, w, 3) to draw on, and where it lies: a box with a wanted one in it, as far as that is in the picture.
+class Layer(NamedTuple):
+    """One of the arrays that a picture consists of, to draw on.
 
-    Only what was changed there is different in the picture then.
+    Args:
+        values: (h, w, 3) of RGB, or (h, w) of one plane; uint8.
+        step: pixels of the picture to one of its own, across and down: 1, or 2 for planes of colour.
+        color: what is drawn, as numbers of this array.
     """
-    box = _whole_cells(wanted, size_of(picture))
-    if isinstance(picture, np.ndarray) or not box.height or not box.width:
-        yield pixels_of(picture)[box.slices], box
+
+    values: UInt8Array
+    step: int
+    color: tuple[float, ...]
+
+
+def layers(picture: Picture, color: tuple[int, int, int]) -> list[Layer]:
+    """The arrays of a picture, and what an RGB colour is in each: what is mixed there is mixed in RGB as well."""
+    if isinstance(picture, np.ndarray):
+        return [Layer(picture, 1, color)]
+    planes = _planes(picture)
+    luma, blue, red = (float(value) for value in _TO_YCC[planes.matrix] @ (*color, 1))
+    return [Layer(planes.luma, 1, (luma,)), Layer(planes.blue, 2, (blue,)), Layer(planes.red, 2, (red,))]
+
+
+@contextlib.contextmanager
+def drawing(picture: Picture, box: Region) -> Iterator[UInt8Array]:
+    """RGB (h, w, 3) of a box of even edges, to draw on; it is put back whole, and may differ by a level where it is not
+    drawn on.
+    """
+    if isinstance(picture, np.ndarray):
+        yield picture[box.slices]
         return
     planes = _planes(picture)
     half, size = _halved(box), (box.width, box.height)
     blue, red = (cv2.resize(plane[half], size, interpolation=cv2.INTER_NEAREST) for plane in (planes.blue, planes.red))
-    before = _rgb(planes.luma[box.slices], blue, red, planes.matrix)
-    rgb = before.copy()
-    yield rgb, box
-    changed = cv2.bitwise_not(cv2.inRange(cv2.absdiff(rgb, before), (0, 0, 0), (0, 0, 0)))
-    luma, blue, red = cv2.split(cv2.transform(rgb, _TO_YCC[planes.matrix]))
-    cv2.copyTo(luma, changed, planes.luma[box.slices])
-    small = (box.width // 2, box.height // 2)
-    some = cv2.resize(changed, small, interpolation=cv2.INTER_AREA)  # a quarter of 255 where one of four was changed
-    for plane, colour in ((planes.blue, blue), (planes.red, red)):
-        cv2.copyTo(cv2.resize(colour, small, interpolation=cv2.INTER_AREA), some, plane[half])
+    rgb = _rgb(planes.luma[box.slices], blue, red, planes.matrix)
+    yield rgb
+    planes.luma[box.slices], *colors = cv2.split(cv2.transform(rgb, _TO_YCC[planes.matrix]))
+    for plane, color in zip((planes.blue, planes.red), colors, strict=True):
+        plane[half] = cv2.resize(color, (box.width // 2, box.height // 2), interpolation=cv2.INTER_AREA)
 
 
 def _rgb(luma: UInt8Array, blue: Any, red: Any, matrix: str) -> UInt8Array:
     """RGB (h, w, 3) of planes of one size."""
     return np.asarray(cv2.transform(cv2.merge([luma, blue, red]), _TO_RGB[matrix]), np.uint8)
-
-
-def _whole_cells(box: Region, size: tuple[int, int]) -> Region:
-    """The least box of even edges around one, cut at those of a picture of ``size``."""
-    top, left = max(0, box.top) // 2 * 2, max(0, box.left) // 2 * 2
-    bottom, right = box.top + box.height, box.left + box.width
-    bottom, right = min(size[0], bottom + bottom % 2), min(size[1], right + right % 2)
-    return Region(top, left, max(0, bottom - top), max(0, right - left))
 
 
 def _halved(region: Region) -> tuple[slice, slice]:

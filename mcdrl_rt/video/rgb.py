@@ -37,8 +37,9 @@ class ToPicture:
 
     def __call__(self, decoded: VideoFrame) -> Picture:
         """The frame as it is to be shown: its planes where they may stay as they are, else RGB pixels."""
-        upright = self._oriented(decoded) == _UPRIGHT
-        planes = Planes.of(decoded, _matrix(decoded)) if upright else None
+        known = int(decoded.colorspace) in (*_COLORS, _UNSPECIFIED)
+        stays = known and self._oriented(decoded) == _UPRIGHT
+        planes = Planes.of(decoded, _matrix(decoded)) if stays else None
         return self.pixels(decoded) if planes is None else planes
 
     def pixels(self, decoded: VideoFrame) -> UInt8Array:
