@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from mcdrl_rt.video.motion import Motion
 from mcdrl_rt.video.overlay import Hud, draw
 from mcdrl_rt.video.planes import FORMAT, Planes, drawing, sampled, scaled
 from mcdrl_rt.video.region import crop_and_resize, find_region
+from mcdrl_rt.video.rgb import ToPicture
 from mcdrl_rt.video.source import open_source
 
 SIZE = (96, 128)
@@ -164,11 +167,15 @@ def test_one_conversion_serves_all_threads(procedure: list[Frame]) -> None:
 
 
 QUIET = {"x265-params": "log-level=none"}
-FORMS = {
+FORMS: dict[str, tuple[dict[str, Any], bool]] = {
     "limited range": ({}, True),
     "full range": ({"pix_fmt": "yuvj420p", "tags": {"color_range": 2}}, False),
     "full colour": ({"pix_fmt": "yuv444p"}, False),
-    "ten bits": ({"pix_fmt": "yuv420p10le", "codec": "libx265", "codec_options": QUIET}, False),
+    "ten bits": ({"pix_fmt": "yuv420p10le", "codec": "libx265", "codec_options": QUIET}, True),
+    "half the colours, in pairs": ({"pix_fmt": "yuyv422", "codec": "rawvideo"}, True),
+    "colours in pairs": ({"pix_fmt": "nv12", "codec": "rawvideo"}, True),
+    "half the colours, full range": ({"pix_fmt": "yuvj422p", "codec": "mjpeg"}, False),
+    "odd sides": ({"size": (47, 63), "codec": "rawvideo"}, False),
     "turned": ({"rotation": (90.0, False, False)}, False),
     "BT.2020": ({"tags": {"colorspace": 9, "color_range": 1}}, False),
     "a matrix of long ago": ({"tags": {"colorspace": 7, "color_range": 1}}, False),
@@ -178,11 +185,17 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_only_the_usual_form_stays_as_it_is(form: str, tmp_path: Path) -> None:
     how, stays = FORMS[form]
-    write_clip(tmp_path / "clip.mp4", **how)  # type: ignore[arg-type]
-    with open_source(str(tmp_path / "clip.mp4")) as source:
+    clip = tmp_path / ("clip.mov" if "rotation" in how else "clip.nut")
+    write_clip(clip, pictures=[smooth(seed, how.get("size", (48, 64))) for seed in range(12)], **how)
+    with open_source(str(clip)) as source:
         frames = list(source)
     assert len(frames) == 12 and {isinstance(frame.picture, Planes) for frame in frames} == {stays}
-    assert all(frame.pixels.shape == (*frame.size, 3) and frame.size == source.size for frame in frames)
+    to_picture = ToPicture()
+    with av.open(str(clip)) as container:
+        expected = [to_picture.pixels(decoded) for decoded in container.decode(video=0)]
+    for frame, pixels in zip(frames, expected, strict=True):
+        assert frame.size == source.size
+        assert np.abs(frame.pixels.astype(int) - pixels).mean() <= (3 if stays else 0)
 
 
 def test_what_nothing_is_drawn_on_is_written_as_it_was_decoded(

@@ -13,13 +13,16 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from mcdrl_rt.types import Picture, UInt8Array
-from mcdrl_rt.video.planes import Planes
+from mcdrl_rt.video.planes import FORMAT, Planes
 
 _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> the name the sink takes
 _BT601 = {5: "bt470bg", 6: "smpte170m"}  # AVColorPrimaries -> which BT.601 it is
 _GUESSED = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _UPRIGHT = (False, 1, 1)  # as ``_orientation`` has it
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+# what capture cards and 10-bit video have: made 8-bit 4:2:0, as every encoder here wants it, far sooner than RGB
+_CLOSE = frozenset(["nv12", "yuyv422", "uyvy422", "yuv422p", "yuv420p10le", "p010le", "yuv422p10le"])
 _KINDS = 48  # of side data; more than FFmpeg has
 
 
@@ -31,15 +34,19 @@ class ToPicture:
     """
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._to_planes = VideoReformatter(), VideoReformatter()
         self._size = (0, 0)
         self._orientation = _UPRIGHT
 
     def __call__(self, decoded: VideoFrame) -> Picture:
-        """The frame as it is to be shown: its planes where they may stay as they are, else RGB pixels."""
+        """The frame as it is to be shown: its planes where they may stay about as they are, else RGB pixels."""
         known = int(decoded.colorspace) in (*_COLORS, _UNSPECIFIED)
-        stays = known and self._oriented(decoded) == _UPRIGHT
-        planes = Planes.of(decoded, _matrix(decoded)) if stays else None
+        if not known or self._oriented(decoded) != _UPRIGHT:
+            return self.pixels(decoded)
+        frame = decoded
+        if decoded.format.name in _CLOSE and decoded.color_range != _FULL_RANGE:
+            frame = self._to_planes.reformat(decoded, format=FORMAT)
+        planes = Planes.of(frame, _matrix(decoded))
         return self.pixels(decoded) if planes is None else planes
 
     def pixels(self, decoded: VideoFrame) -> UInt8Array:
