@@ -116,6 +116,19 @@ def test_plan_keeps_the_extension_where_it_tells_files_apart(tmp_path: Path) -> 
     assert places == ["a.avi", "a.mp4", "b"]
 
 
+def test_results_keep_their_name_when_another_of_it_comes(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", pts=range(3))
+    run([folder], out)
+    write_clip(folder / "a.mkv", pts=range(4))
+    new, old = run([folder], out)
+    assert (old.job.place.name, old.before, new.job.place.name, new.before) == ("a", True, "a.mkv", False)
+    assert all(outcome.before for outcome in run([folder], out))
+    write_clip(folder / "a.mp4", pts=range(5))  # it is another one now, and takes nothing's place
+    assert sorted(job.place.name for job in plan([folder], out)) == ["a.mkv", "a.mp4"]
+
+
 def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
     out, empty, file = tmp_path / "out", tmp_path / "empty", tmp_path / "other" / "a.mp4"
     empty.mkdir()

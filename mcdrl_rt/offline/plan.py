@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.fingerprint import stamp
+from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.remote import Origin, find, is_remote
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.video.names import legible, plain, redacted
@@ -120,9 +122,14 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     origins = {origin.copy: origin for origin, _ in far}
     files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
     files = list({(os.path.abspath(file), place): (file, place) for file, place in files}.values())  # named twice
-    counts = Counter(place for _, place in files)
-    files = [(file, place if counts[place] == 1 else place.with_name(file.name)) for file, place in files]
-    jobs = [Job(file, output / (rename(place) if rename else place), origins.get(file)) for file, place in files]
+
+    def job_of(file: Path, place: Path) -> Job:
+        return Job(file, output / (rename(place) if rename else place), origins.get(file))
+
+    counts, jobs = Counter(place for _, place in files), []
+    for file, place in files:
+        short = job_of(file, place)
+        jobs.append(short if counts[place] == 1 or _has_results(short) else job_of(file, place.with_name(file.name)))
     places = [job.place for job in jobs]
     twice = sorted({legible(_stem(job.source)) for job in jobs if places.count(job.place) > 1})
     if twice:
@@ -138,6 +145,13 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
     return jobs
+
+
+def _has_results(job: Job) -> bool:
+    """Whether what lies under a job's names is of its very input: another one of that name came to it later."""
+    with contextlib.suppress(SourceError):
+        return job.origin is None and read_json(job.summary).get("stamp") == stamp(job.source)
+    return False
 
 
 def make_folder(folder: Path) -> None:
