@@ -20,6 +20,7 @@ from mcdrl_rt.errors import EngineError, SourceError
 from mcdrl_rt.types import CLASS_COLORS, Region, UInt8Array
 from mcdrl_rt.video.overlay import Hud, draw, draw_hud
 from mcdrl_rt.video.phantom import Phantom
+from mcdrl_rt.video.planes import Planes
 
 CPU = torch.device("cpu")
 
@@ -149,6 +150,23 @@ def test_a_tensor_is_as_good_as_an_array(engine: TorchEngine) -> None:
         got = device(frame)
         assert np.array_equal(got.labels, expected.labels) and got.region == expected.region
     assert device.begin(rgb).finish()[1] is None
+
+
+def test_planes_of_a_video_are_uploaded_as_they_are(shipped: TorchEngine) -> None:
+    """Here on the processor; on a GPU the same operations run on what was uploaded."""
+    from mcdrl_rt.segmenter import Segmenter
+
+    video = decoded(scope((300, 420), 0), "yuv420p", "ITU601", False)
+    planes = Planes.of(video, "bt601")
+    assert planes is not None
+    device = DeviceSegmenter(shipped)
+    found, shown = device.show(planes, 0.35)
+    expected = Segmenter(shipped)(planes)
+    assert shown is None and found.region == expected.region and expected.labels.any()
+    assert (found.labels != expected.labels).mean() <= 0.005
+    np.testing.assert_allclose(found.confounders, expected.confounders, atol=0.02)
+    stream = device.for_stream()
+    assert np.array_equal(stream(planes).labels, found.labels)
 
 
 def test_frames_begun_together_do_not_mix(engine: TorchEngine) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor
 from mcdrl_rt.engine.pixels import Nv12, Scaler, paint, to_rgb
 from mcdrl_rt.engine.tensors import TensorEngine, download, upload
 from mcdrl_rt.errors import EngineError, SourceError
-from mcdrl_rt.types import ModelSpec, Region, Segmentation, UInt8Array
+from mcdrl_rt.types import ModelSpec, Native, Region, Segmentation, UInt8Array
+from mcdrl_rt.video import planes
+from mcdrl_rt.video.planes import Planes
 from mcdrl_rt.video.region import RegionTracker, find_region_by, sampled
 
-Picture = UInt8Array | Tensor | Nv12
+Picture = UInt8Array | Native | Tensor | Nv12
 
 
 @dataclass
@@ -102,15 +105,18 @@ class DeviceSegmenter:
         return self.begin(frame).finish()[0]
 
     def show(self, frame: Picture, opacity: float | None) -> tuple[Segmentation, UInt8Array | None]:
-        """Segment one frame and wait for it, and for its pixels with the lesions drawn; see ``begin``."""
-        return self.begin(frame, opacity).finish()
+        """Segment one frame and wait for it, and for its pixels with the lesions drawn; see ``begin``.
+
+        Nothing is drawn on planes here: they are on the host, and there it takes less than to fetch other pixels.
+        """
+        return self.begin(frame, None if isinstance(frame, Planes) else opacity).finish()
 
     @torch.no_grad()
     def begin(self, frame: Picture, opacity: float | None = None) -> Pending:
         """Have the device segment a frame.
 
         Args:
-            frame: (H, W, 3) uint8 RGB, an array or a tensor wherever it is, or ``Nv12``.
+            frame: (H, W, 3) uint8 RGB, an array or a tensor wherever it is, ``Nv12``, or a video's ``Planes``.
             opacity: of the lesions' tint, 0…1; None draws nothing.
 
         Raises:
@@ -139,6 +145,9 @@ class DeviceSegmenter:
             if device.type == "cuda":  # where decoders write; torch's other streams do not wait for it by themselves
                 torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
             return to_rgb(Nv12(frame.luma.to(device), frame.chroma.to(device), *frame[2:]))
+        if isinstance(frame, Planes):  # half of what RGB is
+            luma, blue, red = (upload(plane, device) for plane in (frame.luma, frame.blue, frame.red))
+            return to_rgb(Nv12(luma, torch.stack([blue, red], dim=-1), frame.matrix))
         if not _is_picture(frame):
             got = f"{getattr(frame, 'dtype', type(frame).__name__)} of shape {tuple(getattr(frame, 'shape', ()))}"
             raise SourceError(f"a picture is (H, W, 3) uint8, RGB, an array or a tensor; got {got}")
@@ -148,8 +157,8 @@ class DeviceSegmenter:
 
     def _find_region(self, frame: Picture, pixels: Tensor, size: tuple[int, int]) -> Region:
         def look() -> UInt8Array:
-            if isinstance(frame, np.ndarray):  # still on the host: no need to ask the device
-                return frame[sampled(size)]
+            if isinstance(frame, np.ndarray | Planes):  # still on the host: no need to ask the device
+                return planes.sampled(frame, *sampled(size))
             return pixels[sampled(size)].cpu().numpy()
 
         return self._region(size, look)
@@ -161,7 +170,7 @@ class DeviceSegmenter:
         return self._scaler
 
 
-def _is_picture(frame: Picture) -> bool:
+def _is_picture(frame: Picture) -> TypeGuard[UInt8Array | Tensor]:
     if not isinstance(frame, np.ndarray | Tensor) or frame.dtype not in (np.uint8, torch.uint8):
         return False
     return tuple(frame.shape[2:]) == (3,) and 0 not in frame.shape

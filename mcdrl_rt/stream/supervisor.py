@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter, segment_together
-from mcdrl_rt.types import ModelSpec, Picture, Segmentation, UInt8Array, pixels_of, size_of
+from mcdrl_rt.types import ModelSpec, Picture, Segmentation, UInt8Array, size_of
 
 STALL_S = 3.0  # at work on a frame for longer, or for SLOW times what a frame takes, an engine hangs
 SLOW = 10.0
@@ -310,9 +310,7 @@ def _segment(segmenters: list[AnySegmenter], tickets: list[Ticket]) -> list[Answ
     if len(plain) == len(segmenters):
         found = segment_together(plain, [ticket.picture for ticket in tickets])
         return [_checked(Answer(one), ticket) for one, ticket in zip(found, tickets, strict=True)]
-    # a device is handed RGB: it does not take planes yet
-    pairs = zip(segmenters, tickets, strict=True)
-    shown = [segmenter.show(pixels_of(ticket.picture), ticket.opacity) for segmenter, ticket in pairs]
+    shown = [one.show(ticket.picture, ticket.opacity) for one, ticket in zip(segmenters, tickets, strict=True)]
     return [_checked(Answer(*one), ticket) for one, ticket in zip(shown, tickets, strict=True)]
 
 
