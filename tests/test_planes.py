@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterable
 from fractions import Fraction
@@ -234,6 +235,41 @@ def test_an_overlay_looks_the_same_on_both(procedure: list[Frame]) -> None:
         # the outline's colour has half the pixels, as it has behind every encoder
         assert np.abs(on_planes.pixels.astype(int) - on_pixels).mean() < 1.5
         assert apart(on_planes.luma, planes_of(on_pixels, frame.picture.matrix).luma) <= 8
+
+
+@pytest.mark.parametrize("size", [(96, 128), (480, 640), (1080, 1920)])
+def test_an_outline_has_its_colour_at_every_edge(size: tuple[int, int]) -> None:
+    grey = planes_of(np.full((*size, 3), 110, np.uint8))
+    drawn = draw(grey, found(np.ones(size, np.uint8)), colors=((64, 255, 96),), opacity=0.0)
+    for plane in (drawn.blue, drawn.red):
+        inside = int(plane[plane.shape[0] // 2, plane.shape[1] // 2])
+        for edge in (plane[:2], plane[-2:], plane[:, :2].T, plane[:, -2:].T):
+            assert (np.abs(edge[:, 2:-2].astype(int) - inside).max(axis=0) > 15).all()
+
+
+def test_raw_frames_of_a_device_are_copied() -> None:
+    """They lie in packets, and a device takes its packets' memory with it when it is closed."""
+    video = planes_of(smooth(0)).frame()
+    lent, kept = ToPicture(lent=True)(video), ToPicture()(video)
+    assert isinstance(lent, Planes) and isinstance(kept, Planes) and same(lent, kept)
+    for plane in video.planes:
+        np.frombuffer(plane, np.uint8)[:] = 7
+    assert (kept.luma == 7).all() and not (lent.luma == 7).any()
+    pixels = smooth(1)
+    rgb = VideoFrame.from_ndarray(pixels, format="rgb24")
+    picture = ToPicture(lent=True)(rgb)
+    np.frombuffer(rgb.planes[0], np.uint8)[:] = 7
+    assert isinstance(picture, np.ndarray) and np.array_equal(picture, pixels)
+
+
+def test_encoders_that_pair_colours_take_planes_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(CODECS, H264, dataclasses.replace(CODECS[H264], pix_fmt="nv12", options={"crf": "0"}))
+    given = planes_of(smooth(3))
+    with VideoFile(tmp_path / "a.mp4", H264, VideoFormat(SIZE, TICK, Fraction(25))) as sink:
+        sink.write(Shown(Frame(given, 0, TICK)))
+    with open_source(str(tmp_path / "a.mp4")) as source:
+        (frame,) = source
+    assert isinstance(frame.picture, Planes) and same(frame.picture, given)
 
 
 def test_a_model_and_the_motion_see_the_same(procedure: list[Frame]) -> None:

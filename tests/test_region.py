@@ -155,7 +155,7 @@ def test_a_picture_made_small_in_steps_is_the_one_made_at_once(
     how = cv2.INTER_AREA if tall * wide > height * width else cv2.INTER_LINEAR
     at_once = cv2.resize(rgb[region.slices], (width, height), interpolation=how)
     assert made.shape == (height, width, 3) and made.dtype == np.uint8
-    assert cv2.absdiff(made, at_once).mean() < 2
+    assert cv2.absdiff(made, at_once).mean() < 3
 
 
 def test_what_is_not_much_larger_is_made_small_at_once() -> None:

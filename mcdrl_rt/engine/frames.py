@@ -52,6 +52,6 @@ def _frames_of(file: Path, size: tuple[int, int], count: int) -> Iterator[UInt8A
         with open_source(str(file)) as source:
             step = max(1, (source.frame_count or 1) // count)
             for frame in itertools.islice(source, 0, step * count, step):
-                yield crop_and_resize(frame.pixels, find_region(frame.pixels), size)
+                yield crop_and_resize(frame.picture, find_region(frame.picture), size)
     except SourceError:
         return

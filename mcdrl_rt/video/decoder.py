@@ -74,7 +74,8 @@ class Video(Source):
         self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
-        self._to_picture = ToPicture()
+        # a raw frame is the packet that it came in, which a device may have lent
+        self._to_picture = ToPicture(lent=self.live or self._stream.codec_context.name == "rawvideo")
         self._deinterlacer = Deinterlacer(self.time_base)
         self._index = 0
         self._lost = 0

@@ -215,7 +215,7 @@ class Encoder:
 
         Containers need to know how long the last picture is shown; where that is not known it is 0.
         """
-        frame = picture.frame() if self._takes(picture) else self._frame(pixels_of(picture))
+        frame = self._same(picture) if self._takes(picture) else self._frame(pixels_of(picture))
         frame.pts, frame.time_base = pts, self._time_base
         frame.duration = round((duration_s or self._frame_s) / self._time_base)
         self.restarted = self._live and pts >= self._next_start
@@ -240,10 +240,13 @@ class Encoder:
         return self._codec.pix_fmt not in ("bgr0", "gray")
 
     def _takes(self, picture: Picture) -> TypeGuard[Planes]:
-        """Whether a picture may stay as it is."""
-        if not isinstance(picture, Planes) or self._codec.pix_fmt != planes.FORMAT:
+        """Whether a picture's numbers may stay as they are."""
+        if not isinstance(picture, Planes) or self._codec.pix_fmt not in (planes.FORMAT, "nv12"):
             return False
         return picture.size == self.size == self._picture_size and _COLORS[picture.matrix][0] == self._matrix
+
+    def _same(self, picture: Planes) -> VideoFrame:
+        return self._reformatter.reformat(picture.frame(), format=self._codec.pix_fmt)
 
     def _frame(self, pixels: UInt8Array) -> VideoFrame:
         """The picture in the encoder's size and pixel format, in one conversion."""

@@ -132,8 +132,9 @@ def _outline(on: Sequence[Layer], box: Region, mask: UInt8Array, thickness: int)
     # a mask comes from a coarse grid: half a line's width of freedom hides its steps, and draws six times faster
     smooth = [cv2.approxPolyDP(contour, thickness / 2, closed=True) for contour in contours]
     for values, step, color in on:
-        # with two binary places where there are half the pixels: the middle of pixel x is at x / 2 − 1 / 4 there
-        places, lines = (0, smooth) if step == 1 else (2, [2 * contour - 1 for contour in smooth])
+        # with two binary places where there are half the pixels: the middle of pixel x is at x / 2 − 1 / 4 there, but
+        # of the first, where OpenCV would draw nothing, at 0
+        places, lines = (0, smooth) if step == 1 else (2, [np.maximum(2 * contour - 1, 0) for contour in smooth])
         cv2.polylines(values, lines, True, color, -(-thickness // step), cv2.LINE_AA, places)
 
 
@@ -178,11 +179,12 @@ def _write(out: Picture, items: list[_Item]) -> None:
     size = _font_size(height, width)
     rows = _rows(items, size, width)
     pitch = round(1.55 * size)
-    top = max(0, height - pitch * len(rows)) // 2 * 2
-    with drawing(out, Region(top, 0, height - top, width)) as plate:
+    top = height - pitch * len(rows)  # above the frame, where that is low
+    edge = max(0, top) // 2 * 2
+    with drawing(out, Region(edge, 0, height - edge, width)) as plate:
         _tint(plate, _PLATE, _PLATE_OPACITY)
         for number, row in enumerate(rows):
-            left, baseline = size, number * pitch + round(0.5 * pitch + 0.36 * size)
+            left, baseline = size, top - edge + number * pitch + round(0.5 * pitch + 0.36 * size)
             for item in row:
                 _put(plate, item, left, baseline, size)
                 left += _width(item, size) + size

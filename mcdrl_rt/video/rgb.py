@@ -29,17 +29,25 @@ _KINDS = 48  # of side data; more than FFmpeg has
 class ToPicture:
     """Converts frame after frame; keeps swscale's context from one to the next.
 
+    Args:
+        lent: a frame's memory may belong to a device, which takes it back when it is closed: pictures are copies.
+
     How pictures are turned is looked up when their size changes, and on a small copy: to ask a frame of PyAV for its
     side data makes a cycle, and what is in a cycle keeps its memory until Python's collector finds it, minutes later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lent: bool = False) -> None:
+        self._lent = lent
         self._reformatter, self._to_planes = VideoReformatter(), VideoReformatter()
         self._size = (0, 0)
         self._orientation = _UPRIGHT
 
     def __call__(self, decoded: VideoFrame) -> Picture:
         """The frame as it is to be shown: its planes where they may stay about as they are, else RGB pixels."""
+        picture = self._picture(decoded)
+        return picture.copy() if self._lent and decoded.format.name in (FORMAT, "rgb24") else picture
+
+    def _picture(self, decoded: VideoFrame) -> Picture:
         known = int(decoded.colorspace) in (*_COLORS, _UNSPECIFIED)
         if not known or self._oriented(decoded) != _UPRIGHT:
             return self.pixels(decoded)
