@@ -37,9 +37,7 @@ def planes_of(pixels: UInt8Array, matrix: str = "bt709") -> Planes:
     """Planes as a decoder has them, of a picture converted by FFmpeg."""
     name = {"bt709": "ITU709", "bt601": "ITU601"}[matrix]
     rgb = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    planes = Planes.of(rgb.reformat(format=FORMAT, dst_colorspace=name, dst_color_range="MPEG"), matrix)
-    assert planes is not None
-    return planes
+    return Planes.of(rgb.reformat(format=FORMAT, dst_colorspace=name, dst_color_range="MPEG"), matrix)
 
 
 def smooth(seed: int, size: tuple[int, int] = SIZE) -> UInt8Array:

@@ -69,12 +69,8 @@ class Planes:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, decoded: VideoFrame, matrix: str) -> Planes | None:
-        """The planes of a decoded frame, where they lie; None if it has another form than this module's."""
-        full_range = decoded.color_range == 2  # AVCOL_RANGE_JPEG
-        odd = decoded.width % 2 or decoded.height % 2
-        if decoded.format.name != FORMAT or full_range or odd or matrix not in _MATRICES:
-            return None
+    def of(cls, decoded: VideoFrame, matrix: str) -> Planes:
+        """The planes of a decoded frame of this form, where they lie."""
         luma, blue, red = _views(decoded)
         for plane in (luma, blue, red):
             plane.flags.writeable = False  # other frames may be decoded from this one

@@ -19,6 +19,7 @@ _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # AVColorSpace -> t
 _BT601 = {5: "bt470bg", 6: "smpte170m"}  # AVColorPrimaries -> which BT.601 it is
 _GUESSED = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_PLAIN = (1, 5, 6, _UNSPECIFIED)  # BT.709 and BT.601
 _UPRIGHT = (False, 1, 1)  # as ``_orientation`` has it
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 # what capture cards and 10-bit video have: made 8-bit 4:2:0, as every encoder here wants it, far sooner than RGB
@@ -48,14 +49,10 @@ class ToPicture:
         return picture.copy() if self._lent and decoded.format.name in (FORMAT, "rgb24") else picture
 
     def _picture(self, decoded: VideoFrame) -> Picture:
-        known = int(decoded.colorspace) in (*_COLORS, _UNSPECIFIED)
-        if not known or self._oriented(decoded) != _UPRIGHT:
+        if not _has_planes(decoded) or self._oriented(decoded) != _UPRIGHT:
             return self.pixels(decoded)
-        frame = decoded
-        if decoded.format.name in _CLOSE and decoded.color_range != _FULL_RANGE:
-            frame = self._to_planes.reformat(decoded, format=FORMAT)
-        planes = Planes.of(frame, _matrix(decoded))
-        return self.pixels(decoded) if planes is None else planes
+        usual = decoded.format.name == FORMAT
+        return Planes.of(decoded if usual else self._to_planes.reformat(decoded, format=FORMAT), _matrix(decoded))
 
     def pixels(self, decoded: VideoFrame) -> UInt8Array:
         """(H, W, 3) uint8 pixels, as they are to be shown."""
@@ -71,6 +68,12 @@ class ToPicture:
         if self._size != (decoded.width, decoded.height):
             self._size, self._orientation = (decoded.width, decoded.height), _orientation(decoded)
         return self._orientation
+
+
+def _has_planes(frame: VideoFrame) -> bool:
+    """Whether a frame is of the form of ``Planes``, or about."""
+    form = frame.format.name in (FORMAT, *_CLOSE) and frame.color_range != _FULL_RANGE
+    return form and int(frame.colorspace) in _PLAIN and not (frame.width % 2 or frame.height % 2)
 
 
 def color(frame: VideoFrame) -> str:
