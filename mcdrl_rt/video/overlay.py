@@ -118,13 +118,19 @@ def _bounds(values: UInt8Array, top: int, left: int, size: tuple[int, ...]) -> R
 
 def _tint(patch: UInt8Array, color: Sequence[float], opacity: float, mask: UInt8Array | None = None) -> None:
     """Blend a colour into a patch in place, where the mask is set."""
-    share = np.float32(opacity)
-    blends = np.add.outer(np.arange(256) * (1 - share), np.asarray(color, np.float32) * share)
-    blended = cv2.LUT(patch, np.rint(blends).astype(np.uint8)[None])
+    blended = cv2.LUT(patch, _blends(tuple(color), opacity))
     if mask is None:
         patch[:] = blended
     else:
         cv2.copyTo(blended, mask, patch)
+
+
+@lru_cache(maxsize=64)
+def _blends(color: tuple[float, ...], opacity: float) -> UInt8Array:
+    """(1, 256, channels): what each grey level becomes with a colour over it."""
+    share = np.float32(opacity)
+    blends = np.add.outer(np.arange(256) * (1 - share), np.asarray(color, np.float32) * share)
+    return np.rint(blends).astype(np.uint8)[None]
 
 
 def _outline(on: Sequence[Layer], box: Region, mask: UInt8Array, thickness: int) -> None:
