@@ -148,7 +148,8 @@ def make_forms(arguments: argparse.Namespace, folder: Path) -> Iterator[Form]:
     for depth in range(1, spec.depth):
         yield Form("depth", f"depth {depth}", next(build(varied(depth=depth), f"depth-{depth}", (fast,))), fast)
     for number, (path, model) in enumerate(zip(arguments.checkpoints, others, strict=True)):
-        name, title = f"checkpoint-{number}", "/".join(path.absolute().with_suffix("").parts[-2:])
+        name, whole = f"checkpoint-{number}", path.absolute()
+        title = whole.name if whole.is_dir() else f"{whole.parent.name}/{whole.stem}"
         if isinstance(model, MCDRL):
             engine = next(build(model, name, (fast,)))
         else:
