@@ -21,6 +21,7 @@ from mcdrl_rt.engine.order import Order
 from mcdrl_rt.errors import EngineError
 
 
+@pytest.mark.slow  # two minutes, where NNCF gives layers back until the masks agree
 def test_shipped_model_in_int8_is_near_float32_and_quantised(
     data_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
