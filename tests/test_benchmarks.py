@@ -154,6 +154,7 @@ def test_no_result_names_its_machine(program: str) -> None:
     assert not any(word in text for word in ("gethostname", "platform.node", "getuser", "getlogin"))
 
 
+@pytest.mark.slow
 def test_stream() -> None:
     given = ("--minutes", "0.1", "--size", "640x360", "--fps", "25", "--streams", "2")
     for _ in range(2):  # a machine that was busy has another chance

@@ -54,6 +54,7 @@ def rehearse(output: Path, environment: dict[str, str], *arguments: str) -> tupl
     return summary, result["parts"]
 
 
+@pytest.mark.slow
 def test_rehearsal_measures_everything_without_what_a_gpu_machine_lacks(tmp_path: Path, bare: dict[str, str]) -> None:
     output = tmp_path / "out"
     summary, parts = rehearse(output, bare, "--only", "kernels", "latency", "path", "tests", "sanitizer")

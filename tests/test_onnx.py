@@ -177,6 +177,7 @@ def assert_half_agrees(model: FoldedMCDRL, proto: onnx.ModelProto, frames: UInt8
     assert error <= 5e-3 * np.linalg.norm(expected["logits"])
 
 
+@pytest.mark.slow
 def test_half_file_is_the_half_model_for_any_batch() -> None:
     model = load_checkpoint(DEFAULT_CHECKPOINT)
     model.spec = dataclasses.replace(model.spec, alpha=1.0)
@@ -189,6 +190,7 @@ def test_half_file_is_the_half_model_for_any_batch() -> None:
         assert_half_agrees(folded, proto, pictures[:batch])
 
 
+@pytest.mark.slow
 def test_file_for_any_batch_is_the_one_for_each(small_model: MCDRL, pictures: UInt8Array) -> None:
     model = FoldedMCDRL(with_depth(small_model, 1))
     proto = export_onnx(model, None)
