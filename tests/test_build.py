@@ -70,6 +70,7 @@ def test_an_engine_is_checked_on_the_users_own_frames(small_checkpoint: Path, da
     assert content["command"]["frames"] == str(video.resolve())
 
 
+@pytest.mark.slow
 def test_onnx_is_for_other_peoples_runtimes(
     small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_who_waits_builds_where_the_first_gave_up(small_checkpoint: Path, tmp_pa
     assert sidecar.read_sidecar(Path(second.communicate(timeout=120)[0].splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_a_build_killed_half_way_leaves_nothing_usable_and_no_lock(small_checkpoint: Path, tmp_path: Path) -> None:
     process = start(small_checkpoint, tmp_path, slow=0.3)
     assert process.stdout is not None

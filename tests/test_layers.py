@@ -29,6 +29,7 @@ def counting() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_operations_and_bytes_of_every_part(counting: ModuleType, tmp_path: Path) -> None:
     folded = FoldedMCDRL(load_checkpoint(DEFAULT_CHECKPOINT))
     proto = inlined(export_onnx(folded))

@@ -153,6 +153,7 @@ def test_rtmp_receivers_may_end_and_come_back() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg command, which has SRT")
+@pytest.mark.slow
 def test_srt_receivers_may_end_and_come_back(tmp_path: Path) -> None:
     url = f"srt://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     listen = ("ffmpeg", "-v", "error", "-i", f"{url}?mode=listener", "-f", "framemd5", "-flush_packets", "1", "-")
