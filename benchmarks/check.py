@@ -25,7 +25,7 @@ from ratios import RATIOS, Ratio, alike
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 LEAST, MOST = 0.05, 0.5  # tolerances: what is always allowed, and from where on nothing can be said
-SPREADS = 2  # of them together, that a ratio may move by
+SPREADS = 1.5  # of them together, that a ratio may move by
 SHORT = {
     "latency": "--depths 1 5 --batches 1 --runs 15",
     "rival": "--runs 30",

@@ -109,4 +109,4 @@ def _pairs(what: str, row: dict[str, Any], pairs: list[tuple[str, str]]) -> Rati
 def _spread(row: dict[str, Any], form: str) -> float:
     """By what share a median is to be trusted; older results tell only how far out the slowest were."""
     p50 = row["p50_ms"][form]
-    return row["spread_ms"][form] / p50 if "spread_ms" in row else (row["p95_ms"][form] / p50 - 1) / 2
+    return row["spread_ms"][form] / p50 if "spread_ms" in row else row["p95_ms"][form] / p50 - 1

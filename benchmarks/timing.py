@@ -72,7 +72,7 @@ def figures(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> float:
     """How far a median is to be trusted: the range of the medians of ``PARTS`` consecutive parts of the run.
 
-    Two runs on one machine lie farther apart than half of it (``results/``, the same benchmarks an hour apart).
+    Half of it is too little: two runs, one after the other on a quiet machine, lay farther apart in nine ratios of 36.
     """
     medians = [float(np.median(part)) for part in np.array_split(values, min(PARTS, len(values)))]
     return max(medians) - min(medians)

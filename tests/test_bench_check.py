@@ -88,12 +88,12 @@ def test_tolerance_grows_with_the_spread_until_nothing_can_be_said() -> None:
     from check import LEAST, MOST, judge
     from ratios import Ratio
 
-    steady, shaky = Ratio(1.0, 0.0), Ratio(1.3, 0.08)
+    steady, shaky = Ratio(1.0, 0.0), Ratio(1.3, 0.16)
     assert judge("x", steady, Ratio(1.04, 0.0), True)[3:] == (LEAST, "as before")
     assert judge("x", steady, Ratio(1.3, 0.0), True).verdict == "WORSE"
-    assert judge("x", steady, Ratio(1.15, 0.08), True)[3:] == (0.16, "as before")
+    assert judge("x", steady, Ratio(1.2, 0.16), True)[3:] == (0.24, "as before")
     assert judge("x", steady, shaky, True).verdict == "WORSE"
-    one = judge("x", steady, Ratio(9.0, 0.3), True)
+    one = judge("x", steady, Ratio(9.0, 0.4), True)
     assert one.verdict == "unsteady" and one.tolerance > MOST
 
 
