@@ -18,9 +18,9 @@ from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.engine.tensors import upload
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Region
+from mcdrl_rt.video.planes import LUMA
 
-# share of red and of blue in luma, by matrix; and FFmpeg's numbers for the matrices
-_LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+# FFmpeg's numbers for the matrices
 _MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}
 _FULL_RANGE = 2
 
@@ -52,7 +52,7 @@ def from_video_frame(frame: Any) -> Nv12:
 
 def to_rgb(frame: Nv12) -> Tensor:
     """(H, W, 3) uint8 RGB; a chroma sample is that of its four pixels."""
-    red, blue = _LUMA[frame.matrix]
+    red, blue = LUMA[frame.matrix]
     depth = 1 if frame.luma.dtype == torch.uint8 else 256
     height, width = frame.luma.shape
     chroma = frame.chroma.float()[:, None, :, None].expand(-1, 2, -1, 2, -1).reshape(height, width, 2)

@@ -80,7 +80,7 @@ class Compositor:
         picture = frame.picture
         if segmentation is not None and drawn is not None and self._steady is None:
             picture = drawn
-        elif segmentation is not None and segmentation.labels.any():
+        elif segmentation is not None:
             picture = draw(frame.picture, segmentation, colors=self._spec.colors, opacity=self._policy.opacity)
         if self._policy.hud:
             picture = picture.copy() if picture is frame.picture else picture

@@ -31,11 +31,9 @@ Resize = Callable[[UInt8Array], UInt8Array]  # makes one size of any array (h, w
 
 FORMAT = "yuv420p"
 """FFmpeg's name of what is kept here."""
-# share of red and of blue in luma (ITU-R BT.709-6, BT.601-7), and swscale's name of the matrix
-_MATRICES: dict[str, tuple[float, float, Any]] = {
-    "bt709": (0.2126, 0.0722, "ITU709"),
-    "bt601": (0.299, 0.114, "ITU601"),
-}
+LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
+"""Share of red and of blue in luma, by matrix (ITU-R BT.601-7, BT.709-6, BT.2020-2)."""
+_SWSCALE: dict[str, Any] = {"bt709": "ITU709", "bt601": "ITU601"}  # its names of the matrices that planes may have
 
 
 def _to_ycc(red: float, blue: float) -> FloatArray:
@@ -50,7 +48,7 @@ def _inverse(matrix: FloatArray) -> FloatArray:
     return np.column_stack([back, -back @ matrix[:, 3]])
 
 
-_TO_YCC = {name: _to_ycc(red, blue) for name, (red, blue, _) in _MATRICES.items()}
+_TO_YCC = {name: _to_ycc(*LUMA[name]) for name in _SWSCALE}
 _TO_RGB = {name: _inverse(matrix) for name, matrix in _TO_YCC.items()}
 
 
@@ -88,7 +86,7 @@ class Planes:
 
         with self._lock:
             if self._pixels is None:
-                matrix = _MATRICES[self.matrix][2]
+                matrix = _SWSCALE[self.matrix]
                 rgb = VideoReformatter().reformat(self.frame(), format="rgb24", src_colorspace=matrix)
                 self._pixels = cast(UInt8Array, rgb.to_ndarray())
             return self._pixels
