@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,12 +153,28 @@ def segment_together(segmenters: Sequence[Segmenter], pictures: Sequence[Picture
 
 def labels_at(output: RawOutput, region: Region, size: tuple[int, int], place: int = 0) -> UInt8Array:
     """Labels (H, W) uint8 at the frame's size, of the frame at ``place`` in a batch; background outside ``region``."""
-    labels = np.zeros(size, np.uint8)
-    target = (region.width, region.height)
-    rows, columns = region.slices
-    score = cv2.resize(output.score[place], target, interpolation=cv2.INTER_LINEAR)
-    lesion = (score >= LESION).view(np.uint8)
-    if output.label[place].max() > 1:
-        lesion = lesion * cv2.resize(output.label[place], target, interpolation=cv2.INTER_NEAREST)
-    labels[rows, columns] = lesion
+    labels, score = np.zeros(size, np.uint8), output.score[place]
+    high = (score >= LESION).view(np.uint8)
+    x, y, width, height = cv2.boundingRect(high)
+    if not height:
+        return labels
+    rows, pixel_rows = _part(y, y + height, high.shape[0], region.height)
+    columns, pixel_columns = _part(x, x + width, high.shape[1], region.width)
+    target = pixel_columns.stop - pixel_columns.start, pixel_rows.stop - pixel_rows.start
+    lesion = (cv2.resize(score[rows, columns], target, interpolation=cv2.INTER_LINEAR) >= LESION).view(np.uint8)
+    label = output.label[place]
+    if label.max() > 1:
+        lesion = lesion * cv2.resize(label[rows, columns], target, interpolation=cv2.INTER_NEAREST)
+    labels[region.slices][pixel_rows, pixel_columns] = lesion
     return labels
+
+
+def _part(first: int, last: int, cells: int, pixels: int) -> tuple[slice, slice]:
+    """The cells from ``first`` to ``last`` with one more on each side, and the pixels that they become.
+
+    What is interpolated between cells that are too low is too low: the others need not be made larger. The part begins
+    and ends where an edge of a cell is one of a pixel, so that it becomes what it becomes with all of them.
+    """
+    steps = math.gcd(cells, pixels)
+    start, stop = max(0, first - 1) * steps // cells, -(-min(cells, last + 1) * steps // cells)
+    return slice(start * cells // steps, stop * cells // steps), slice(start * pixels // steps, stop * pixels // steps)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -125,7 +126,7 @@ class Region:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segmentation:
     """What the model says of one frame.
 
@@ -151,9 +152,31 @@ class Segmentation:
     latency_ms: float
     stages_ms: Mapping[str, float] = field(default_factory=dict)
 
-    def present(self) -> set[int]:
-        """Labels of the classes that some pixel has, from 1."""
-        return {label for label in range(1, len(self.classes) + 1) if (self.labels == label).any()}
+    @cached_property
+    def boxes(self) -> Mapping[int, Region]:
+        """Where each class is that some pixel has: its label, and the smallest box around it; by label, from 1.
+
+        The labels are looked through once, whoever asks.
+        """
+        import cv2  # here, because this module is imported for its nouns alone, too
+
+        if not cv2.hasNonZero(self.labels):
+            return {}
+        left, top, width, height = cv2.boundingRect(self.labels)
+        if len(self.classes) == 1:
+            return {1: Region(top, left, height, width)}
+        around, boxes = Region(top, left, height, width), {}
+        for label in range(1, len(self.classes) + 1):
+            x, y, width, height = cv2.boundingRect(cv2.inRange(self.labels[around.slices], label, label))
+            if height:
+                boxes[label] = Region(top + y, left + x, height, width)
+        return boxes
+
+    def mask(self, label: int, box: Region) -> UInt8Array:
+        """Where in a box a class is: (h, w) uint8, 0 or 255."""
+        import cv2
+
+        return np.asarray(cv2.inRange(self.labels[box.slices], label, label), np.uint8)
 
     def top_confounders(self, count: int = 3) -> list[tuple[str, float]]:
         """The ``count`` imaging conditions with the largest weight, largest first."""

@@ -92,7 +92,7 @@ def test_parts_joined_are_the_file_written_at_once(
     concatenate(parts, folder / "joined.json")
     assert (folder / "joined.json").read_bytes() == write(folder / "all.json", frames)
     coco = load(folder / "joined.json")
-    assert len(coco.anns) == sum(len(frame.segmentation.present()) for frame in frames if frame.segmentation)
+    assert len(coco.anns) == sum(len(frame.segmentation.boxes) for frame in frames if frame.segmentation)
     assert sorted(folder.glob(".*")) == []
 
 

@@ -128,7 +128,7 @@ def test_labels_and_overlay_are_the_processors(shipped: TorchEngine, size: tuple
         assert got.region.left > 50
         np.testing.assert_allclose(got.confounders, expected.confounders, atol=0.01)
         assert (got.selected == expected.selected).mean() > 0.95
-        assert got.present() == set(np.unique(got.labels).tolist()) - {0} != set()
+        assert set(got.boxes) == set(np.unique(got.labels).tolist()) - {0} != set()
         drawn = draw(rgb, got, colors=shipped.spec.colors)
         assert np.array_equal(shown[~near(got.labels, 3)], rgb[~near(got.labels, 3)])
         interior = inside(got.labels, 4)

@@ -115,7 +115,7 @@ def test_an_old_mask_is_pointed_out() -> None:
     assert not amber(40.0)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 300), (300, 8), (33, 41)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 300), (16, 300), (300, 8), (33, 41)])
 def test_tiny_frames_do_not_fail(size: tuple[int, int]) -> None:
     labels = np.ones(size, np.uint8)
     assert draw(noise(size), segmentation(labels), colors=CLASS_COLORS, hud=Hud("m", 1.0)).shape == (*size, 3)

@@ -24,7 +24,7 @@ from mcdrl_rt.video.encoder import CODECS, H264
 from mcdrl_rt.video.file import VideoFile
 from mcdrl_rt.video.motion import Motion
 from mcdrl_rt.video.overlay import Hud, draw
-from mcdrl_rt.video.planes import FORMAT, Planes, drawing, sampled, scaled
+from mcdrl_rt.video.planes import FORMAT, Planes, sampled, scaled
 from mcdrl_rt.video.region import crop_and_resize, find_region
 from mcdrl_rt.video.rgb import ToPicture
 from mcdrl_rt.video.source import open_source
@@ -123,28 +123,22 @@ def test_lesions_are_drawn_on_planes_and_nothing_else_changes(data: st.DataObjec
     assert np.abs(drawn.luma.astype(int) - planes_of(painted).luma).mean() < 3
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 99), st.integers(0, 20), st.integers(0, 20), st.integers(1, 20), st.integers(1, 20))
-def test_a_box_to_draw_on_is_put_back(seed: int, top: int, left: int, height: int, width: int) -> None:
-    planes = planes_of(smooth(seed))
-    box = Region(2 * top, 2 * left, 2 * height, 2 * width)
+def test_every_encoder_gets_a_frame_of_its_own() -> None:
+    """The first gets the copy that was drawn on, without another one; all get the same picture."""
+    planes = planes_of(smooth(0))
     copy = planes.copy()
-    with drawing(copy, box) as rgb:
-        pass
-    assert max(apart(one, other) for one, other in zip(parts(copy), parts(planes), strict=True)) <= 2
-    with drawing(copy, box) as rgb:
-        rgb[:] = (200, 30, 90)
-    outside = np.ones(SIZE, bool)
-    outside[box.slices] = False
-    assert np.array_equal(copy.luma[outside], planes.luma[outside])
-    assert apart(copy.pixels[box.slices], np.full_like(rgb, (200, 30, 90))) <= 6
-
-
-def test_drawing_on_pixels_is_drawing_on_them() -> None:
-    pixels = smooth(0)
-    with drawing(pixels, Region(10, 20, 32, 42)) as rgb:
-        rgb[:] = 7
-    assert (pixels[10:42, 20:62] == 7).all() and not (pixels[:10] == 7).all()
+    assert same(copy, planes) and not np.shares_memory(copy.luma, planes.luma)
+    copy.luma[:40] = 7
+    frames = [copy.frame() for _ in range(3)]
+    assert np.shares_memory(np.frombuffer(frames[0].planes[0], np.uint8), copy.luma)
+    for number, frame in enumerate(frames):
+        frame.pts = number
+        assert same(Planes.of(frame, copy.matrix), copy)
+    assert [frame.pts for frame in frames] == [0, 1, 2]
+    lent = planes.frame()
+    assert not np.shares_memory(np.frombuffer(lent.planes[0], np.uint8), planes.luma)
+    del frames, frame
+    assert (copy.luma[:40] == 7).all()  # its memory is there for as long as it is
 
 
 def test_decoded_frames_can_not_be_written_to(procedure: list[Frame]) -> None:

@@ -68,7 +68,7 @@ class Coco(Sink):
         image = {"id": frame.index, "width": width, "height": height}
         times = {"frame_index": frame.index, "pts": frame.pts, "time_s": frame.pts_s}
         self._document.image(_line(image | times))
-        for label in sorted(found.present()):
+        for label in found.boxes:
             number = frame.index * len(found.classes) + label  # from 1: pycocotools takes 0 for "no match"
             about = {"id": number, "image_id": frame.index, "category_id": label, "iscrowd": 0}
             self._document.annotation(_line(about | _encoded(found.labels == label)))

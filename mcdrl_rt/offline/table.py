@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -118,7 +117,7 @@ def row(shown: Shown) -> dict[str, Any]:
         "pts": frame.pts,
         "time_s": frame.pts_s,
         "selected_share": None if found is None else float(found.selected.mean()),
-        "lesions": None if found is None else _lesions(found.labels, found.classes),
+        "lesions": None if found is None else _lesions(found),
         "confounders": None if found is None else _confounders(found),
         "region": None if found is None else _region(found.region),
     }
@@ -218,20 +217,14 @@ def _opened(table: Path) -> Iterator[pq.ParquetFile]:
         raise SourceError(f"cannot read {table}: {why}") from None
 
 
-def _lesions(labels: UInt8Array, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Area, box and components of each class there is; only the box of them all is looked at more than once."""
-    left, top, width, height = cv2.boundingRect(labels)
-    part = labels[top : top + height, left : left + width]
+def _lesions(found: Segmentation) -> list[dict[str, Any]]:
+    """Area, box and components of each class there is."""
     lesions = []
-    for label, name in enumerate(classes, start=1):
-        mask = (part == label).view(np.uint8)
-        if not mask.any():
-            continue
-        x, y, wide, high = cv2.boundingRect(mask)
-        components = _components(mask[y : y + high, x : x + wide], left + x, top + y)
+    for label, box in found.boxes.items():
+        components = _components(found.mask(label, box), box.left, box.top)
         pixels = sum(component["pixels"] for component in components)
-        lesion = {"label": name, "pixels": pixels, "share": pixels / labels.size}
-        lesions.append(lesion | {"box": _box(left + x, top + y, wide, high), "components": components})
+        lesion = {"label": found.classes[label - 1], "pixels": pixels, "share": pixels / found.labels.size}
+        lesions.append(lesion | {"box": _box(box.left, box.top, box.width, box.height), "components": components})
     return lesions
 
 

@@ -292,7 +292,7 @@ class Stream:
         self.frames_lost_signal += not frame.signal
         self.frames_without_overlay += frame.signal and found is None
         if found is not None and shown.age_ms is not None:
-            self.frames_with_lesion += bool(found.labels.any())
+            self.frames_with_lesion += bool(found.boxes)
             self.telemetry.add("mask_age", shown.age_ms)
         if self._on_frame is not None:
             self._on_frame(self.frames_out)

@@ -7,7 +7,7 @@ Only lesions, their outlines and the HUD's strip are touched; all other pixels s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar, cast
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from mcdrl_rt.types import Native, Picture, Region, Segmentation, UInt8Array, size_of
-from mcdrl_rt.video.planes import Layer, drawing, layers
+from mcdrl_rt.video.planes import Layer, layers
 
 Color = tuple[int, int, int]
 P = TypeVar("P", bound=UInt8Array | Native)
@@ -88,7 +88,7 @@ def draw_hud(out: Picture, segmentation: Segmentation | None, hud: Hud, colors: 
     if segmentation is None:
         _write(out, [_Item(hud.model, color=_FAINT, importance=2), *_note(hud)])
     else:
-        _write(out, _items(segmentation, hud, segmentation.present(), colors))
+        _write(out, _items(segmentation, hud, colors))
 
 
 def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Array]]:
@@ -96,24 +96,12 @@ def _lesions(segmentation: Segmentation) -> Iterator[tuple[int, Region, UInt8Arr
 
     The box's edges are even, but for those at the edge of an odd frame: planes of colour have half the pixels.
     """
-    labels = segmentation.labels
-    around = _bounds(labels, 0, 0, labels.shape)
-    if not around.height:
-        return
-    for label in range(1, len(segmentation.classes) + 1):
-        mask = np.asarray(cv2.inRange(labels[around.slices], label, label), np.uint8)
-        box = _bounds(mask, around.top, around.left, labels.shape)
-        if box.height:
-            top, left = box.top - around.top, box.left - around.left
-            yield label, box, mask[top : top + box.height, left : left + box.width]
-
-
-def _bounds(values: UInt8Array, top: int, left: int, size: tuple[int, ...]) -> Region:
-    """Box around what is not zero in a cut-out that begins at (top, left), both even, of a frame; may be empty."""
-    x, y, width, height = cv2.boundingRect(values)
-    first = top + y // 2 * 2, left + x // 2 * 2
-    last = min(size[0], top + -(-(y + height) // 2) * 2), min(size[1], left + -(-(x + width) // 2) * 2)
-    return Region(*first, last[0] - first[0], last[1] - first[1])
+    rows, columns = segmentation.labels.shape
+    for label, box in segmentation.boxes.items():
+        top, left = box.top // 2 * 2, box.left // 2 * 2
+        bottom, right = (-(-last // 2) * 2 for last in (box.top + box.height, box.left + box.width))
+        even = Region(top, left, min(rows, bottom) - top, min(columns, right) - left)
+        yield label, even, segmentation.mask(label, even)
 
 
 def _tint(patch: UInt8Array, color: Sequence[float], opacity: float, mask: UInt8Array | None = None) -> None:
@@ -157,11 +145,11 @@ class _Item:
     importance: int = 9  # the least important goes first when the frame is narrow
 
 
-def _items(segmentation: Segmentation, hud: Hud, found: Collection[int], colors: Sequence[Color]) -> list[_Item]:
+def _items(segmentation: Segmentation, hud: Hud, colors: Sequence[Color]) -> list[_Item]:
     """What the HUD says, from left to right; what changes its width comes last."""
     items = []
     for label, name in enumerate(segmentation.classes, start=1):
-        seen = label in found
+        seen = label in segmentation.boxes
         color, weight = (_TEXT, _BOLD) if seen else (_FAINT, _REGULAR)
         items.append(_Item(name, color=color, weight=weight, swatch=colors[label - 1], filled=seen))
     items.append(_Item(hud.model, color=_FAINT, importance=2))
@@ -186,14 +174,13 @@ def _write(out: Picture, items: list[_Item]) -> None:
     rows = _rows(items, size, width)
     pitch = round(1.55 * size)
     top = height - pitch * len(rows)  # above the frame, where that is low
-    edge = max(0, top) // 2 * 2
-    with drawing(out, Region(edge, 0, height - edge, width)) as plate:
-        _tint(plate, _PLATE, _PLATE_OPACITY)
-        for number, row in enumerate(rows):
-            left, baseline = size, top - edge + number * pitch + round(0.5 * pitch + 0.36 * size)
-            for item in row:
-                _put(plate, item, left, baseline, size)
-                left += _width(item, size) + size
+    for values, step, color in layers(out, _PLATE):
+        _tint(values[max(0, top) // step :], color, _PLATE_OPACITY if step == 1 else 1)  # colour only where it is meant
+    for number, row in enumerate(rows):
+        left, baseline = size, top + number * pitch + round(0.5 * pitch + 0.36 * size)
+        for item in row:
+            _put(out, item, left, baseline, size)
+            left += _width(item, size) + size
 
 
 def _rows(items: list[_Item], size: int, width: int) -> list[list[_Item]]:
@@ -213,13 +200,29 @@ def _rows(items: list[_Item], size: int, width: int) -> list[list[_Item]]:
     return _rows(items[:least] + items[least + 1 :], size, width)
 
 
-def _put(out: UInt8Array, item: _Item, left: int, baseline: int, size: int) -> None:
+def _put(out: Picture, item: _Item, left: int, baseline: int, size: int) -> None:
     if item.swatch is not None:
         side = round(0.62 * size)
-        edge = -1 if item.filled else max(1, size // 12)
-        cv2.rectangle(out, (left, baseline - side), (left + side, baseline), item.swatch, edge)
+        for values, step, color in layers(out, item.swatch):
+            corners = (left // step, (baseline - side) // step), ((left + side) // step, baseline // step)
+            cv2.rectangle(values, *corners, color, -1 if item.filled else max(1, size // 12 // step))
         left += size
-    cv2.putText(out, item.text, (left, baseline), item.color, _FONT, size, item.weight)
+    whole, *halves = layers(out, item.color)
+    cv2.putText(whole.values, item.text, (left, baseline), whole.color, _FONT, size, item.weight)
+    if halves and item.color == _STALE:  # the others are as grey as the plate
+        _color(halves, item, left, baseline, size)
+
+
+def _color(halves: Sequence[Layer], item: _Item, left: int, baseline: int, size: int) -> None:
+    """Colour where there are letters, on planes of half the pixels: at half their size, letters would lie elsewhere."""
+    top, start = max(0, baseline - size) // 2 * 2, left // 2 * 2
+    letters = np.zeros((size + 2, _text_width(item.text, size, item.weight) + 4), np.uint8)
+    cv2.putText(letters, item.text, (left - start, baseline - top), (255,), _FONT, size, item.weight)
+    half = cv2.resize(letters, (letters.shape[1] // 2, letters.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    for values, step, color in halves:
+        patch = values[top // step :, start // step :][: half.shape[0], : half.shape[1]]
+        share = half[: patch.shape[0], : patch.shape[1]] * np.float32(1 / 255)
+        patch[:] = cv2.blendLinear(patch, np.full_like(patch, color), 1 - share, share)
 
 
 def _font_size(height: int, width: int) -> int:

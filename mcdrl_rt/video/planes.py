@@ -14,9 +14,9 @@ The functions take RGB pixels as well, and do with them what is to be done with 
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import cv2
@@ -53,7 +53,7 @@ _TO_RGB = {name: _inverse(matrix) for name, matrix in _TO_YCC.items()}
 
 
 class Planes:
-    """One picture; to be drawn on (``layers``, ``drawing``) only where it is a copy that nobody else has.
+    """One picture; to be drawn on (``layers``) only where it is a copy that nobody else has.
 
     Args:
         luma: (H, W) uint8, of even sides.
@@ -64,6 +64,7 @@ class Planes:
     def __init__(self, luma: UInt8Array, blue: UInt8Array, red: UInt8Array, matrix: str) -> None:
         self.luma, self.blue, self.red, self.matrix = luma, blue, red, matrix
         self._pixels: UInt8Array | None = None
+        self._own: VideoFrame | None = None  # whose memory this is, until an encoder has it
         self._lock = threading.Lock()
 
     @classmethod
@@ -87,23 +88,30 @@ class Planes:
         with self._lock:
             if self._pixels is None:
                 matrix = _SWSCALE[self.matrix]
-                rgb = VideoReformatter().reformat(self.frame(), format="rgb24", src_colorspace=matrix)
+                whole = self._own or self.copy()._own
+                rgb = VideoReformatter().reformat(cast(Any, whole), format="rgb24", src_colorspace=matrix)
                 self._pixels = cast(UInt8Array, rgb.to_ndarray())
             return self._pixels
 
     def frame(self) -> VideoFrame:
-        """A frame of PyAV's of its own, for an encoder."""
+        """A frame of PyAV's of the caller's own, for an encoder; nobody may draw on these planes any more.
+
+        That of a copy is handed out as it is, once; else its memory is another one.
+        """
+        with self._lock:
+            own, self._own = self._own, None
+        return own or self.copy().frame()
+
+    def copy(self) -> Planes:
+        """Another one alike."""
         from av.video.frame import VideoFrame
 
         height, width = self.size
         frame = VideoFrame(width, height, FORMAT)
-        for target, plane in zip(_views(frame), (self.luma, self.blue, self.red), strict=True):
-            target[:] = plane
-        return frame
-
-    def copy(self) -> Planes:
-        """Another one alike."""
-        return Planes(self.luma.copy(), self.blue.copy(), self.red.copy(), self.matrix)
+        other = Planes(*_views(frame), self.matrix)
+        other.luma[:], other.blue[:], other.red[:] = self.luma, self.blue, self.red
+        other._own = frame
+        return other
 
 
 def scaled(picture: Picture, resize: Resize, region: Region | None = None) -> UInt8Array:
@@ -149,26 +157,14 @@ def layers(picture: Picture, color: tuple[int, int, int]) -> list[Layer]:
     if isinstance(picture, np.ndarray):
         return [Layer(picture, 1, color)]
     planes = _planes(picture)
-    luma, blue, red = (float(value) for value in _TO_YCC[planes.matrix] @ (*color, 1))
+    luma, blue, red = _in_ycc(color, planes.matrix)
     return [Layer(planes.luma, 1, (luma,)), Layer(planes.blue, 2, (blue,)), Layer(planes.red, 2, (red,))]
 
 
-@contextlib.contextmanager
-def drawing(picture: Picture, box: Region) -> Iterator[UInt8Array]:
-    """RGB (h, w, 3) of a box of even edges, to draw on; it is put back whole, and may differ by a level where it is not
-    drawn on.
-    """
-    if isinstance(picture, np.ndarray):
-        yield picture[box.slices]
-        return
-    planes = _planes(picture)
-    half, size = _halved(box), (box.width, box.height)
-    blue, red = (cv2.resize(plane[half], size, interpolation=cv2.INTER_NEAREST) for plane in (planes.blue, planes.red))
-    rgb = _rgb(planes.luma[box.slices], blue, red, planes.matrix)
-    yield rgb
-    planes.luma[box.slices], *colors = cv2.split(cv2.transform(rgb, _TO_YCC[planes.matrix]))
-    for plane, color in zip((planes.blue, planes.red), colors, strict=True):
-        plane[half] = cv2.resize(color, (box.width // 2, box.height // 2), interpolation=cv2.INTER_AREA)
+@lru_cache
+def _in_ycc(color: tuple[int, int, int], matrix: str) -> tuple[float, ...]:
+    """Y′, Cb and Cr of an RGB colour."""
+    return tuple(float(value) for value in _TO_YCC[matrix] @ (*color, 1))
 
 
 def _rgb(luma: UInt8Array, blue: Any, red: Any, matrix: str) -> UInt8Array:
@@ -187,6 +183,9 @@ def _planes(picture: Any) -> Planes:
     return picture
 
 
-def _views(frame: VideoFrame) -> list[UInt8Array]:
-    """The planes of a frame in its own memory, which is kept for as long as they are."""
-    return [np.frombuffer(cast(Any, p), np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes]
+def _views(frame: VideoFrame) -> tuple[UInt8Array, UInt8Array, UInt8Array]:
+    """The three planes of a frame in its own memory, which is kept for as long as they are."""
+    luma, blue, red = (
+        np.frombuffer(cast(Any, p), np.uint8).reshape(-1, p.line_size)[: p.height, : p.width] for p in frame.planes
+    )
+    return luma, blue, red

@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 
 from mcdrl_rt.errors import SinkError
-from mcdrl_rt.types import Segmentation, Shown, UInt8Array
+from mcdrl_rt.types import Segmentation, Shown
 from mcdrl_rt.video.output import Sink, reason
 
 _STANDARD_OUTPUT = 1
@@ -110,26 +110,20 @@ def record(shown: Shown) -> dict[str, Any]:
         "signal": frame.signal,
         "note": shown.note,
         "age_ms": None if shown.age_ms is None else round(shown.age_ms, 1),
-        "lesions": None if found is None else _lesions(found.labels, found.classes),
+        "lesions": None if found is None else _lesions(found),
         "confounders": None if found is None else _confounders(found),
         "selected": None if found is None else round(float(found.selected.mean()), 4),
         "stages_ms": {name: round(duration, 2) for name, duration in shown.stages_ms.items()},
     }
 
 
-def _lesions(labels: UInt8Array, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Area and bounding box of each class there is; OpenCV looks at the pixels, and at the box of them all only."""
-    left, top, width, height = cv2.boundingRect(labels)
-    part = labels[top : top + height, left : left + width]
+def _lesions(found: Segmentation) -> list[dict[str, Any]]:
+    """Area and bounding box of each class there is."""
     lesions = []
-    for label, name in enumerate(classes, start=1):
-        if not part.size:
-            break
-        mask = cv2.inRange(part, label, label)
-        if pixels := cv2.countNonZero(mask):
-            x, y, wide, high = cv2.boundingRect(mask)
-            box = {"x": left + x, "y": top + y, "width": wide, "height": high}
-            lesions.append({"label": name, "pixels": pixels, "box": box})
+    for label, box in found.boxes.items():
+        pixels = cv2.countNonZero(found.mask(label, box))
+        place = {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
+        lesions.append({"label": found.classes[label - 1], "pixels": pixels, "box": place})
     return lesions
 
 

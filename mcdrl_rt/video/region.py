@@ -64,20 +64,21 @@ def sampled(size: Size) -> tuple[slice, slice]:
 
 def crop_and_resize(picture: Picture, region: Region, size: tuple[int, int]) -> UInt8Array:
     """The field of view at a model's input size (height, width); the rest of preprocessing is inside every engine."""
-    return planes.scaled(picture, lambda part: _resize(part, size), region)
+    large = region.height * region.width > 4 * size[0] * size[1]
+    return planes.scaled(picture, lambda part: _resize(part, size, large), region)
 
 
-def _resize(picture: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+def _resize(picture: UInt8Array, size: tuple[int, int], large: bool) -> UInt8Array:
     """A picture (h, w) or (h, w, 3) at a size (height, width), each pixel the mean of what it covers.
 
-    OpenCV takes means of 2×2 pixels in a small part of the time that others take: large pictures are halved, and what
-    is left is interpolated to twice the size first. That is a fifth of a grey level off, on average.
+    OpenCV takes means of 2×2 pixels in a small part of the time that others take: ``large`` pictures, and planes of
+    them, are halved, and what is left is interpolated to twice the size first. That is a fifth of a grey level off, on
+    average.
     """
-    (height, width), given = size, picture
+    height, width = size
     while picture.shape[0] >= 2.5 * height and picture.shape[1] >= 2.5 * width:
         picture = _halved(picture)
     rows, columns = picture.shape[:2]
-    large = picture is not given or rows * columns > 4 * height * width
     if large and rows <= 5 * height and columns <= 5 * width:  # of longer ones, interpolation passes over pixels
         return _halved(np.asarray(cv2.resize(picture, (2 * width, 2 * height)), np.uint8))
     how = cv2.INTER_AREA if rows * columns > height * width else cv2.INTER_LINEAR
