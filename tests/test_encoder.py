@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from clips import picture, read_pts
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Frame, Shown, VideoFormat
@@ -106,3 +109,27 @@ def test_live_video_has_a_start_each_second_of_time(tmp_path: Path, suffix: str,
         starts = [float(p.pts * p.time_base) for p in packets if p.is_keyframe and p.pts is not None]
     assert len(packets) == len(times)
     assert max(b - a for a, b in itertools.pairwise(starts)) < 1 + 10 / 25
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.sampled_from([(48, 64), (31, 33), (1, 1)]))
+def test_masks_that_are_alike_are_encoded_once_and_stored_each(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[int], size: tuple[int, int]
+) -> None:
+    masks = [np.random.default_rng(kind).integers(0, kind + 1, (*size, 1), np.uint8) for kind in kinds]
+    path, tick = tmp_path_factory.mktemp("masks") / "a.mkv", Fraction(1, 1000)
+    with av.open(str(path), "w") as container:
+        encoder = Encoder(container, "ffv1", VideoFormat(size, tick, Fraction(25)), tick, live=False, grey=True)
+        container.start_encoding()
+        for index, mask in enumerate(masks):
+            container.mux(encoder.encode(np.broadcast_to(mask, (*size, 3)), 40 * index + index % 2))
+        container.mux(encoder.flush())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert [packet.pts for packet in packets] == [40 * index + index % 2 for index in range(len(masks))]
+        assert all(packet.is_keyframe and packet.duration == 40 for packet in packets)
+        assert len({bytes(packet) for packet in packets}) == len(set(kinds))
+        for packet, mask in zip(packets, masks, strict=True):  # each can be decoded without those before it
+            (frame,) = packet.stream.codec_context.decode(packet) or packet.stream.codec_context.decode(None)
+            assert np.array_equal(frame.to_ndarray(), mask[:, :, 0])
+            packet.stream.codec_context.flush_buffers()

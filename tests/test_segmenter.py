@@ -165,6 +165,25 @@ def test_boundary_is_drawn_between_the_networks_pixels() -> None:
     assert labels_at(surer, Region(0, 0, 1, 40), (1, 40)).sum() > 21
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_labels_are_those_of_all_cells_enlarged(data: st.DataObject) -> None:
+    """Only the part with lesions is enlarged, and it becomes what it becomes with all the rest."""
+    side, (height, width) = data.draw(st.integers(32, 96)), data.draw(st.tuples(*[st.integers(1, 400)] * 2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    score = cv2.GaussianBlur(rng.integers(0, 256, (side, side)).astype(np.uint8), (0, 0), 2)
+    score[score < data.draw(st.integers(100, 150))] //= 2  # few places are left that are lesions
+    label = rng.integers(1, 3, (side, side)).astype(np.uint8)
+    raw = RawOutput(score[None], label[None], np.ones((1, 1), np.float32), np.ones((1, 1, 1), np.uint8))
+    labels = labels_at(raw, Region(3, 5, height, width), (height + 4, width + 6))
+    whole = cv2.resize(score, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width)
+    nearest = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST).reshape(height, width)
+    differs = labels[3 : 3 + height, 5 : 5 + width] != np.where(whole >= 128, nearest, 0)
+    assert differs.mean() <= 1e-3 and set(whole[differs].tolist()) <= {127, 128}  # weights are rounded
+    labels[3 : 3 + height, 5 : 5 + width] = 0
+    assert not labels.any()
+
+
 def test_embedded_default_finds_polyps_it_has_never_seen(data_root: Path) -> None:
     segmenter = Segmenter.load()
     assert segmenter.spec.classes == ("polyp",)

@@ -157,7 +157,8 @@ class Encoder:
         time_base: seconds per unit of the times given to ``encode``.
         live: every frame leaves at once, and a new start is made each second.
         in_order: no picture is stored before one that is shown earlier.
-        grey: all channels of the pixels are alike, and stored as one.
+        grey: all channels of the pixels are alike, and stored as one; each picture stands for itself, and one that
+            looks like the last one is not encoded again.
         options: of FFmpeg's, beyond those in ``CODECS``.
 
     Attributes:
@@ -180,7 +181,8 @@ class Encoder:
     ) -> None:
         self._codec, self._picture_size = CODECS[name], format.size
         if grey:
-            self._codec = replace(self._codec, pix_fmt="gray")
+            self._codec = replace(self._codec, pix_fmt="gray", options=self._codec.options | {"g": "1"})
+        self._last: tuple[UInt8Array, bytes] | None = None  # a grey picture, and what it was encoded as
         self.size = encoded_size(name, format.size)
         self._time_base, self._live, self._frame_s = time_base, live, 1 / format.rate
         # half a frame early rather than late: times are rounded
@@ -222,7 +224,7 @@ class Encoder:
         if self.restarted:
             frame.pict_type = PictureType.I
             self._next_start = pts + self._restart_after
-        return self._stream.encode(frame)
+        return self._encode_once(frame) if self._codec.pix_fmt == "gray" else self._stream.encode(frame)
 
     def flush(self) -> list[Packet[VideoStream]]:
         """The packets that were held back; the last there are."""
@@ -244,6 +246,19 @@ class Encoder:
         if not isinstance(picture, Planes) or self._codec.pix_fmt not in (planes.FORMAT, "nv12"):
             return False
         return picture.size == self.size == self._picture_size and _COLORS[picture.matrix][0] == self._matrix
+
+    def _encode_once(self, frame: VideoFrame) -> list[Packet[VideoStream]]:
+        """Most frames show no lesion: their masks are all alike, and looking is faster than encoding."""
+        grey = np.frombuffer(cast(Any, frame.planes[0]), np.uint8)
+        if self._last is None or not np.array_equal(grey, self._last[0]):
+            (packet,) = packets = self._stream.encode(frame)
+            self._last = grey, bytes(packet)
+            return packets
+        packet = cast("Packet[VideoStream]", Packet(self._last[1]))
+        packet.stream, packet.time_base, packet.is_keyframe = self._stream, self._time_base, True
+        packet.pts = packet.dts = frame.pts
+        packet.duration = frame.duration
+        return [packet]
 
     def _same(self, picture: Planes) -> VideoFrame:
         return self._reformatter.reformat(picture.frame(), format=self._codec.pix_fmt)
