@@ -229,6 +229,22 @@ def test_an_overlay_looks_the_same_on_both(procedure: list[Frame]) -> None:
         assert apart(on_planes.luma, planes_of(on_pixels, frame.picture.matrix).luma) <= 8
 
 
+@pytest.mark.parametrize("size", [(90, 122), (318, 566), (1078, 1918)])  # rows that are padded in memory
+def test_what_the_hud_says_looks_the_same_on_both(size: tuple[int, int]) -> None:
+    planes, labels = planes_of(np.full((*size, 3), 140, np.uint8)), np.zeros(size, np.uint8)
+    labels[:8] = 2
+    said = {"colors": ((64, 255, 96), (64, 208, 255)), "hud": Hud("small", 900.0, "signal lost")}
+    drawn, painted = (draw(kind, found(labels), opacity=0, **said) for kind in (planes, planes.pixels))
+    strip = slice(size[0] // 2, None)
+    assert (painted[strip] != 140).any()
+    kept = planes_of(painted)  # by an encoder
+    for plane, other in zip(parts(drawn), parts(kept), strict=True):
+        part = slice(plane.shape[0] // 2, None)
+        assert np.abs(plane[part].astype(int) - other[part]).mean() < 2
+    amber, expected = ((kind.pixels[strip].astype(int) @ (1, 0, -1) > 90).sum() for kind in (drawn, kept))
+    assert expected > 50 and abs(amber - expected) < 0.2 * expected
+
+
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (1080, 1920)])
 def test_an_outline_has_its_colour_at_every_edge(size: tuple[int, int]) -> None:
     grey = planes_of(np.full((*size, 3), 110, np.uint8))

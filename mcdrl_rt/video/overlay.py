@@ -216,7 +216,8 @@ def _put(out: Picture, item: _Item, left: int, baseline: int, size: int) -> None
 def _color(halves: Sequence[Layer], item: _Item, left: int, baseline: int, size: int) -> None:
     """Colour where there are letters, on planes of half the pixels: at half their size, letters would lie elsewhere."""
     top, start = max(0, baseline - size) // 2 * 2, left // 2 * 2
-    letters = np.zeros((size + 2, _text_width(item.text, size, item.weight) + 4), np.uint8)
+    width = _text_width(item.text, size, item.weight)
+    letters = np.zeros((size // 2 * 2 + 2, width // 2 * 2 + 4), np.uint8)
     cv2.putText(letters, item.text, (left - start, baseline - top), (255,), _FONT, size, item.weight)
     half = cv2.resize(letters, (letters.shape[1] // 2, letters.shape[0] // 2), interpolation=cv2.INTER_AREA)
     for values, step, color in halves:
