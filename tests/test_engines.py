@@ -47,13 +47,19 @@ def test_openvino_gives_the_references_answers(
 
 
 def test_openvino_transposes_nothing_on_a_cpu(small_engine: Path) -> None:
-    """It keeps channels last: what the export turns, it turns in name alone."""
+    """It keeps channels last: what the export turns, it turns in name alone.
+
+    Without AVX-512 it keeps them in eights, and turns the grid, the smallest of all maps, on the way in and out.
+    """
     engine = load_engine(small_engine, "openvino", "fp32")
     executed = engine._request.get_compiled_model().get_runtime_model().get_ops()  # type: ignore[attr-defined]
     kinds = {node.get_friendly_name(): node.get_rt_info()["layerType"].astype(str) for node in executed}
     turned = [name for name, kind in kinds.items() if kind == "Transpose"]
     assert "Convolution" in kinds.values()
-    assert [name for name in turned if not name.endswith("/transpose_b")] == []  # those are weights, turned once
+    turned = [name for name in turned if not name.endswith("/transpose_b")]  # those are weights, turned once
+    cpu = Path("/proc/cpuinfo")
+    wide = not cpu.exists() or "avx512f" in cpu.read_text() or "avx2" not in cpu.read_text()
+    assert len(turned) <= (0 if wide else 2), turned
 
 
 def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path) -> None:

@@ -91,7 +91,8 @@ def older_sidecar(engine: Path) -> None:
 
 def edited_sidecar(engine: Path) -> None:
     path = sidecar_of(engine)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "fp32"}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"precision": "bf16" if content["precision"] == "fp32" else "fp32"}))
 
 
 def unsigned_sidecar(engine: Path) -> None:

@@ -97,7 +97,8 @@ def test_run_killed_at_any_moment_ends_with_the_weights_it_would_have_had(tiny: 
 def test_two_processes_are_as_one(tiny: Recipe, tmp_path: Path, data_root: Path) -> None:
     """The loss curve of two processes (gloo) is that of one at the same global batch.
 
-    In float64: what float32 rounds differently in each, AdamW blows up where a gradient is zero but for rounding.
+    In float64: what float32 rounds differently in each, AdamW blows up where a gradient is zero but for rounding. What
+    float64 does differ by the processor: by 1e-5 where it has AVX2 only.
     """
     weights = str((data_root / "weights" / "mobilenetv2_100_imagenet.safetensors").resolve())
     recipe = dataclasses.replace(tiny, batch_size=4, epochs=3, precision="64-true", encoder_weights=weights)
@@ -113,7 +114,7 @@ def test_two_processes_are_as_one(tiny: Recipe, tmp_path: Path, data_root: Path)
     for a, b in zip(one, two, strict=True):
         for name in ("segmentation", "dice", "dense", "causal", "readout"):
             if a[name]:
-                assert float(b[name]) == pytest.approx(float(a[name]), abs=1e-5), (a["epoch"], name)
+                assert float(b[name]) == pytest.approx(float(a[name]), abs=1e-4), (a["epoch"], name)
 
 
 def test_log_samples_and_checkpoint_of_a_run(
