@@ -43,7 +43,8 @@ def measure(family: Family, batches: Sequence[int], effort: Effort) -> dict[str,
         found["refused"] += refused
         if not built:
             continue
-        warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (1, effort.seconds[1])
+        # a larger batch is warm from being made ready, and a round of it takes long
+        warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (0, effort.seconds[1])
         times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds)
         meter = energy_meter(family.device) if batch == 1 else None
         energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
