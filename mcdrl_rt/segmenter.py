@@ -173,7 +173,7 @@ def _part(first: int, last: int, cells: int, pixels: int) -> tuple[slice, slice]
     """The cells from ``first`` to ``last`` with one more on each side, and the pixels that they become.
 
     What is interpolated between cells that are too low is too low: the others need not be made larger. The part begins
-    and ends where an edge of a cell is one of a pixel, so that it becomes what it becomes with all of them.
+    and ends where an edge of a cell is one of a pixel: so it becomes what it does among all of them, but for rounding.
     """
     steps = math.gcd(cells, pixels)
     start, stop = max(0, first - 1) * steps // cells, -(-min(cells, last + 1) * steps // cells)

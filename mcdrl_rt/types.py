@@ -163,8 +163,6 @@ class Segmentation:
         if not cv2.hasNonZero(self.labels):
             return {}
         left, top, width, height = cv2.boundingRect(self.labels)
-        if len(self.classes) == 1:
-            return {1: Region(top, left, height, width)}
         around, boxes = Region(top, left, height, width), {}
         for label in range(1, len(self.classes) + 1):
             x, y, width, height = cv2.boundingRect(cv2.inRange(self.labels[around.slices], label, label))

@@ -231,18 +231,27 @@ def test_an_overlay_looks_the_same_on_both(procedure: list[Frame]) -> None:
 
 @pytest.mark.parametrize("size", [(90, 122), (318, 566), (1078, 1918)])  # rows that are padded in memory
 def test_what_the_hud_says_looks_the_same_on_both(size: tuple[int, int]) -> None:
-    planes, labels = planes_of(np.full((*size, 3), 140, np.uint8)), np.zeros(size, np.uint8)
+    red, labels = np.full((*size, 3), (170, 60, 50), np.uint8), np.zeros(size, np.uint8)
+    planes = planes_of(red)
     labels[:8] = 2
-    said = {"colors": ((64, 255, 96), (64, 208, 255)), "hud": Hud("small", 900.0, "signal lost")}
+    said = {"colors": ((64, 255, 96), (64, 208, 255)), "hud": Hud("small", 900.0, "gap, jaggy")}
     drawn, painted = (draw(kind, found(labels), opacity=0, **said) for kind in (planes, planes.pixels))
     strip = slice(size[0] // 2, None)
-    assert (painted[strip] != 140).any()
+    touched = (painted[strip] != planes.pixels[strip]).any(axis=(1, 2))
+    assert touched.any() and not touched[0]
+    above = size[0] // 2 + int(np.argmax(touched))  # nothing but the strip is touched
+    assert above % 2 == 0 and np.array_equal(drawn.luma[size[0] // 2 : above], planes.luma[size[0] // 2 : above])
+    for plane, other in zip(parts(drawn)[1:], parts(planes)[1:], strict=True):
+        assert np.array_equal(plane[size[0] // 4 : above // 2], other[size[0] // 4 : above // 2])
     kept = planes_of(painted)  # by an encoder
     for plane, other in zip(parts(drawn), parts(kept), strict=True):
         part = slice(plane.shape[0] // 2, None)
         assert np.abs(plane[part].astype(int) - other[part]).mean() < 2
-    amber, expected = ((kind.pixels[strip].astype(int) @ (1, 0, -1) > 90).sum() for kind in (drawn, kept))
-    assert expected > 50 and abs(amber - expected) < 0.2 * expected
+    strip = slice(above, None)
+    amber, expected = ((kind.pixels[strip].astype(int) @ (1, 0, -1) > 90) for kind in (drawn, kept))
+    assert expected.sum() > 50 and abs(int(amber.sum()) - int(expected.sum())) < 0.2 * expected.sum()
+    rows = [np.flatnonzero(part.any(axis=1)) for part in (amber, expected)]
+    assert abs(rows[0][-1] - rows[1][-1]) <= 1  # down to the tails of its letters
 
 
 @pytest.mark.parametrize("size", [(96, 128), (480, 640), (1080, 1920)])
@@ -253,6 +262,14 @@ def test_an_outline_has_its_colour_at_every_edge(size: tuple[int, int]) -> None:
         inside = int(plane[plane.shape[0] // 2, plane.shape[1] // 2])
         for edge in (plane[:2], plane[-2:], plane[:, :2].T, plane[:, -2:].T):
             assert (np.abs(edge[:, 2:-2].astype(int) - inside).max(axis=0) > 15).all()
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 300), (16, 300), (300, 8), (34, 42)])
+def test_tiny_planes_do_not_fail(size: tuple[int, int]) -> None:
+    planes = planes_of(np.full((*size, 3), 110, np.uint8))
+    colors = ((64, 255, 96), (64, 208, 255))
+    drawn = draw(planes, found(np.ones(size, np.uint8)), colors=colors, hud=Hud("m", 900.0, "paused"))
+    assert drawn.size == size
 
 
 def test_raw_frames_of_a_device_are_copied() -> None:

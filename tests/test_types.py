@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from fractions import Fraction
 from typing import Any
@@ -105,6 +106,18 @@ def test_region_indexes_its_own_pixels() -> None:
     canvas[Region(2, 3, 4, 5).slices] = True
     assert canvas.sum() == 20
     assert canvas[2:6, 3:8].all()
+
+
+def test_each_class_has_the_box_around_its_pixels() -> None:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[3:5, 7:9], labels[10, 20], labels[12, 2] = 1, 2, 3  # of no class
+    boxes = {1: Region(3, 7, 2, 2), 2: Region(10, 20, 1, 1)}
+    for classes in (("polyp",), ("polyp", "ulcer")):
+        shares = np.ones(1, np.float32)
+        out = Segmentation(labels, classes, shares, ("blur",), np.zeros((1, 1), bool), Region(0, 0, 20, 30), 1.0)
+        assert out.boxes == {label: boxes[label] for label in range(1, len(classes) + 1)}
+        assert out.mask(1, Region(2, 6, 4, 3)).tolist() == [[0, 0, 0], [0, 255, 255], [0, 255, 255], [0, 0, 0]]
+    assert dataclasses.replace(out, labels=np.zeros_like(labels)).boxes == {}
 
 
 def test_top_confounders_are_largest_first_and_ties_keep_their_order() -> None:

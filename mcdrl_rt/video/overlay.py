@@ -175,7 +175,10 @@ def _write(out: Picture, items: list[_Item]) -> None:
     pitch = round(1.55 * size)
     top = height - pitch * len(rows)  # above the frame, where that is low
     for values, step, color in layers(out, _PLATE):
-        _tint(values[max(0, top) // step :], color, _PLATE_OPACITY if step == 1 else 1)  # colour only where it is meant
+        plate = values[max(0, top) // 2 * 2 // step :]
+        if plate.ndim == 3:  # what shines through is grey: there is colour only where it is meant
+            plate[:] = cv2.cvtColor(cv2.cvtColor(plate, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        _tint(plate, color, _PLATE_OPACITY if step == 1 else 1)
     for number, row in enumerate(rows):
         left, baseline = size, top + number * pitch + round(0.5 * pitch + 0.36 * size)
         for item in row:
@@ -217,13 +220,14 @@ def _color(halves: Sequence[Layer], item: _Item, left: int, baseline: int, size:
     """Colour where there are letters, on planes of half the pixels: at half their size, letters would lie elsewhere."""
     top, start = max(0, baseline - size) // 2 * 2, left // 2 * 2
     width = _text_width(item.text, size, item.weight)
-    letters = np.zeros((size // 2 * 2 + 2, width // 2 * 2 + 4), np.uint8)
+    letters = np.zeros((3 * size // 4 * 2, width // 2 * 2 + 4), np.uint8)
     cv2.putText(letters, item.text, (left - start, baseline - top), (255,), _FONT, size, item.weight)
     half = cv2.resize(letters, (letters.shape[1] // 2, letters.shape[0] // 2), interpolation=cv2.INTER_AREA)
     for values, step, color in halves:
         patch = values[top // step :, start // step :][: half.shape[0], : half.shape[1]]
-        share = half[: patch.shape[0], : patch.shape[1]] * np.float32(1 / 255)
-        patch[:] = cv2.blendLinear(patch, np.full_like(patch, color), 1 - share, share)
+        if patch.size:  # a frame may be narrower than this
+            share = half[: patch.shape[0], : patch.shape[1]] * np.float32(1 / 255)
+            patch[:] = cv2.blendLinear(patch, np.full_like(patch, color), 1 - share, share)
 
 
 def _font_size(height: int, width: int) -> int:
