@@ -120,7 +120,7 @@ def test_outside_the_overlay_no_pixel_changes(tmp_path: Path, mode: str) -> None
 
 
 def test_no_mask_older_than_allowed_is_drawn() -> None:
-    compositor = Compositor(Policy(mode="pass", max_mask_age_ms=100), BrightEngine.spec)
+    compositor = Compositor(Policy(mode="pass", max_mask_age_ms=1000), BrightEngine.spec)
     phantom, now = Phantom((240, 320), seed=3), time.monotonic()
     labels = np.zeros((240, 320), np.uint8)
     labels[80:140, 100:180] = 1
@@ -131,11 +131,11 @@ def test_no_mask_older_than_allowed_is_drawn() -> None:
     compositor.follow(fresh)
     shown = compositor.compose(fresh, "bright")
     assert shown.segmentation is not None and shown.segmentation.labels.any() and shown.note == ""
-    assert shown.age_ms is not None and 0 <= shown.age_ms <= 100
-    time.sleep(0.12)
+    assert shown.age_ms is not None and 0 <= shown.age_ms <= 1000
+    time.sleep(1.05)
     late = compositor.compose(fresh, "bright")
     assert late.segmentation is None and late.age_ms is None
-    assert late.note.startswith("no overlay: the newest mask is 1")
+    assert late.note.startswith("no overlay: the newest mask is ")
     assert compositor.compose(fresh, "bright", "the engine hangs").note == "no overlay: the engine hangs"
 
 
