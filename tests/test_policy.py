@@ -135,7 +135,7 @@ def test_no_mask_older_than_allowed_is_drawn() -> None:
     time.sleep(1.05)
     late = compositor.compose(fresh, "bright")
     assert late.segmentation is None and late.age_ms is None
-    assert late.note.startswith("no overlay: the newest mask is ")
+    assert late.note.startswith("no overlay: the newest mask is 1")
     assert compositor.compose(fresh, "bright", "the engine hangs").note == "no overlay: the engine hangs"
 
 
