@@ -8,10 +8,11 @@ float32; and compiled by the engine, in the same precision, the same equations a
 runs. On an NVIDIA GPU: the equations in eager torch; the folded form in float16, eager and in a CUDA graph, and that
 without the fused operator. All depths and forms take turns in one process, so a drift of the machine meets all of them.
 
-By default, on a CPU: mcdrl-small at 288 and RN50 at 224, batches of 1 and 8, in under two minutes on two cores with
-AVX-512, and under four on two that have AVX2 only. On a GPU: ViT-B-16 and ViT-L-14 as well, batches up to 64. A table
-for people, then one JSON line; ``--plot`` draws it (.png, .svg or .pdf; ``pip install matplotlib``). ``precision.py``
-measures int8, which needs real frames.
+By default, on a CPU: mcdrl-small at 288 and RN50 at 224, one frame at a time. Two cores take a minute with AVX-512 and
+two with AVX2 only, most of it to export. (``--batches 1 8`` takes twice as long, and shows that eight frames at once
+bring two cores a fifth more at most.) On a GPU: ViT-B-16 and ViT-L-14 as well, batches up to 64. A table for people,
+then one JSON line; ``--plot`` draws it (.png, .svg or .pdf; ``pip install matplotlib``). ``precision.py`` measures
+int8, which needs real frames.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Plan:
     effort: Effort
 
 
-CPU = Plan((SMALL, "RN50"), (1, 8), Effort(40, (14.0, 8.0)))
+CPU = Plan((SMALL, "RN50"), (1,), Effort(40, (8.0, 8.0)))
 GPU = Plan((SMALL, "RN50", "ViT-B-16", "ViT-L-14"), (1, 8, 64), Effort(150, (6.0, 6.0)))
 
 

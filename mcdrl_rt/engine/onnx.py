@@ -16,6 +16,7 @@ import onnx.inliner
 import torch
 from onnxscript import FLOAT, INT64, opset18, script, values
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
 from mcdrl_rt.errors import EngineError
@@ -89,9 +90,10 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # deprecations inside the exporter, nothing a user can act on
-            program = torch.export.export(model, (frames,), dynamic_shapes=shapes, strict=False)
+            with _OperatorsAsNodes():
+                program = torch.export.export(model, (frames,), dynamic_shapes=shapes, strict=False)
             exported: Any = torch.onnx.export(
-                program.run_decompositions(_NODES | _WIDE if half else _NODES),
+                program.run_decompositions(torch.export.default_decompositions() | _WIDE) if half else program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -135,11 +137,20 @@ def _select_intervene_node(
     )
 
 
-# The exporter's own function translation inlines local functions; as symbolic nodes they stay, and the bodies are
-# attached to the finished file.
-_NODES: dict[Any, Any] = torch.export.default_decompositions() | {
-    torch.ops.mcdrl_rt.intervene.default: _intervene_node,
-    torch.ops.mcdrl_rt.select_intervene.default: _select_intervene_node,
+class _OperatorsAsNodes(TorchFunctionMode):
+    """While a model is traced, its fused operators become symbolic nodes.
+
+    The exporter's own translation would inline their bodies; so they stay, and the bodies are attached to the finished
+    file.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _NODES.get(func, func)(*args, **(kwargs or {}))
+
+
+_NODES: dict[Any, Any] = {
+    torch.ops.mcdrl_rt.intervene: _intervene_node,
+    torch.ops.mcdrl_rt.select_intervene: _select_intervene_node,
 }
 
 
