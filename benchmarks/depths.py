@@ -9,7 +9,7 @@ from typing import Any
 
 from families import Family
 from resources import energy_meter, joules, peak_mib
-from timing import figures, slope, spread, timed
+from timing import PARTS, figures, slope, spread, timed
 
 Key = tuple[int, str]  # depth, and the form's name
 ENERGY_S = 1.0  # that one form is repeated for, to read its energy
@@ -43,9 +43,9 @@ def measure(family: Family, batches: Sequence[int], effort: Effort) -> dict[str,
         found["refused"] += refused
         if not built:
             continue
-        # a larger batch is warm from being made ready, and a round of it takes long
-        warm_up, seconds = (3, effort.seconds[0]) if batch == 1 else (0, effort.seconds[1])
-        times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds)
+        # all have run once to be made ready; a round of a larger batch takes long
+        warm_up, least, seconds = (1, PARTS, effort.seconds[0]) if batch == 1 else (0, 1, effort.seconds[1])
+        times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds, least=least)
         meter = energy_meter(family.device) if batch == 1 else None
         energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
         for depth in dict.fromkeys(depth for depth, _ in built):

@@ -32,6 +32,7 @@ def timed(
     warm_up: int = 5,
     wait: Callable[[], Any] = lambda: None,
     seconds: float = float("inf"),
+    least: int = 1,
 ) -> dict[Name, list[float]]:
     """Time the forms in turn, A B C A B C …, after a warm-up.
 
@@ -40,7 +41,8 @@ def timed(
         runs: rounds that count, at most.
         warm_up: rounds that do not.
         wait: called inside the timed span after each form: a device's synchronisation.
-        seconds: no round is begun after so long, but one is counted at least.
+        seconds: no round is begun after so long.
+        least: rounds that count, however long they take.
 
     Returns:
         Milliseconds by form, one of each round.
@@ -54,7 +56,7 @@ def timed(
             wait()
             if round_ >= warm_up:
                 times[name].append((time.perf_counter() - started) * 1e3)
-        if round_ >= warm_up and time.perf_counter() - began > seconds:
+        if round_ - warm_up >= least - 1 and time.perf_counter() - began > seconds:
             break
     return times
 
