@@ -68,7 +68,7 @@ def put_together(source: Path, target: Path) -> Path:
         with VideoFile(part, "libx264", video.format, joinable=True) as sink:
             for frame in some:
                 sink.write(Shown(frame))
-        chunks.append(Chunk(part, some[0].pts * some[0].time_base))
+        chunks.append(Chunk(part, some[0].pts * some[0].time_base, len(some)))
     assert join(chunks, target, source) == []
     return target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def write(
     with VideoFile(path, CODECS[path.suffix], format, joinable=True) as file:
         for number, time in enumerate(pts, start=first):
             file.write(Shown(Frame(picture(number), time, time_base)))
-    return Chunk(path, pts[0] * time_base)
+    return Chunk(path, pts[0] * time_base, len(pts))
 
 
 @pytest.mark.parametrize("suffix", list(CODECS))
@@ -86,8 +87,8 @@ def test_what_cannot_be_joined_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_text("no video")
     target = tmp_path / "joined.mp4"
     for path, why in ((tmp_path / "bad.mp4", "invalid data"), (tmp_path / "gone.mp4", "no such file")):
-        with pytest.raises(SinkError, match=rf"cannot write .*joined\.mp4: .*{why}"):
-            join([chunk, Chunk(path, Fraction(1))], target)
+        with pytest.raises(SinkError, match=rf"cannot read {path}: .*{why}.*; delete it and start again"):
+            join([chunk, Chunk(path, Fraction(1), 1)], target)
     with pytest.raises(SinkError, match=r"cannot write .*joined\.mp4: no such file"):
         join([chunk], tmp_path / "nowhere" / "joined.mp4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "bad.mp4"]
@@ -100,3 +101,11 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match=r"cannot write .*joined\.mp4: the disk is full"):
         join([write(tmp_path / "0.mp4", [0])], target)
     assert not target.exists() and not partial_path(target).is_symlink()
+
+
+def test_a_chunk_that_was_cut_off_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    chunks = [write(tmp_path / f"{i}.mkv", list(range(9000 * i, 9000 * i + 4000, 200)), i) for i in range(2)]
+    os.truncate(chunks[0].path, chunks[0].path.stat().st_size * 2 // 3)
+    with pytest.raises(SinkError, match=r"0\.mkv is damaged, \d+ of its 20 frames are there; delete it"):
+        join(chunks, tmp_path / "joined.mkv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mkv", "1.mkv"]

@@ -451,9 +451,13 @@ def test_what_was_begun_is_taken_up(begun: tuple[Path, Path, Settings]) -> None:
     assert pd.read_parquet(out / "a.frames.parquet")["index"].tolist() == list(range(12))
 
 
-def test_parts_that_somebody_deleted_are_made_again(begun: tuple[Path, Path, Settings]) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, path.stat().st_size - 1)])
+@pytest.mark.parametrize("kind", ["labels.mkv", "annotated.mp4", "frames.parquet"])
+def test_parts_that_were_deleted_or_cut_off_are_made_again(
+    begun: tuple[Path, Path, Settings], kind: str, damage: Callable[[Path], None]
+) -> None:
     clip, out, settings = begun
-    (out / "a.parts" / "00000.labels.mkv").unlink()
+    damage(out / "a.parts" / f"00000.{kind}")
     engine = StripesEngine()
     (outcome,) = run([clip], out, settings, engine)
     assert outcome.error is None and asked(engine) == 8

@@ -53,7 +53,10 @@ def finish(
     problems = [recording.verdict(part.tally for part in manifest.parts)]
     problems += [text for part in manifest.parts for text in part.problems]
     for kind in kinds:
-        pieces = [Piece(kind.part(manifest.folder, number), start_s) for number, start_s in sorted(starts.items())]
+        pieces = [
+            Piece(kind.part(manifest.folder, number), start_s, manifest.done[number].frames)
+            for number, start_s in sorted(starts.items())
+        ]
         whole = kind.whole(manifest.folder)
         problems += kind.join(pieces, whole, about)
         _move(whole, job.result(kind.end))

@@ -34,6 +34,7 @@ class Part:
         seconds: that it took.
         tally: what the source says of it.
         problems: what people should know of it.
+        sizes: its files' in bytes, by the ends of their names; folders have none.
     """
 
     frames: int
@@ -44,6 +45,7 @@ class Part:
     seconds: float
     tally: Tally
     problems: list[str]
+    sizes: dict[str, int]
 
 
 @dataclass

@@ -167,14 +167,15 @@ class _Count:
 
 
 def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint) -> Manifest:
-    """The manifest of what was begun, or a new one; a segment whose parts somebody deleted is not done."""
+    """The manifest of what was begun, or a new one; a segment whose parts were deleted or cut off is not done."""
     manifest = Manifest.read(job.parts)
     if manifest is not None and manifest.done:
         _refuse(str(job.parts), manifest.fingerprint, fingerprint)
         for left in job.parts.glob(".*"):  # what a killed process left
             left.unlink(missing_ok=True)
         for number, part in list(manifest.done.items()):
-            if part.frames and not all(kind.part(job.parts, number).exists() for kind in crew.kinds):
+            files = [(kind.part(job.parts, number), part.sizes.get(kind.end)) for kind in crew.kinds]
+            if part.frames and not all(path.exists() and size in (None, path.stat().st_size) for path, size in files):
                 del manifest.done[number]
         return manifest
     _refuse_foreign(job, crew, ours=manifest is not None)

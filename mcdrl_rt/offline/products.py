@@ -46,10 +46,16 @@ class About:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one segment left of one kind of result: where it is, and the time of its first frame."""
+    """What one segment left of one kind of result: where it is, the time of its first frame, and how many it has."""
 
     path: Path
     start_s: Fraction
+    frames: int
+
+    @property
+    def chunk(self) -> Chunk:
+        """It, where it is a video."""
+        return Chunk(self.path, self.start_s, self.frames)
 
 
 class Product(ABC):
@@ -110,7 +116,7 @@ class _Annotated(Product):
         return VideoFile(part, H264, about.format, joinable=True)
 
     def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        return join([Chunk(piece.path, piece.start_s) for piece in pieces], whole, about.sound)
+        return join([piece.chunk for piece in pieces], whole, about.sound)
 
 
 class _LabelVideo(Product):
@@ -122,7 +128,7 @@ class _LabelVideo(Product):
         return _Labels(VideoFile(part, "ffv1", about.format, joinable=True, grey=True))
 
     def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        return join([Chunk(piece.path, piece.start_s) for piece in pieces], whole)
+        return join([piece.chunk for piece in pieces], whole)
 
 
 class _Pictures(Product):

@@ -95,4 +95,5 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             seconds=summary.seconds,
             tally=tally_of(source),
             problems=[problem] if problem else [],
+            sizes={kind.end: path.stat().st_size for kind, path in zip(kinds, paths, strict=True) if path.is_file()},
         )

@@ -23,13 +23,16 @@ from mcdrl_rt.video.audio import Audio
 from mcdrl_rt.video.file import FORMATS, container_options, flush_to_disk
 from mcdrl_rt.video.output import partial_path, reason
 
+_DELETE = "delete it and start again"
+
 
 @dataclass(frozen=True)
 class Chunk:
-    """A file, and the time of its first frame in the video that it is a part of."""
+    """A file, the time of its first frame in the video that it is a part of, and how many frames it has."""
 
     path: Path
     start_s: Fraction
+    frames: int
 
 
 def join(chunks: Sequence[Chunk], target: Path, audio: Path | None = None) -> list[str]:
@@ -77,18 +80,18 @@ def _write(chunks: Sequence[Chunk], partial: Path, muxer: str, sound: Audio | No
         last = -1
         for chunk in chunks:
             start = round((chunk.start_s - origin_s) / grid)
-            last = _copy(chunk.path, container, stream, max(start, last + 1), sound, origin_s)
+            last = _copy(chunk, container, stream, max(start, last + 1), sound, origin_s)
         if sound:
             sound.write_until(None, origin_s)  # it may go on when the pictures have ended
             sound.finish()
 
 
 def _copy(
-    path: Path, container: OutputContainer, stream: VideoStream, start: int, sound: Audio | None, origin_s: Fraction
+    chunk: Chunk, container: OutputContainer, stream: VideoStream, start: int, sound: Audio | None, origin_s: Fraction
 ) -> int:
     """Copy one chunk's packets, the first to be shown at ``start``; the time of the last, in the stream's unit."""
-    first, last = None, start
-    with _opened(path) as source:
+    first, last, frames = None, start, 0
+    with _opened(chunk.path) as source:
         for packet in source.demux(video=0):
             if not packet.size or packet.pts is None:  # PyAV marks the end by an empty packet
                 continue
@@ -98,10 +101,16 @@ def _copy(
             time_s = origin_s + last * packet.time_base
             packet.stream = stream
             container.mux(packet)
+            frames += 1
             if sound:
                 sound.write_until(time_s, origin_s)
+    if frames != chunk.frames:  # Matroska that was cut off ends as if that were all
+        raise SinkError(f"{chunk.path} is damaged, {frames} of its {chunk.frames} frames are there; {_DELETE}")
     return last
 
 
 def _opened(path: Path) -> InputContainer:
-    return av.open(f"file:{path.absolute()}")
+    try:
+        return av.open(f"file:{path.absolute()}")
+    except (av.FFmpegError, OSError) as error:
+        raise SinkError(f"cannot read {path}: {reason(error)}; {_DELETE}") from None
