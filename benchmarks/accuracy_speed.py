@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from forms import at_depth
 from machine import describe
-from outputs import add_outputs, check_outputs, finish
+from outputs import add_outputs, check_outputs, count, finish, run_main
 from rich.console import Console
 from rich.table import Table
 from timing import interleaved, span
@@ -35,7 +35,7 @@ from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.onnx import export_onnx, inlined
 from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, resolve_precision, save
 from mcdrl_rt.engine.quantize import quantize
-from mcdrl_rt.errors import McdrlError, SpecError
+from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.mcdrl import MCDRL, build_empty
@@ -76,27 +76,25 @@ def main() -> None:
     """Measure, print a table, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    parser.add_argument("--frames", type=int, default=60, help="images of each site, spread evenly")
+    parser.add_argument("--frames", type=count, default=60, help="images of each site, spread evenly")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--alphas", type=float, nargs="*", default=ALPHAS)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="others, or folders of runs")
     add_outputs(parser)
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
-    try:
-        if arguments.frames < 1:
-            raise McdrlError(f"--frames is at least 1, not {arguments.frames}")
-        check_outputs(arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(arguments, Path(folder))
-    except McdrlError as error:
-        raise SystemExit(f"error: {error}") from error
+    check_outputs(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(arguments, Path(folder))
     show(result)
-    if arguments.plot:
-        from accuracy_speed_plot import draw
+    finish(result, arguments, draw)
 
-        draw(result, arguments.plot)
-    finish(result, arguments)
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw it: only that needs Matplotlib."""
+    import accuracy_speed_plot
+
+    accuracy_speed_plot.draw(result, path)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -272,4 +270,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

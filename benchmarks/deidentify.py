@@ -13,7 +13,6 @@ of a circuit board.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,13 +21,13 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
+from outputs import add_save, check_outputs, finish, run_main
 
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.field import field_of
 from mcdrl_rt.video.out_of_body import SURE, TISSUE, tissue_share
 from mcdrl_rt.video.phantom import Phantom
 
-RESULTS = Path(__file__).parent / "results"
 TEXTS = (("DOE, JANE", (20, 60)), ("D.O.B. 01/02/1950", (20, 100)), ("CVP:2 A5", (20, 300)), ("#4711", (560, 690)))
 
 
@@ -37,8 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("MCDRL_DATA"), help="folder of the sites")
     parser.add_argument("--photographs", type=Path, help="folder of more pictures of anything but the inside of a body")
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     if not arguments.data:
         raise SystemExit("say where the sites are: --data, or MCDRL_DATA")
     clinic, kvasir = list(_clinic(arguments.data)), list(_kvasir(arguments.data))
@@ -70,9 +70,7 @@ def main() -> None:
     for verdict in ("body", "doubt", "room"):
         names = [name for name, taken in result["photographs"].items() if taken == verdict]
         print(f"photographs, {verdict}: {len(names)} {' '.join(names)}")
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def text_surviving(frames: list[UInt8Array]) -> float:
@@ -186,4 +184,4 @@ def _mean(values: Iterable[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -9,7 +9,7 @@ from typing import Any
 
 from families import Family
 from resources import energy_meter, joules, peak_mib
-from timing import PARTS, figures, slope, spread, timed
+from timing import FEWEST, PARTS, SETTLE_S, figures, rounded, slope, spread, timed
 
 Key = tuple[int, str]  # depth, and the form's name
 ENERGY_S = 1.0  # that one form is repeated for, to read its energy
@@ -44,8 +44,11 @@ def measure(family: Family, batches: Sequence[int], effort: Effort) -> dict[str,
         if not built:
             continue
         # all have run once to be made ready; a round of a larger batch takes long
-        warm_up, least, seconds = (1, PARTS, effort.seconds[0]) if batch == 1 else (0, 1, effort.seconds[1])
-        times = timed(built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds, least=least)
+        warm_up, least, seconds = (1, PARTS, effort.seconds[0]) if batch == 1 else (0, FEWEST, effort.seconds[1])
+        settle_s = SETTLE_S if family.device.type == "cpu" else 0.0
+        times = timed(
+            built, effort.runs, warm_up=warm_up, wait=family.wait, seconds=seconds, least=least, settle_s=settle_s
+        )
         meter = energy_meter(family.device) if batch == 1 else None
         energy = {key: joules(form, family.wait, meter, ENERGY_S) for key, form in built.items()} if meter else {}
         for depth in dict.fromkeys(depth for depth, _ in built):
@@ -69,6 +72,7 @@ def _ready(family: Family, batch: int) -> tuple[dict[Key, Callable[[], Any]], di
     for depth in (family.depths[0], *family.depths):
         for name, make in family.forms(depth, batch).items():
             key = (depth, name)
+            built.pop(key, None)
             try:
                 memory[key] = peak_mib(lambda k=key, m=make: built.__setitem__(k, m()) or built[k](), family.device)
             except RuntimeError as error:  # no room on a GPU: the other forms are measured all the same
@@ -86,16 +90,18 @@ def _of_depth(values: dict[Key, Any], depth: int) -> dict[str, Any]:
 def _costs_of_depth(times: dict[Key, list[float]]) -> dict[str, Any]:
     """By form: milliseconds for one more block, and by how much the deepest is slower than the shallowest.
 
-    The latter is the median over rounds of the ratio within a round.
+    Each is the median over rounds of what it is within a round.
     """
-    per_block, growth = {}, {}
+    per_block, spreads, growth = {}, {}, {}
     for name in dict.fromkeys(name for _, name in times):
         by_depth = {depth: values for (depth, form), values in times.items() if form == name}
         if len(by_depth) < 2:
             continue
-        per_block[name] = round(slope({depth: statistics.median(values) for depth, values in by_depth.items()}), 4)
+        rounds = [dict(zip(by_depth, values, strict=True)) for values in zip(*by_depth.values(), strict=True)]
+        slopes = [slope(milliseconds) for milliseconds in rounds]
+        per_block[name], spreads[name] = round(statistics.median(slopes), 4), rounded(spread(slopes))
         shallow, deep = min(by_depth), max(by_depth)
         ratios = [b / a for a, b in zip(by_depth[shallow], by_depth[deep], strict=True)]
         growth[name] = {"from": shallow, "to": deep, "ratio": round(statistics.median(ratios), 4)}
-        growth[name]["spread"] = round(spread(ratios), 4)
-    return {"ms_per_block": per_block, "growth": growth}
+        growth[name]["spread"] = rounded(spread(ratios))
+    return {"ms_per_block": per_block, "ms_per_block_spread": spreads, "growth": growth}

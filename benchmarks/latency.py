@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,17 +32,16 @@ from depths import Effort, measure
 from families import Family, GraphFamily, OpenVinoFamily
 from latency_report import PAPER, draw, show
 from machine import describe
+from outputs import add_outputs, check_outputs, finish, run_main
 from resources import MEMORY
 from timing import interleaved
 
 from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.model.clip import SMALL
 
-RESULTS = Path(__file__).parent / "results"
 OWN = {SMALL: (288, 16)}  # side of the input in pixels, and pixels to a grid cell, where they are not the usual
 USUAL = (224, 0)
 MOST_BATCH, MOST_DEPTH = 256, 64
-FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of OpenVINO: fp32, bf16, fp16")
     parser.add_argument("--input-size", type=int, metavar="N", help="of the square picture; by default the encoder's")
     parser.add_argument("--runs", type=int, help="rounds, at most")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
-    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+    add_outputs(parser)
     given = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # remarks on every layer it leaves as it is
@@ -117,11 +113,7 @@ def run(given: argparse.Namespace) -> None:
     if engine == "openvino":
         result["shipped"] = measure_shipped(effort.runs)
     show(result)
-    if given.plot:
-        draw(result, given.plot)
-    if given.save:
-        (RESULTS / f"{given.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, given, draw)
 
 
 def check(encoders: Sequence[str], depths: Sequence[int], batches: Sequence[int], given: argparse.Namespace) -> None:
@@ -134,26 +126,18 @@ def check(encoders: Sequence[str], depths: Sequence[int], batches: Sequence[int]
 
     known = open_clip.list_models()
     unknown = next((name for name in encoders if name not in known), None)
-    size, runs, plot, save = given.input_size, given.runs, given.plot, given.save
-    drawable = plot is None or plot.suffix.lower() in FORMATS
-    can_draw = plot is None or importlib.util.find_spec("matplotlib") is not None
+    size, runs = given.input_size, given.runs
     wrong: list[tuple[bool, str]] = [
         (unknown is not None, f"no encoder {unknown!r}; try RN50, ViT-B-16, ViT-L-14 or {SMALL}"),
         (not 1 <= min(depths) <= max(depths) <= MOST_DEPTH, f"--depths go from 1 to {MOST_DEPTH}"),
         (not 1 <= min(batches) <= max(batches) <= MOST_BATCH, f"--batches go from 1 to {MOST_BATCH}"),
         (size is not None and not 32 <= size <= 4096, f"--input-size is 32 to 4096 pixels, not {size}"),
         (runs is not None and runs < 1, f"--runs is at least 1, not {runs}"),
-        (not drawable, f"--plot draws {', '.join(FORMATS)}, not {plot}"),
-        (not can_draw, "--plot needs Matplotlib: pip install matplotlib"),
-        (save is not None and Path(save).name != save, f"--save takes a name, not {save!r}"),
     ]
     for is_wrong, what in wrong:
         if is_wrong:
             raise McdrlError(what)
-    if plot:
-        try_to_write(plot)
-    if save:
-        try_to_write(RESULTS / f"{save}.json")
+    check_outputs(given)
 
 
 def resolve(engine: str, precision: str) -> str:
@@ -210,7 +194,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     """``3`` or ``1-5``."""
     first, dash, last = text.partition("-")
     try:
-        numbers = tuple(range(int(first), int(last if dash else first) + 1))
+        start, end = int(first), int(last if dash else first)
+        # of a range that is too long, its ends say so to ``check``
+        numbers = tuple(range(start, end + 1)) if end - start <= MOST_BATCH else (start, end)
     except ValueError:
         numbers = ()
     if not numbers:
@@ -218,20 +204,5 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def try_to_write(path: Path) -> None:
-    """Make sure that a file can be written, and leave all as it was.
-
-    Raises:
-        McdrlError: it cannot.
-    """
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise McdrlError(f"cannot write {path}: {error.strerror}") from error
-    if not existed:
-        path.unlink()
-
-
 if __name__ == "__main__":
-    main()
+    run_main(main)

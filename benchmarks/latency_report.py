@@ -17,6 +17,7 @@ PAPER: dict[str, Any] = {
     "ms": [142, 178, 215, 252, 290],
 }
 PAPER_NAME = "A800, theirs"  # as the table and the plot say it
+SPREAD = "±: the range of the medians of five parts of the run; images/s: of the median"
 NARROWEST = 110  # columns of the table, where there is no terminal to ask
 
 
@@ -29,7 +30,7 @@ def show(result: dict[str, Any]) -> None:
         if model["rows"]:
             console.print(_table(name, model))
         console.print(*_notes(model), sep="\n", highlight=False)
-    console.print(f"MiB: {result['memory']}", f"{PAPER_NAME}: {PAPER['what']}", sep="\n", highlight=False)
+    console.print(SPREAD, f"MiB: {result['memory']}", f"{PAPER_NAME}: {PAPER['what']}", sep="\n", highlight=False)
     if shipped := result.get("shipped"):
         engine, frame = (shipped["p50_ms"][part] for part in ("engine", "frame"))
         words = f"engine {engine:.2f} ms, a whole 560×480 frame {frame:.2f} ms (p50)"
@@ -40,8 +41,9 @@ def _table(name: str, model: dict[str, Any]) -> Table:
     rows = model["rows"]
     batches = sorted({row["batch"] for row in rows})
     size, cells = model["input_size"], f"{model['selected']} of {model['tokens']} cells"
-    rounds = min(row["rounds"] for row in rows if row["batch"] == batches[0])
-    table = Table(title=f"{name} at {size}×{size}, {cells}, batch {batches[0]}, {rounds} rounds", box=box.SIMPLE_HEAD)
+    rounds = [f"{min(row['rounds'] for row in rows if row['batch'] == batch)}" for batch in batches]
+    title = f"{name} at {size}×{size}, {cells}, batch {batches[0]}, {' and '.join(rounds)} rounds"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("depth", justify="right")
     table.add_column("form", no_wrap=True)
     energy = any(row["joules"] for row in rows)
@@ -53,7 +55,7 @@ def _table(name: str, model: dict[str, Any]) -> Table:
         depth, parameters = row["depth"], row["parameters"] / 1e6
         labels = [f"{depth}", f"{parameters:.1f} M"]
         for i, form in enumerate(row["p50_ms"]):
-            times = f"{row['p50_ms'][form]:.2f} ± {row['spread_ms'][form]:.2f}"
+            times = f"{row['p50_ms'][form]:.2f} ± {_number(row['spread_ms'][form], '{:.2f}')}"
             cells = [labels[i] if i < len(labels) else "", form, times]
             cells += [f"{row[p][form]:.2f}" for p in ("p95_ms", "p99_ms")]
             cells += [_images(rows, depth, batch, form) for batch in batches]
@@ -86,8 +88,9 @@ def _notes(model: dict[str, Any]) -> list[str]:
     lines = []
     for form, block in model.get("ms_per_block", {}).items():
         growth = model["growth"][form]
-        by = f"{growth['ratio'] - 1:+.1%} ± {growth['spread']:.1%}"
-        lines.append(f"  {form}: one more block {block:+.2f} ms; depth {growth['from']} → {growth['to']}: {by}")
+        by = f"{growth['ratio'] - 1:+.1%} ± {_number(growth['spread'], '{:.1%}')}"
+        more = f"{block:+.2f} ± {_number(model.get('ms_per_block_spread', {}).get(form), '{:.2f}')} ms"
+        lines.append(f"  {form}: one more block {more}; depth {growth['from']} → {growth['to']}: {by}")
     for one in model["refused"]:
         lines.append(f"  not measured: {one['form']} at depth {one['depth']}, batch {one['batch']}: {one['why']}")
     return lines

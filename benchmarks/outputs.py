@@ -1,10 +1,12 @@
-"""What a benchmark leaves behind: a plot, a result to keep, and one JSON line at the end of what it prints."""
+"""What a benchmark leaves behind: a plot, a result to keep, one JSON line at the end; and one line where it cannot."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,26 @@ RESULTS = Path(__file__).parent / "results"
 _DRAWN = (".png", ".svg", ".pdf")
 
 
+def run_main(main: Callable[[], None]) -> None:
+    """Run a program: what is wrong with what was asked for is said in one line, and Ctrl-C needs none of Python's."""
+    try:
+        main()
+    except McdrlError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def add_save(parser: argparse.ArgumentParser) -> None:
+    """The option of every benchmark."""
+    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+
+
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """The options of every benchmark that draws."""
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it: .png, .svg or .pdf")
-    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"also draw it: {', '.join(_DRAWN)}")
+    add_save(parser)
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
@@ -26,19 +44,47 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     Raises:
         McdrlError: it cannot.
     """
-    plot, name = arguments.plot, arguments.save
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise McdrlError("a plot needs Matplotlib: pip install 'mcdrl-rt[train]'")
-    if plot is not None and plot.suffix.lower() not in _DRAWN:
-        raise McdrlError(f"a plot's name ends in {', '.join(_DRAWN)}, not {str(plot)!r}")
-    if plot is not None and not plot.absolute().parent.is_dir():
-        raise McdrlError(f"no folder {plot.absolute().parent} for the plot")
+    plot, name = getattr(arguments, "plot", None), arguments.save
     if name is not None and (not name or Path(name).name != name):
-        raise McdrlError(f"--save is a name for benchmarks/results, without folder, not {name!r}")
+        raise McdrlError(f"--save takes a name for benchmarks/results, not {name!r}")
+    if plot is not None and plot.suffix.lower() not in _DRAWN:
+        raise McdrlError(f"--plot draws {', '.join(_DRAWN)}, not {plot}")
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise McdrlError("--plot needs Matplotlib: pip install matplotlib")
+    if plot is not None:
+        try_to_write(plot)
+    if name is not None:
+        try_to_write(RESULTS / f"{name}.json")
 
 
-def finish(result: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Keep the result if that was asked for, and print it."""
+def try_to_write(path: Path) -> None:
+    """Make sure that a file can be written, and leave all as it was.
+
+    Raises:
+        McdrlError: it cannot.
+    """
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise McdrlError(f"cannot write {path}: {error.strerror}") from error
+    if not existed:
+        path.unlink()
+
+
+def finish(
+    result: dict[str, Any], arguments: argparse.Namespace, draw: Callable[[dict[str, Any], Path], None] | None = None
+) -> None:
+    """Keep the result and draw it if that was asked for, and print it."""
     if arguments.save:
         (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
+    if draw is not None and arguments.plot:
+        draw(result, arguments.plot)
     print(json.dumps(result))
+
+
+def count(text: str) -> int:
+    """A number of an option, 1 at least."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is a whole number from 1 on, not {text!r}")
+    return int(text)

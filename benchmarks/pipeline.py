@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import logging
 import statistics
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
+from outputs import add_save, check_outputs, count, finish, run_main
 from process import decode_and_encode
 from stream import write_clip
 
@@ -46,7 +46,6 @@ from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.sink import open_sink
 from mcdrl_rt.video.source import open_source
 
-RESULTS = Path(__file__).parent / "results"
 TINT = np.array([80, 220, 60], np.float32)  # BGR
 
 
@@ -77,11 +76,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", type=Path, help="a file instead of the synthetic procedure")
     parser.add_argument("--size", default="1920x1080")
-    parser.add_argument("--fps", type=int, default=30)
-    parser.add_argument("--seconds", type=int, default=10, help="of the synthetic procedure")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    parser.add_argument("--fps", type=count, default=30)
+    parser.add_argument("--seconds", type=count, default=10, help="of the synthetic procedure")
+    parser.add_argument("--rounds", type=count, default=3)
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         video, target = arguments.video or Path(folder) / "in.mp4", Path(folder) / "out.mp4"
@@ -93,7 +93,7 @@ def main() -> None:
         "benchmark": "pipeline",
         "video": arguments.video.name if arguments.video else length,
         "seconds": rounds,
-        "overhead": median(rounds, "pipeline", "floor") - 1,
+        "overhead": round(median(rounds, "pipeline", "floor") - 1, 3),
         "over_floor": {name: median(rounds, name, "floor") for name in rounds},
         "over_ours": {name: median(rounds, name, "mcdrl-rt") for name in rounds},
         "stages_p50_ms": stages,
@@ -106,16 +106,14 @@ def main() -> None:
     print("a frame, p50: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in stages.items()))
     if importlib.util.find_spec("supervision") is None:
         print("supervision is not installed, and was left out")
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def measure(video: Path, target: Path, count: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each form in each round, and what each stage of ours took of a frame, in milliseconds."""
     segmenter, eager = Segmenter.load(), Segmenter.load(engine="torch", device="cpu")
     replay = Replay(segmenter.engine)
-    ours(video, target, Segmenter(replay))
+    ours(video, target, Segmenter(replay))  # and all that it imports is warm
     stages: dict[str, float] = {}
     forms: dict[str, Callable[[], object]] = {
         "floor": lambda: decode_and_encode(str(video), str(target), in_order=False),
@@ -185,4 +183,4 @@ def median(rounds: dict[str, list[float]], one: str, other: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -12,7 +12,6 @@ at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 from forms import literal, model_named
 from machine import describe
-from timing import interleaved
+from outputs import add_save, check_outputs, count, finish, run_main
+from timing import SETTLE_S, interleaved
 
 from mcdrl_rt.engine.frames import real_frames
 from mcdrl_rt.engine.onnx import export_onnx, inlined
@@ -31,17 +31,16 @@ from mcdrl_rt.engine.quantize import MAX_DROP, quantize
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.mcdrl import MCDRL
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=Path, required=True, help="real pictures or videos to calibrate int8 with")
     parser.add_argument("--models", nargs="+", default=["shipped", "RN50", "ViT-B-16"])
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    parser.add_argument("--runs", type=count, default=40)
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)
     rows = []
     for name in arguments.models:
@@ -53,9 +52,7 @@ def main() -> None:
             ratios = f"{gain:>5.1f}× torch  {fp32 / value:>5.2f}× fp32"
             print(f"{name:>10} {form:>20} {value:>9.2f} ms  {ratios}", flush=True)
     result = {"benchmark": "precision", "runs": arguments.runs, "models": rows, "machine": describe()}
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def measure(name: str, model: MCDRL, frames: Path, runs: int) -> dict[str, Any]:
@@ -74,8 +71,9 @@ def measure(name: str, model: MCDRL, frames: Path, runs: int) -> dict[str, Any]:
         engines = {f"openvino {p}": OpenVinoEngine(path, model.spec, p) for p, path in precisions.items()}
         forms: dict[str, Callable[[], Any]] = {"torch fp32, literal": literal(model, torch.from_numpy(frame))}
         forms |= {name: (lambda engine=engine: engine.infer(frame)) for name, engine in engines.items()}
-        return {"model": name, "input_size": size, "depth": model.spec.depth, **interleaved(forms, runs)}
+        times = interleaved(forms, runs, settle_s=SETTLE_S)
+        return {"model": name, "input_size": size, "depth": model.spec.depth, **times}
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,6 @@ is of one round, and what is told is the median. Memory is the most that a proce
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import statistics
@@ -24,9 +23,11 @@ from typing import Any
 
 import av
 from machine import describe
+from outputs import add_save, check_outputs, count, finish, run_main
 from stream import write_clip
 
-RESULTS = Path(__file__).parent / "results"
+from mcdrl_rt.errors import McdrlError
+
 CLIP_S = 10  # of video that is rendered
 
 
@@ -35,16 +36,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0, help="of the synthetic procedure")
     parser.add_argument("--size", default="1920x1080")
-    parser.add_argument("--fps", type=int, default=30)
+    parser.add_argument("--fps", type=count, default=30)
     parser.add_argument("--video", type=Path, help="a file instead of the synthetic procedure")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--options", default="", help="of mcdrl-rt process, in one word")
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    add_save(parser)
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plain:
         decode_and_encode(*arguments.plain)
         return
+    check_outputs(arguments)
+    if arguments.minutes <= 0:
+        raise McdrlError(f"--minutes is more than 0, not {arguments.minutes:g}")
+    if arguments.video and not arguments.video.is_file():
+        raise McdrlError(f"there is no file {arguments.video}")
     with tempfile.TemporaryDirectory() as folder:
         video = arguments.video or synthetic(Path(folder), arguments.size, arguments.fps, arguments.minutes * 60)
         rounds = [measure(video, Path(folder), shlex.split(arguments.options)) for _ in range(arguments.rounds)]
@@ -60,9 +66,7 @@ def main() -> None:
     for one in rounds:
         print(f"plain {one['plain_s']:7.1f} s   process {one['process_s']:7.1f} s, {one['process_mib']} MiB")
     print(f"{result['ratio']:.2f} times as long as decoding and encoding alone")
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def synthetic(folder: Path, size: str, fps: int, seconds: float) -> Path:
@@ -96,11 +100,15 @@ def measure(video: Path, folder: Path, options: list[str]) -> dict[str, Any]:
 def run(arguments: list[str]) -> tuple[float, float]:
     """Seconds that a Python program took, and the most memory it had, in MiB."""
     began_s = time.monotonic()
-    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(arguments)} ended with status {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - began_s, usage.ru_maxrss / 1024
+    with tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen([sys.executable, *arguments], stderr=words)
+        _, status, usage = os.wait4(process.pid, 0)
+        took_s = time.monotonic() - began_s
+        if (code := os.waitstatus_to_exitcode(status)) != 0:
+            words.seek(0)
+            last = (words.read().strip().splitlines() or ["without a word"])[-1]
+            raise McdrlError(f"{' '.join(arguments)} ended with status {code}: {last}")
+    return took_s, usage.ru_maxrss / 1024
 
 
 def decode_and_encode(video: str, target: str, in_order: bool = True) -> None:
@@ -122,4 +130,4 @@ def decode_and_encode(video: str, target: str, in_order: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def of_latency(result: dict[str, Any]) -> Ratios:
             found |= _pairs(f"{name}, depth {row['depth']}", row, pairs)
         for form, growth in model.get("growth", {}).items():
             what = f"{name}, {form}: depth {growth['to']} by depth {growth['from']}"
-            found[what] = Ratio(growth["ratio"], growth["spread"] / growth["ratio"])
+            found[what] = Ratio(growth["ratio"], _share(growth["spread"], growth["ratio"]))
     return found
 
 
@@ -109,4 +110,9 @@ def _pairs(what: str, row: dict[str, Any], pairs: list[tuple[str, str]]) -> Rati
 def _spread(row: dict[str, Any], form: str) -> float:
     """By what share a median is to be trusted; older results tell only how far out the slowest were."""
     p50 = row["p50_ms"][form]
-    return row["spread_ms"][form] / p50 if "spread_ms" in row else row["p95_ms"][form] / p50 - 1
+    return _share(row["spread_ms"][form], p50) if "spread_ms" in row else row["p95_ms"][form] / p50 - 1
+
+
+def _share(spread: float | None, value: float) -> float:
+    """A spread as a share of the value; too few rounds to tell it say nothing at all."""
+    return math.inf if spread is None else spread / value

@@ -10,31 +10,32 @@ its weights are random here, which latency does not depend on. One JSON line at 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from machine import describe
+from outputs import add_save, check_outputs, count, finish, run_main
 from timing import interleaved
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.openvino import PRECISIONS, OpenVinoEngine, core, resolve_precision
+from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.model.checkpoint import read_spec
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class UNet(nn.Module):
     """The rival with what every engine does around its network: normalise before, a lesion score after."""
 
     def __init__(self) -> None:
+        import segmentation_models_pytorch as smp
+
         super().__init__()
         self.network = smp.Unet("tu-mobilenetv2_100", encoder_weights=None, classes=2, pad_type="same")
 
@@ -47,9 +48,12 @@ class UNet(nn.Module):
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    parser.add_argument("--runs", type=count, default=100)
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        raise McdrlError("the U-Net is segmentation-models-pytorch's: pip install 'mcdrl-rt[dev]'")
     logging.getLogger().setLevel(logging.ERROR)
     spec = read_spec(DEFAULT_CHECKPOINT)
     frame = np.random.default_rng(0).integers(0, 256, (1, *spec.input_size, 3), dtype=np.uint8)
@@ -68,9 +72,7 @@ def main() -> None:
         print(f"{precision}: {spec.name} {one:.2f} ms, U-Net {other:.2f} ms: {row['ratio']:.2f} of it", flush=True)
     result = {"benchmark": "rival", "runs": arguments.runs, "input_size": spec.input_size, "precisions": rows}
     result |= {"machine": describe()}
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def compile_unet(size: tuple[int, int], precision: str) -> Any:
@@ -85,4 +87,4 @@ def compile_unet(size: tuple[int, int], precision: str) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -26,7 +26,7 @@ from ceilings import Ceilings, bandwidth
 from forms import model_named
 from layers import Layer, Profile, layers_of, parts_of
 from machine import describe
-from outputs import add_outputs, check_outputs, finish
+from outputs import add_outputs, check_outputs, count, finish, run_main
 from rich.console import Console
 from rich.table import Table
 from timing import interleaved, span
@@ -35,7 +35,6 @@ from mcdrl_rt.engine.frames import synthetic_frames
 from mcdrl_rt.engine.onnx import export_onnx, inlined
 from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, core, resolve_precision, save
 from mcdrl_rt.engine.quantize import quantize
-from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.types import ModelSpec
 
@@ -92,24 +91,22 @@ def main() -> None:
     """Measure, print tables, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["shipped", "RN50"], help="shipped, or encoders' names")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     add_outputs(parser)
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
-    try:
-        if arguments.rounds < 1:
-            raise McdrlError(f"--rounds is at least 1, not {arguments.rounds}")
-        check_outputs(arguments)
-        with tempfile.TemporaryDirectory() as folder:
-            result = measure(arguments.models, arguments.rounds, Path(folder))
-    except McdrlError as error:
-        raise SystemExit(f"error: {error}") from error
+    check_outputs(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(arguments.models, arguments.rounds, Path(folder))
     show(result)
-    if arguments.plot:
-        from roofline_plot import draw
+    finish(result, arguments, draw)
 
-        draw(result, arguments.plot)
-    finish(result, arguments)
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw it: only that needs Matplotlib."""
+    import roofline_plot
+
+    roofline_plot.draw(result, path)
 
 
 def measure(models: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
@@ -266,4 +263,4 @@ def _percent(spread: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

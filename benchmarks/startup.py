@@ -8,16 +8,14 @@ Each figure is the median over whole processes; the first frame is timed with th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from machine import describe
+from outputs import add_save, check_outputs, finish, run_main
 
-RESULTS = Path(__file__).parent / "results"
 FIRST_FRAME = "stream --input phantom:size=640x480,frames=1 --output null --json"
 
 
@@ -25,8 +23,9 @@ def main() -> None:
     """Run the measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     runs = arguments.runs
     cli = [sys.executable, "-m", "mcdrl_rt.cli"]
     commands = {
@@ -41,9 +40,7 @@ def main() -> None:
     for name, value in seconds.items():
         print(f"{name:<28} {value:6.3f} s")
     result = {"benchmark": "startup", "runs": runs, "median_s": seconds, "machine": describe()}
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def _time(command: list[str]) -> float:
@@ -53,4 +50,4 @@ def _time(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

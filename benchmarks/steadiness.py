@@ -10,7 +10,6 @@ the shipped model's masks, as they come and steadied. One JSON line at the end.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
+from outputs import add_save, check_outputs, finish, run_main
 from timing import interleaved
 
 from mcdrl_rt import Segmenter
@@ -30,7 +30,6 @@ from mcdrl_rt.video.phantom import Phantom
 from mcdrl_rt.video.source import open_source
 from mcdrl_rt.video.steady import Steady, flicker
 
-RESULTS = Path(__file__).parent / "results"
 AGES = (1, 2, 3, 4)
 SEEDS = (21, 42, 101)  # none of those that thresholds and weights were chosen on (3, 7, 15)
 SIZES = {"1080p": (1080, 1920), "2160p": (2160, 3840)}
@@ -52,8 +51,9 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="a real video as well")
     parser.add_argument("--frames", type=int, default=150, help="of each video, at most")
     parser.add_argument("--runs", type=int, default=40, help="of each timing")
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)
     cv2.setNumThreads(1)  # the cost is that of one core
     segmenter, rows = Segmenter.load(), []
@@ -70,9 +70,7 @@ def main() -> None:
     for name, times in cost.items():
         print(f"{name}  " + "  ".join(f"{what} {ms:.2f} ms" for what, ms in times["p50_ms"].items()))
     result = {"benchmark": "steadiness", "videos": rows, "late_frames": lag, "cost": cost, "machine": describe()}
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def phantom(segmenter: AnySegmenter, seed: int, count: int) -> Video:
@@ -200,4 +198,4 @@ def show(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
+from outputs import add_save, check_outputs, finish, run_main
 
-RESULTS = Path(__file__).parent / "results"
 CLIP_S = 10  # of video that is rendered
 
 
@@ -36,8 +36,9 @@ def main() -> None:
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--streams", type=int, default=1, help="at once, on one engine")
     parser.add_argument("--output", action="append", help="as of mcdrl-rt stream; default null")
-    parser.add_argument("--save", help="also write benchmarks/results/NAME.json")
+    add_save(parser)
     arguments = parser.parse_args()
+    check_outputs(arguments)
     outputs = arguments.output or ["null"]
     with tempfile.TemporaryDirectory() as folder:
         clips = record(Path(folder), arguments.size, arguments.fps, arguments.minutes * 60)
@@ -65,9 +66,7 @@ def main() -> None:
             without = f"{figures['without_overlay']:.1%} of frames without overlay"
             print(f"mask age     p50 {age['p50_ms']:6.1f}  p99 {age['p99_ms']:6.1f} ms; {without}")
     print(f"memory       {result['memory_mib']['median']} MiB, {growth:+.1%} from the first to the last third")
-    if arguments.save:
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments)
 
 
 def _figures(summary: dict[str, Any], interval_ms: float) -> dict[str, Any]:
@@ -134,4 +133,4 @@ def _watch(process: subprocess.Popen[str], memory_mib: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

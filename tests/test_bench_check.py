@@ -190,5 +190,5 @@ def test_program_that_ends_badly_is_told_by_its_last_words(monkeypatch: pytest.M
     import check as program
 
     monkeypatch.setitem(program.SHORT, "rival", "--runs none")
-    with pytest.raises(RuntimeError, match=r"invalid int value: 'none'$"):
+    with pytest.raises(RuntimeError, match=r"it is a whole number from 1 on, not 'none'$"):
         program.run("rival")

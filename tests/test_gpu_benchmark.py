@@ -183,6 +183,7 @@ def test_slope_is_the_cost_of_one_more(benchmark: Any) -> None:
     calls: list[str] = []
     forms = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     figures = interleaved(forms, 3, warm_up=1, wait=lambda: calls.append("."))
-    assert calls == ["a", ".", "b", "."] * 4
+    assert calls[1::2] == ["."] * 8
+    assert [sorted(calls[i : i + 4]) for i in range(0, 16, 4)] == [[".", ".", "a", "b"]] * 4
     assert figures["rounds"] == 3 and figures["p50_ms"]["a"] <= figures["p99_ms"]["a"]
     assert interleaved({"a": lambda: time.sleep(0.01)}, 1000, warm_up=0, seconds=0.05)["rounds"] < 20
