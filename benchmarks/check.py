@@ -82,9 +82,14 @@ def main() -> None:
             values = f"stored {one.stored:.3f}   now {one.now:.3f}   (may move by {one.tolerance:.0%})"
             print(f"  {one.verdict:<9}  {one.what}: {values}", flush=True)
     worse = [one.what for one in verdicts if one.verdict == "WORSE"]
-    print(f"{len(verdicts)} ratios, {len(worse)} got worse" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    unsteady = sum(one.verdict == "unsteady" for one in verdicts)
+    words = [f"{len(verdicts)} ratios, {len(worse)} got worse"]
+    words += [f"{unsteady} too unsteady to judge"] if unsteady else []
+    words += [f"failed: {', '.join(failed)}"] if failed else []
+    print("; ".join(words))
     ratios = [one._asdict() for one in verdicts]
-    print(json.dumps({"benchmark": "check", "worse": worse, "failed": failed, "ratios": ratios}))
+    told = {"worse": worse, "unsteady": unsteady, "failed": failed, "ratios": ratios}
+    print(json.dumps({"benchmark": "check", **told}))
     if worse or failed:
         sys.exit(1)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from families import Family
 from resources import energy_meter, joules, peak_mib
-from timing import FEWEST, PARTS, SETTLE_S, figures, rounded, slope, spread, timed
+from timing import FEWEST, PARTS, SETTLE_S, figures, paired, rounded, slope, spread, timed
 
 Key = tuple[int, str]  # depth, and the form's name
 ENERGY_S = 1.0  # that one form is repeated for, to read its energy
@@ -92,7 +92,9 @@ def _costs_of_depth(times: dict[Key, list[float]]) -> dict[str, Any]:
 
     Each is the median over rounds of what it is within a round.
     """
-    per_block, spreads, growth = {}, {}, {}
+    per_block: dict[str, float] = {}
+    spreads: dict[str, float | None] = {}
+    growth: dict[str, Any] = {}
     for name in dict.fromkeys(name for _, name in times):
         by_depth = {depth: values for (depth, form), values in times.items() if form == name}
         if len(by_depth) < 2:
@@ -101,7 +103,5 @@ def _costs_of_depth(times: dict[Key, list[float]]) -> dict[str, Any]:
         slopes = [slope(milliseconds) for milliseconds in rounds]
         per_block[name], spreads[name] = round(statistics.median(slopes), 4), rounded(spread(slopes))
         shallow, deep = min(by_depth), max(by_depth)
-        ratios = [b / a for a, b in zip(by_depth[shallow], by_depth[deep], strict=True)]
-        growth[name] = {"from": shallow, "to": deep, "ratio": round(statistics.median(ratios), 4)}
-        growth[name]["spread"] = rounded(spread(ratios))
+        growth[name] = {"from": shallow, "to": deep, **paired(by_depth[deep], by_depth[shallow])}
     return {"ms_per_block": per_block, "ms_per_block_spread": spreads, "growth": growth}

@@ -98,13 +98,15 @@ RATIOS: dict[str, Callable[[dict[str, Any]], Ratios]] = {
 
 
 def _pairs(what: str, row: dict[str, Any], pairs: list[tuple[str, str]]) -> Ratios:
-    """Ratios of the medians of one run's forms."""
-    return {
-        f"{what}: {one} by {other}": Ratio(
-            row["p50_ms"][one] / row["p50_ms"][other], (_spread(row, one) ** 2 + _spread(row, other) ** 2) ** 0.5
-        )
-        for one, other in pairs
-    }
+    """Ratios of one run's forms: within its rounds, or, of older results, of the medians."""
+    return {f"{what}: {one} by {other}": _ratio(row, one, other) for one, other in pairs}
+
+
+def _ratio(row: dict[str, Any], one: str, other: str) -> Ratio:
+    if pair := row.get("paired", {}).get(f"{one} by {other}"):
+        return Ratio(pair["ratio"], _share(pair["spread"], pair["ratio"]))
+    spread = (_spread(row, one) ** 2 + _spread(row, other) ** 2) ** 0.5
+    return Ratio(row["p50_ms"][one] / row["p50_ms"][other], spread)
 
 
 def _spread(row: dict[str, Any], form: str) -> float:

@@ -75,13 +75,24 @@ def timed(
 
 
 def figures(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Milliseconds by form for each percentile (``p50_ms`` …), the spread of the p50, and the number of rounds."""
+    """Milliseconds by form for each percentile (``p50_ms`` …), the spread of the p50, and the number of rounds.
+
+    ``paired`` has, for every two forms, the median over rounds of their ratio within a round, and its spread: what
+    slows a whole round down is not in it.
+    """
     percentiles = {
         f"p{q}_ms": {name: round(float(np.percentile(values, q)), 4) for name, values in times.items()}
         for q in PERCENTILES
     }
     spreads = {name: rounded(spread(values)) for name, values in times.items()}
-    return {**percentiles, "spread_ms": spreads, "rounds": min(map(len, times.values()))}
+    pairs = {f"{one} by {other}": paired(times[one], times[other]) for one in times for other in times if one != other}
+    return {**percentiles, "spread_ms": spreads, "rounds": min(map(len, times.values())), "paired": pairs}
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> dict[str, float | None]:
+    """The median over rounds of a ratio within a round, and its spread."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return {"ratio": round(float(np.median(ratios)), 4), "spread": rounded(spread(ratios))}
 
 
 def spread(values: Sequence[float]) -> float | None:

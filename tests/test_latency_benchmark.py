@@ -104,6 +104,15 @@ def test_spread_is_how_far_the_parts_of_a_run_lie_apart() -> None:
     assert figures({"a": [1.0, 2.0, 3.0]})["spread_ms"] == {"a": 2.0}
 
 
+def test_ratio_of_two_forms_is_that_within_a_round() -> None:
+    """A machine that slows down meets both: their ratio does not move."""
+    from timing import figures
+
+    slowing = [1.0, 1.5, 2.0, 2.5, 3.0]
+    pairs = figures({"a": slowing, "b": [2 * value for value in slowing]})["paired"]
+    assert pairs == {"a by b": {"ratio": 0.5, "spread": 0.0}, "b by a": {"ratio": 2.0, "spread": 0.0}}
+
+
 def test_each_round_has_an_order_of_its_own() -> None:
     """What runs after torch takes longer, for as long as torch's threads spin: no form may always be the next."""
     from timing import timed
