@@ -49,7 +49,8 @@ def ceiling(part: Part, size: int) -> dict[str, float]:
         a, b = (torch.randn(size, size, device=part.device).to(dtype) for _ in range(2))
         product = {"product": functools.partial(torch.matmul, a, b)}
         times = interleaved(product, 20, warm_up=3, wait=part.wait, seconds=2)
-        rates[str(dtype).removeprefix("torch.")] = round(2 * size**3 / times["p50_ms"]["product"] / 1e9, 2)
+        # in digits, not decimals: a rehearsal on a CPU without bfloat16 has thousandths
+        rates[str(dtype).removeprefix("torch.")] = float(f"{2 * size**3 / times['p50_ms']['product'] / 1e9:.4g}")
     return rates
 
 
