@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from forms import at_depth
 from machine import describe
-from outputs import add_outputs, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from rich.console import Console
 from rich.table import Table
 from timing import interleaved, span
@@ -74,13 +74,12 @@ class Form:
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, draws=True)
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
     parser.add_argument("--frames", type=count, default=60, help="images of each site, spread evenly")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--alphas", type=float, nargs="*", default=ALPHAS)
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[], help="others, or folders of runs")
-    add_outputs(parser)
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     check_outputs(arguments)

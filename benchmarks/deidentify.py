@@ -12,7 +12,6 @@ of a circuit board.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
-from outputs import add_save, check_outputs, finish, run_main
+from outputs import Parser, check_outputs, finish, run_main
 
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.field import field_of
@@ -33,10 +32,9 @@ TEXTS = (("DOE, JANE", (20, 60)), ("D.O.B. 01/02/1950", (20, 100)), ("CVP:2 A5",
 
 def main() -> None:
     """Measure, and print what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("MCDRL_DATA"), help="folder of the sites")
     parser.add_argument("--photographs", type=Path, help="folder of more pictures of anything but the inside of a body")
-    add_save(parser)
     arguments = parser.parse_args()
     check_outputs(arguments)
     if not arguments.data:

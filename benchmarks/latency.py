@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from depths import Effort, measure
 from families import Family, GraphFamily, OpenVinoFamily
 from latency_report import PAPER, draw, show
 from machine import describe
-from outputs import add_outputs, check_outputs, finish, run_main
+from outputs import Parser, check_outputs, finish, run_main
 from resources import MEMORY
 from timing import interleaved
 
@@ -57,17 +57,9 @@ CPU = Plan((SMALL, "RN50"), (1,), Effort(40, (8.0, 8.0)))
 GPU = Plan((SMALL, "RN50", "ViT-B-16", "ViT-L-14"), (1, 8, 64), Effort(150, (6.0, 6.0)))
 
 
-class Parser(argparse.ArgumentParser):
-    """One that complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and leave."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, draws=True)
     parser.add_argument("--encoder", nargs="+", metavar="NAME", help="open_clip configurations, or mcdrl-small")
     parser.add_argument("--depths", nargs="+", type=_numbers, default=[(1, 2, 3, 4, 5)], metavar="N or N-M")
     parser.add_argument("--batches", nargs="+", type=_numbers, metavar="N or N-M", help="frames at a time")
@@ -75,7 +67,6 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of OpenVINO: fp32, bf16, fp16")
     parser.add_argument("--input-size", type=int, metavar="N", help="of the square picture; by default the encoder's")
     parser.add_argument("--runs", type=int, help="rounds, at most")
-    add_outputs(parser)
     given = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # remarks on every layer it leaves as it is

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mcdrl_rt.errors import McdrlError
 
@@ -27,15 +27,23 @@ def run_main(main: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
-def add_save(parser: argparse.ArgumentParser) -> None:
-    """The option of every benchmark."""
-    parser.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+class Parser(argparse.ArgumentParser):
+    """The command line of a benchmark whose result can be kept; it complains in one line.
 
+    Args:
+        description: the program's docstring.
+        draws: there is a plot to be had.
+    """
 
-def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """The options of every benchmark that draws."""
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"also draw it: {', '.join(_DRAWN)}")
-    add_save(parser)
+    def __init__(self, description: str | None, draws: bool = False) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if draws:
+            self.add_argument("--plot", type=Path, metavar="FILE", help=f"also draw it: {', '.join(_DRAWN)}")
+        self.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave."""
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:

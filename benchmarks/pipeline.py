@@ -19,7 +19,6 @@ timestamps; ours is of the quality of our H.264. One JSON line at the end.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import logging
@@ -33,7 +32,7 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
-from outputs import add_save, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from process import decode_and_encode
 from stream import write_clip
 
@@ -73,13 +72,12 @@ class Replay:
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--video", type=Path, help="a file instead of the synthetic procedure")
     parser.add_argument("--size", default="1920x1080")
     parser.add_argument("--fps", type=count, default=30)
     parser.add_argument("--seconds", type=count, default=10, help="of the synthetic procedure")
     parser.add_argument("--rounds", type=count, default=3)
-    add_save(parser)
     arguments = parser.parse_args()
     check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)

@@ -11,7 +11,6 @@ at the end.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from forms import literal, model_named
 from machine import describe
-from outputs import add_save, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from timing import SETTLE_S, interleaved
 
 from mcdrl_rt.engine.frames import real_frames
@@ -34,11 +33,10 @@ from mcdrl_rt.model.mcdrl import MCDRL
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--frames", type=Path, required=True, help="real pictures or videos to calibrate int8 with")
     parser.add_argument("--models", nargs="+", default=["shipped", "RN50", "ViT-B-16"])
     parser.add_argument("--runs", type=count, default=40)
-    add_save(parser)
     arguments = parser.parse_args()
     check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)

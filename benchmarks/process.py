@@ -23,7 +23,7 @@ from typing import Any
 
 import av
 from machine import describe
-from outputs import add_save, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from stream import write_clip
 
 from mcdrl_rt.errors import McdrlError
@@ -33,14 +33,13 @@ CLIP_S = 10  # of video that is rendered
 
 def main() -> None:
     """Measure, and print what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="of the synthetic procedure")
     parser.add_argument("--size", default="1920x1080")
     parser.add_argument("--fps", type=count, default=30)
     parser.add_argument("--video", type=Path, help="a file instead of the synthetic procedure")
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--options", default="", help="of mcdrl-rt process, in one word")
-    add_save(parser)
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plain:

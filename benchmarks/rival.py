@@ -9,7 +9,6 @@ its weights are random here, which latency does not depend on. One JSON line at 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe
-from outputs import add_save, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from timing import interleaved
 from torch import Tensor, nn
 
@@ -47,9 +46,8 @@ class UNet(nn.Module):
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--runs", type=count, default=100)
-    add_save(parser)
     arguments = parser.parse_args()
     check_outputs(arguments)
     if importlib.util.find_spec("segmentation_models_pytorch") is None:

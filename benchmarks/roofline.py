@@ -12,7 +12,6 @@ Its share is the limit over the time: median of the rounds, least and most. One 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from ceilings import Ceilings, bandwidth
 from forms import model_named
 from layers import Layer, Profile, layers_of, parts_of
 from machine import describe
-from outputs import add_outputs, check_outputs, count, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from rich.console import Console
 from rich.table import Table
 from timing import interleaved, span
@@ -89,10 +88,9 @@ class Measured:
 
 def main() -> None:
     """Measure, print tables, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, draws=True)
     parser.add_argument("--models", nargs="+", default=["shipped", "RN50"], help="shipped, or encoders' names")
     parser.add_argument("--rounds", type=count, default=5)
-    add_outputs(parser)
     arguments = parser.parse_args()
     logging.getLogger().setLevel(logging.ERROR)
     check_outputs(arguments)

@@ -7,23 +7,21 @@ Each figure is the median over whole processes; the first frame is timed with th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
 
 from machine import describe
-from outputs import add_save, check_outputs, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 
 FIRST_FRAME = "stream --input phantom:size=640x480,frames=1 --output null --json"
 
 
 def main() -> None:
     """Run the measurements and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    add_save(parser)
+    parser = Parser(__doc__)
+    parser.add_argument("--runs", type=count, default=5)
     arguments = parser.parse_args()
     check_outputs(arguments)
     runs = arguments.runs

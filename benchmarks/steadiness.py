@@ -9,7 +9,6 @@ the shipped model's masks, as they come and steadied. One JSON line at the end.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
-from outputs import add_save, check_outputs, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 from timing import interleaved
 
 from mcdrl_rt import Segmenter
@@ -47,11 +46,10 @@ class Video:
 
 def main() -> None:
     """Measure, print a table, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--clip", type=Path, help="a real video as well")
-    parser.add_argument("--frames", type=int, default=150, help="of each video, at most")
-    parser.add_argument("--runs", type=int, default=40, help="of each timing")
-    add_save(parser)
+    parser.add_argument("--frames", type=count, default=150, help="of each video, at most")
+    parser.add_argument("--runs", type=count, default=40, help="of each timing")
     arguments = parser.parse_args()
     check_outputs(arguments)
     logging.getLogger().setLevel(logging.ERROR)

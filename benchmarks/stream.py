@@ -10,7 +10,6 @@ Memory is that of the process, once a second; the first quarter, in which buffer
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -23,20 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-from outputs import add_save, check_outputs, finish, run_main
+from outputs import Parser, check_outputs, count, finish, run_main
 
 CLIP_S = 10  # of video that is rendered
 
 
 def main() -> None:
     """Stream, and print what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--size", default="1920x1080")
-    parser.add_argument("--fps", type=int, default=30)
-    parser.add_argument("--streams", type=int, default=1, help="at once, on one engine")
+    parser.add_argument("--fps", type=count, default=30)
+    parser.add_argument("--streams", type=count, default=1, help="at once, on one engine")
     parser.add_argument("--output", action="append", help="as of mcdrl-rt stream; default null")
-    add_save(parser)
     arguments = parser.parse_args()
     check_outputs(arguments)
     outputs = arguments.output or ["null"]

@@ -18,11 +18,12 @@ from mcdrl_rt.offline.manifest import Manifest, keep_names, write_json
 from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
-from mcdrl_rt.offline.products import About, Piece, Product
+from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.version import __version__
+from mcdrl_rt.video.chunks import Chunk
 from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
 
@@ -53,12 +54,12 @@ def finish(
     problems = [recording.verdict(part.tally for part in manifest.parts)]
     problems += [text for part in manifest.parts for text in part.problems]
     for kind in kinds:
-        pieces = [
-            Piece(kind.part(manifest.folder, number), start_s, manifest.done[number].frames)
+        chunks = [
+            Chunk(kind.part(manifest.folder, number), start_s, manifest.done[number].frames)
             for number, start_s in sorted(starts.items())
         ]
         whole = kind.whole(manifest.folder)
-        problems += kind.join(pieces, whole, about)
+        problems += kind.join(chunks, whole, about)
         _move(whole, job.result(kind.end))
     told = list(dict.fromkeys(text for text in problems if text))
     if settings.private:

@@ -11,7 +11,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,6 @@ class About:
     sound: Path | None
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one segment left of one kind of result: where it is, the time of its first frame, and how many it has."""
-
-    path: Path
-    start_s: Fraction
-    frames: int
-
-    @property
-    def chunk(self) -> Chunk:
-        """It, where it is a video."""
-        return Chunk(self.path, self.start_s, self.frames)
-
-
 class Product(ABC):
     """One kind of result.
 
@@ -84,7 +69,7 @@ class Product(ABC):
         """
 
     @abstractmethod
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
         """Make one of all segments' that have a frame, in their order; of what was put in its place already, nothing.
 
         Returns:
@@ -115,8 +100,8 @@ class _Annotated(Product):
     def open(self, part: Path, about: About) -> Sink:
         return VideoFile(part, H264, about.format, joinable=True)
 
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        return join([piece.chunk for piece in pieces], whole, about.sound)
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
+        return join(chunks, whole, about.sound)
 
 
 class _LabelVideo(Product):
@@ -127,8 +112,8 @@ class _LabelVideo(Product):
     def open(self, part: Path, about: About) -> Sink:
         return _Labels(VideoFile(part, "ffv1", about.format, joinable=True, grey=True))
 
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        return join([piece.chunk for piece in pieces], whole)
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
+        return join(chunks, whole)
 
 
 class _Pictures(Product):
@@ -139,11 +124,11 @@ class _Pictures(Product):
     def open(self, part: Path, about: About) -> Sink:
         return _Kept(str(part), about.format)
 
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
         """Pictures are moved, so that an interruption loses none: what is left is moved the next time."""
         try:
-            for piece in pieces:
-                for picture in piece.path.iterdir():
+            for chunk in chunks:
+                for picture in chunk.path.iterdir():
                     whole.mkdir(exist_ok=True)
                     os.replace(picture, whole / picture.name)
         except OSError as error:
@@ -164,8 +149,8 @@ class _Coco(Product):
     def open(self, part: Path, about: About) -> Sink:
         return self._coco.Coco(part, about.classes, about.facts)
 
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        self._coco.concatenate([piece.path for piece in pieces], whole)
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
+        self._coco.concatenate([chunk.path for chunk in chunks], whole)
         return []
 
 
@@ -182,8 +167,8 @@ class _Table(Product):
     def open(self, part: Path, about: About) -> Sink:
         return self._table.Table(part, about.facts)
 
-    def join(self, pieces: Sequence[Piece], whole: Path, about: About) -> list[str]:
-        self._table.concatenate([piece.path for piece in pieces], whole)
+    def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
+        self._table.concatenate([chunk.path for chunk in chunks], whole)
         return []
 
 

@@ -28,7 +28,7 @@ _DELETE = "delete it and start again"
 
 @dataclass(frozen=True)
 class Chunk:
-    """A file, the time of its first frame in the video that it is a part of, and how many frames it has."""
+    """A part of a video: where it lies, the time of its first frame in the whole, and how many frames it has."""
 
     path: Path
     start_s: Fraction
