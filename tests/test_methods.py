@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from miniature import write_site
 from safetensors.torch import save_file
 
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.torch import TorchEngine
-from mcdrl_rt.errors import SpecError
+from mcdrl_rt.errors import McdrlError, SpecError
+from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from training.dataset import Item, LesionDataset
 from training.evaluate import MethodEngine
 from training.methods import build_method
 from training.methods.base import load_trunk, upsample_cells
-from training.recipe import METHODS, Recipe
+from training.methods.causal import Causal
+from training.recipe import METHODS, Recipe, load_recipe
 from training.sites import load_site
 
 RECIPE = Recipe(name="tiny", input_size=(64, 64), grid_stride=16, depth=1, readout=0.1, edge=1.0, seed=3, lr=2e-3)
@@ -136,6 +142,38 @@ def test_method_engine_is_the_deployed_engine(tmp_path: Path) -> None:
     assert np.abs(one.score.astype(int) - other.score).max() <= 1
     assert (one.selected == other.selected).mean() > 0.99
     np.testing.assert_allclose(one.confounders, other.confounders, atol=1e-5)
+
+
+def test_shipped_model_is_trained_further(tmp_path: Path) -> None:
+    recipe = load_recipe(ROOT / "training" / "recipes" / "finetune.toml", ["input_size=[96, 128]", "alpha=0.7"])
+    assert not recipe.pretrains
+    method = build_method(recipe, tmp_path)
+    assert isinstance(method, Causal)
+    shipped, further = load_checkpoint(DEFAULT_CHECKPOINT), method.network
+    state = shipped.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in further.state_dict().items())
+    assert (further.spec.name, further.spec.input_size, further.spec.alpha) == ("finetuned", (96, 128), 0.7)
+    assert json.loads(further.spec.provenance["start"]) == dict(shipped.spec.provenance)
+    assert json.loads(further.spec.provenance["recipe"])["start"] == "mcdrl-small"
+    assert further.eval()(torch.zeros(1, 3, 96, 128)).logits.shape == (1, 2, 96, 128)
+    ids = {id(p) for p in method.pretrained_parameters()}
+    assert ids == {id(p) for p in further.encoder.get_submodule("trunk").parameters()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"start": "gone.safetensors"}, "no checkpoint at gone.safetensors"),
+        ({"start": "mcdrl-small", "depth": 2, "confounders": 9}, "mcdrl-small has another confounders, depth; give"),
+        ({"start": "mcdrl-small", "encoder": "RN50", "grid_stride": 0}, "mcdrl-small has another encoder; give"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_the_recipe_is_refused(
+    settings: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    recipe = load_recipe(ROOT / "training" / "recipes" / "finetune.toml")
+    with pytest.raises(McdrlError, match=complaint):
+        build_method(dataclasses.replace(recipe, **settings), tmp_path)
 
 
 def test_encoder_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

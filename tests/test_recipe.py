@@ -56,6 +56,7 @@ def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
         ('name = "x"', ["accumulate=3"], "a batch_size that accumulate does not divide"),
         ('name = "x"', ["train_sites=[]"], "has no train_sites"),
         ('name = "x"', ["epochs=0"], "has no epochs"),
+        ('name = "x"', ["start='mcdrl-small'", "method='unet'"], "has a start, which is for method mcdrl, not unet"),
         ('name = "x"', ["validation_share=0", "patience=3"], "has patience, but no validation_share"),
         ('name = "x"\nbase = "gone.toml"', [], "cannot read recipe"),
     ],

@@ -29,6 +29,8 @@ class Recipe:
         encoder, input_size, grid_stride, classes, confounders, alpha, depth, head: see ``ModelSpec``.
         pretrained: open_clip's name of the CLIP weights to start from (``openai``); empty for none.
         encoder_weights: a safetensors file for the image trunk, relative to the data folder; empty for none.
+        start: a checkpoint of ``mcdrl-rt`` to train further, in place of those weights and of pretraining: a file, or
+            ``mcdrl-small``, the shipped one; empty for none.
         mean, std: what those weights expect.
         train_sites: folders of the training sites under the data folder.
         validation_share: of every training site, whole groups, held out for the selection rule and for reporting.
@@ -61,6 +63,7 @@ class Recipe:
     encoder: str = "mcdrl-small"
     pretrained: str = ""
     encoder_weights: str = ""
+    start: str = ""
     input_size: tuple[int, int] = (224, 224)
     grid_stride: int = 0
     classes: tuple[str, ...] = ("polyp",)
@@ -105,7 +108,7 @@ class Recipe:
     @property
     def pretrains(self) -> bool:
         """Whether contrastive pretraining comes first; the U-Net has no text to be aligned with."""
-        return self.pretrain_epochs > 0 and self.method != "unet"
+        return self.pretrain_epochs > 0 and self.method != "unet" and not self.start
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
@@ -123,6 +126,7 @@ class Recipe:
                 raise SpecError(f"recipe {self.name!r}: {name} is one of {', '.join(known)}, not {value!r}")
         problems = {
             "no train_sites": not self.train_sites,
+            f"a start, which is for method mcdrl, not {self.method}": self.start and self.method != "mcdrl",
             "a validation_share outside [0, 1)": not 0 <= self.validation_share < 1,
             "patience, but no validation_share to go by": self.patience and not self.validation_share,
             "no epochs": self.epochs < 1,

@@ -8,7 +8,8 @@ puts its plugin in the function's place. The ``ModelSpec`` travels in the file's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -107,7 +108,8 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     proto.functions.extend(local_functions())
     proto.metadata_props.add(key=SPEC_KEY, value=model.spec.to_json())
-    onnx.checker.check_model(proto)
+    with _weights_as_inputs(proto):
+        onnx.checker.check_model(proto)
     return proto
 
 
@@ -227,4 +229,21 @@ def for_plugin(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same model without local functions, for runtimes that do not take them."""
-    return onnx.inliner.inline_local_functions(proto)
+    with _weights_as_inputs(proto) as weights:
+        result = onnx.inliner.inline_local_functions(proto)
+    del result.graph.input[len(proto.graph.input) :]
+    result.graph.initializer.extend(weights)
+    return result
+
+
+@contextmanager
+def _weights_as_inputs(proto: onnx.ModelProto) -> Iterator[list[onnx.TensorProto]]:
+    """Take the weights out, and make inputs of them, while onnx works on the graph: it copies all it gets, often."""
+    weights, inputs = list(proto.graph.initializer), len(proto.graph.input)
+    del proto.graph.initializer[:]
+    proto.graph.input.extend(onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights)
+    try:
+        yield weights
+    finally:
+        del proto.graph.input[inputs:]
+        proto.graph.initializer.extend(weights)

@@ -13,8 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.errors import SpecError
-from mcdrl_rt.model.mcdrl import MCDRL, build_model
+from mcdrl_rt.model.checkpoint import load_checkpoint
+from mcdrl_rt.model.clip import clip_config
+from mcdrl_rt.model.mcdrl import MCDRL, build_empty, build_model
 from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.ops import at_least_float32
 from mcdrl_rt.types import ModelSpec
@@ -96,10 +99,41 @@ def pretrained_part(encoder: nn.Module, recipe: Recipe) -> Iterable[nn.Parameter
 
 
 def start_model(recipe: Recipe, data: Path, clip: Path | None = None) -> MCDRL:
-    """The recipe's MCDRL model with its encoder's starting weights, or those of ``training.pretrain``."""
+    """The recipe's MCDRL model as its training begins.
+
+    It has the weights of the recipe's ``start``; else of ``training.pretrain``, in ``clip``; else an encoder with the
+    recipe's weights.
+    """
+    if recipe.start:
+        return _trained_model(recipe)
     model = build_model(model_spec(recipe), clip or recipe.pretrained or None)
     if recipe.encoder_weights and clip is None:
         load_trunk(model.encoder.get_submodule("trunk"), data / recipe.encoder_weights)
+    return model
+
+
+def _trained_model(recipe: Recipe) -> MCDRL:
+    """The model of the checkpoint ``start``, at the recipe's input size and α.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        SpecError: the recipe describes another model.
+    """
+    path = DEFAULT_CHECKPOINT if recipe.start == DEFAULT_CHECKPOINT.stem else Path(recipe.start)
+    trained = load_checkpoint(path)
+    spec, wanted = trained.spec, model_spec(recipe)
+    wanted = dataclasses.replace(
+        wanted,
+        encoder=clip_config(recipe.encoder, recipe.pretrained or None),
+        grid_stride=recipe.grid_stride or spec.grid_stride,
+        provenance={**wanted.provenance, "start": json.dumps(dict(spec.provenance), sort_keys=True)},
+    )
+    same = ("encoder", "grid_stride", "classes", "confounders", "mean", "std", "depth", "head")
+    if other := [name for name in same if getattr(spec, name) != getattr(wanted, name)]:
+        raise SpecError(f"{recipe.start} has another {', '.join(other)}; give the recipe the same")
+    new = {name: getattr(wanted, name) for name in ("name", "input_size", "alpha", "provenance")}
+    model = build_empty(dataclasses.replace(spec, **new))
+    model.load_state_dict(trained.state_dict())
     return model
 
 
