@@ -113,3 +113,8 @@ def test_what_the_dictionary_does_not_name_is_not_shown() -> None:
     plain = [float(name == "white-light imaging") for name in NAMES[:12]]
     assert shown_conditions(("bubbles",), NAMES[:12]).tolist() == plain
     assert shown_conditions(("white-light imaging", "blood"), NAMES[:12]).sum() == 2
+
+
+def test_no_picture_shows_both_kinds_of_light() -> None:
+    shown = shown_conditions(("white-light imaging", "narrow-band imaging", "blood"), NAMES)
+    assert {name for name, value in zip(NAMES, shown, strict=True) if value} == {"narrow-band imaging", "blood"}

@@ -46,6 +46,17 @@ def test_sites_are_counted(archive: Path) -> None:
     assert {Path(path).name for path in pair} == {"again.jpg", "1.png"}
 
 
+def test_pictures_that_are_no_site_are_told(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(archive, monkeypatch) == 0
+    assert "holds pictures" not in capsys.readouterr().out
+    (archive / "noise").rename(archive / "other")
+    (archive / "other" / "images").rename(archive / "other" / "Images")
+    assert run(archive, monkeypatch) == 0
+    assert f"{archive / 'other'} holds pictures, but no site: it needs images/" in capsys.readouterr().out
+
+
 def test_what_stops_training_is_named_and_fails(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

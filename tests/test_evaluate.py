@@ -48,7 +48,7 @@ class RedEngine:
 
 @pytest.fixture
 def red() -> Segmenter:
-    recipe = {"train_sites": ["here"], "validation_share": 0.25, "seed": 4}
+    recipe = {"name": "red", "train_sites": ["here"], "validation_share": 0.25, "seed": 4}
     spec = ModelSpec(
         name="red",
         encoder="none",
@@ -72,6 +72,18 @@ def test_held_out_part_and_unseen_sites_are_measured_and_nothing_else(red: Segme
     figures = sites["there"].figures()
     assert figures["dice"] > 0.9 and figures["s_measure"] > 0.8 and figures["hd95"] < 10
     assert 0 < figures["selection_recall"] < 1  # half of the cells
+
+
+def test_what_a_models_start_was_trained_on_is_not_unseen(red: Segmenter, tmp_path: Path) -> None:
+    for name in ("here", "there", "elsewhere"):
+        write_site(tmp_path / name, count=8)
+    start = {"recipe": json.dumps({"name": "first", "train_sites": ["there"], "validation_share": 0.5, "seed": 1})}
+    provenance = {**red.spec.provenance, "start": json.dumps(start)}
+    red.engine.spec = dataclasses.replace(red.spec, provenance=provenance)
+    sites = evaluate(Segmenter(red.engine), tmp_path)
+    assert {name: site.unseen for name, site in sites.items()} == {"there": False, "here": False, "elsewhere": True}
+    assert sites["there"].samples == split_sites(tmp_path, ["there"], 0.5, 1)[1]
+    assert sites["here"].samples == split_sites(tmp_path, ["here"], 0.25, 4)[1]
 
 
 def test_site_of_a_class_the_model_does_not_know_is_left_out_aloud(

@@ -14,6 +14,8 @@ from miniature import write_pair, write_site
 from mcdrl_rt.errors import SourceError, SpecError
 from training.sites import MANIFESTS, Sample, hold_out, load_site, read_pixels, read_sample, scan_site
 
+PLAIN_LAYOUT = '[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"'
+
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_site_of_images_and_masks_is_read_in_order(tmp_path: Path, suffix: str) -> None:
@@ -64,7 +66,9 @@ def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -
     for name in ("a", "b", "c"):
         write_pair(split / "imgs" / "p1" / f"{name}.png", None)
     square = [{"x": x, "y": y} for x, y in ((10, 5), (29, 5), (29, 24), (10, 24))]
-    entries = [("a", ["t1"], square), ("a", ["t9"], square), ("b", ["t2"], square), ("b", ["t1"], square[:2])]
+    twice = [("a", ["t1"], square), ("a", ["t1"], square)]  # no hole where outlines overlap
+    others = [("a", ["t2"], square), ("a", ["t9"], square), ("b", ["t2"], square), ("b", ["t1"], square[:2])]
+    entries = twice + others
     annotations = [{"object_id": i, "label_ids": labels, "data": data} for i, labels, data in entries]
     (split / "annotation.json").write_text(json.dumps(annotations))
     names = {"t1": "Tumor", "t2": "Muscosal erythema", "t9": "Carina"}
@@ -72,6 +76,10 @@ def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -
     site = scan_site(folder)
     assert [(s.image.stem, s.lesion) for s in site.samples] == [("a", "tumor"), ("b", "inflammation"), ("c", "none")]
     assert (site.unnamed, site.without_mask) == ({"Carina": 1}, [])
+    assert site.notes == {
+        "images that the annotation does not name, taken as without lesion": 1,
+        "outlines of a second class in an image, left out": 1,
+    }
     sizes = [int(read_sample(sample)[1].sum()) for sample in site.samples]
     assert sizes == [400, 400, 0]
     assert read_sample(site.samples[0], label=3)[1].max() == 3
@@ -105,7 +113,14 @@ def test_own_manifest_describes_any_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("layout = ", "cannot read"), ("x = 1", "needs .*layout"), ('[[layout]]\nimage = "*.png"', "needs .*layout")],
+    [
+        ("layout = ", "cannot read"),
+        ("x = 1", "needs .*layout"),
+        ('[[layout]]\nimage = "*.png"', "needs .*layout"),
+        (f'group = "(p"\n{PLAIN_LAYOUT}', "has a group that is no regular expression"),
+        (f'class = "{{organ}}"\n{PLAIN_LAYOUT}', "has a placeholder 'organ' that is none of {stem}, {name}, {folder}"),
+        ('[[layout]]\nimage = "/data/*.png"\nmask = "{stem}.png"', "has a pattern that is none .*relative"),
+    ],
 )
 def test_unusable_manifest_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "site.toml").write_text(text)
@@ -121,6 +136,36 @@ def test_foreign_annotations_are_named(tmp_path: Path, text: str) -> None:
     (split / "annotation.json").write_text(text)
     with pytest.raises(SourceError, match=r"annotation\.json is not annotation JSON"):
         load_site(split.parent)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_picture_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"picture{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    cv2.imwrite(str(path), pixels)
+    whole = path.read_bytes()
+    assert read_pixels(path).shape == (60, 80, 3)
+    if suffix == ".jpg":  # a preview in the metadata has an end of its own
+        comment = b"\xff\xd8 preview \xff\xd9"
+        whole = whole[:2] + b"\xff\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment + whole[2:]
+        path.write_bytes(whole)
+        assert read_pixels(path).shape == (60, 80, 3)
+    for length in (0, 10, len(whole) // 2, len(whole) - 20):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SourceError, match="damaged, or no image"):
+            read_pixels(path)
+
+
+def test_mask_of_zeros_and_ones_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    site = write_site(tmp_path / "site", count=1)
+    (sample,) = load_site(site)
+    assert sample.mask is not None
+    mask = cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(sample.mask), mask // 255)
+    with pytest.raises(SourceError, match="marks nothing: lesion is 128 or more, its highest value is 1"):
+        read_sample(sample)
+    cv2.imwrite(str(sample.mask), mask * 0)
+    assert not read_sample(sample)[1].any()
 
 
 def test_every_built_in_manifest_is_whole() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
+from training import loop
 from training import train as training
-from training.dataset import Item, LesionDataset
-from training.launch import make_fabric
+from training.dataset import EpochBatches, Item, LesionDataset
+from training.launch import claim, make_fabric
 from training.loop import Trainer
-from training.recipe import Recipe
+from training.recipe import Recipe, lineage
 from training.sites import load_site
 from training.train import load_method, train
 
@@ -143,7 +145,7 @@ def test_log_samples_and_checkpoint_of_a_run(
 
 
 def test_finished_run_is_left_alone_and_another_recipes_is_refused(tiny: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(tiny, epochs=1)
+    recipe = dataclasses.replace(tiny, epochs=1, causal_from_epoch=0)
     train(FABRIC, recipe, tmp_path, tmp_path / "run")
     before = load_file(tmp_path / "run" / "method.safetensors")
     train(FABRIC, recipe, tmp_path, tmp_path / "run")
@@ -151,6 +153,66 @@ def test_finished_run_is_left_alone_and_another_recipes_is_refused(tiny: Recipe,
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(SpecError, match=r"holds a run with other settings \(epochs, lr\); name another --output"):
         train(FABRIC, dataclasses.replace(recipe, epochs=4, lr=1e-4), tmp_path, tmp_path / "run")
+
+
+def test_what_has_not_begun_can_be_corrected(tiny: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(SourceError, match="no site at"):
+        train(FABRIC, dataclasses.replace(tiny, train_sites=("tyni",)), tmp_path, run)
+    claim(FABRIC, tiny, run)
+    assert json.loads((run / "recipe.json").read_text())["train_sites"] == ["tiny"]
+
+
+def test_run_of_an_earlier_version_goes_on_if_nothing_differs(tiny: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim(FABRIC, tiny, run)
+    (run / "last.pt").touch()
+    settings = json.loads((run / "recipe.json").read_text())
+    assert settings.pop("start") == ""  # a setting that there was not
+    (run / "recipe.json").write_text(json.dumps(settings))
+    claim(FABRIC, tiny, run)
+    for text in ("", '{"name": "tiny", "colour": 1}'):
+        (run / "recipe.json").write_text(text)
+        with pytest.raises(SpecError, match=r"cannot go on from .*recipe\.json \(.*\); name another --output"):
+            claim(FABRIC, tiny, run)
+
+
+def test_causal_network_that_would_never_be_trained_is_refused(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="'tiny' would never train its causal network: of 1 epochs it begins after 1"):
+        train(FABRIC, dataclasses.replace(tiny, epochs=1), tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_is_trained_further_on_views_it_has_not_seen(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    batches = loop.EpochBatches
+
+    def noted(*args: Any, epoch: int, **kwargs: Any) -> EpochBatches:
+        seen.append(epoch)
+        return batches(*args, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(loop, "EpochBatches", noted)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(FABRIC, tiny, tmp_path, first)
+    start = first / "tiny.safetensors"
+    recipe = dataclasses.replace(tiny, start=str(start), epochs=1, causal_from_epoch=0)
+    trained = train(FABRIC, recipe, tmp_path, second)
+    assert seen == [0, 1, 2]
+    spec = read_spec(second / "tiny.safetensors")
+    assert [(old.epochs, old.start) for old in lineage(spec.provenance)] == [(1, str(start)), (2, "")]
+    start.unlink()  # the run has its own copy
+    again = load_method(second, tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in trained.state_dict().items())
+    assert lineage(again.spec.provenance) == lineage(spec.provenance)
+
+
+def test_patience_judges_no_epoch_before_the_causal_network_is_trained(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, epochs=4, causal_from_epoch=2, patience=1, validation_share=0.2, lr=1e-9)
+    train(FABRIC, recipe, tmp_path, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progressed"]
+    assert state["best_epoch"] == 3 and state["epochs"] == 4
 
 
 def test_damaged_state_is_named(tiny: Recipe, tmp_path: Path) -> None:
@@ -183,7 +245,7 @@ def test_patience_ends_a_run_and_keeps_the_best_epoch(
 
 
 def test_parts_of_a_batch_make_one_step(tiny: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(tiny, batch_size=4, accumulate=2, epochs=1)
+    recipe = dataclasses.replace(tiny, batch_size=4, accumulate=2, epochs=1, causal_from_epoch=0)
     train(FABRIC, recipe, tmp_path, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["schedule"]["last_epoch"] == 2  # 8 images, 4 a step

@@ -18,10 +18,11 @@ from mcdrl_rt.errors import SpecError
 from mcdrl_rt.types import FloatArray, UInt8Array
 
 PLAIN = "white-light imaging"  # what a picture shows to which nothing was done
+NARROW = "narrow-band imaging"
 # the phantom's sites as conditions of the dictionary
 PHANTOM_CONDITIONS: dict[str, tuple[str, ...]] = {
     "white-light": (PLAIN,),
-    "narrow-band": ("narrow-band imaging",),
+    "narrow-band": (NARROW,),
     "dim": ("dim lighting", "uneven lighting"),
     "blur": ("defocus", "bubbles"),
     "blood": ("blood", "mucus"),
@@ -57,8 +58,13 @@ def draw_conditions(names: Sequence[str], rng: np.random.Generator, rate: float)
 
 
 def shown_conditions(shown: Sequence[str], names: Sequence[str]) -> FloatArray:
-    """Which of the dictionary's ``names`` (M,) a picture shows: each of ``shown`` 1; where none is, plain imaging."""
+    """Which of the dictionary's ``names`` (M,) a picture shows: each of ``shown`` 1; where none is, plain imaging.
+
+    In narrow-band light nothing is plain.
+    """
     known = [name for name in shown if name in names] or [PLAIN]
+    if NARROW in known:
+        known = [name for name in known if name != PLAIN]
     return np.array([float(name in known) for name in names], np.float32)
 
 
@@ -219,7 +225,7 @@ def _warp(pixels: UInt8Array, labels: UInt8Array, matrix: FloatArray) -> Picture
 _OPTICAL: dict[str, Callable[[np.random.Generator, UInt8Array], UInt8Array]] = {
     "motion blur": _motion_blur,
     "dim lighting": _dim,
-    "narrow-band imaging": _narrow_band,
+    NARROW: _narrow_band,
     "mucus": _mucus,
     "uneven lighting": _uneven,
     PLAIN: lambda rng, pixels: pixels,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.sites import Sample, data_root, find_sites, read_sample, scan_site
+from training.sites import IMAGE_SUFFIXES, Sample, data_root, find_sites, read_sample, scan_site
 
 HASH_SIDE = 16  # a hash has 16·16 bits
 PHANTOM_SIZE = (288, 384)
@@ -43,7 +43,8 @@ class Report:
         lesion_share: 5th, 50th and 95th percentile of the share of an image that is lesion.
         without_mask, unreadable: files that stop training.
         empty: masks without lesion.
-        unnamed: published labels the manifest gives no class.
+        unnamed: published labels of outlines that the manifest gives no class.
+        notes: what else of the annotation was not taken as it is.
     """
 
     site: str
@@ -57,6 +58,7 @@ class Report:
     unreadable: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     unnamed: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -89,6 +91,7 @@ def main() -> int:
         print(json.dumps({"sites": [asdict(report) for report in reports], "near_duplicates": twins}))
     else:
         print("\n".join(line for report in reports for line in _lines(report)))
+        print("".join(f"{line}\n" for line in _strange_lines(arguments.folder, reports)), end="")
         print("\n".join(_twin_lines(twins)))
     return 0 if all(report.usable for report in reports) else 1
 
@@ -161,7 +164,8 @@ def near_duplicates(samples: Sequence[Sample], hashes: Sequence[NDArray[np.uint6
 
 def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uint64]]]]:
     site = scan_site(folder)
-    report = Report(site.name, str(folder), groups=len({s.group for s in site.samples}), unnamed=dict(site.unnamed))
+    report = Report(site.name, str(folder), groups=len({s.group for s in site.samples}))
+    report.unnamed, report.notes = dict(site.unnamed), dict(site.notes)
     report.without_mask = [str(path.relative_to(folder)) for path in site.without_mask]
     shares, sizes, seen = [], [], []
     classes: Counter[str] = Counter()
@@ -202,7 +206,19 @@ def _lines(report: Report) -> list[str]:
     if report.unnamed:
         labels = _some([f"{name} ({count})" for name, count in sorted(report.unnamed.items())])
         lines.append(f"  labels without a class here, left out: {labels}")
-    return lines
+    return lines + [f"  {count} {what}" for what, count in report.notes.items()]
+
+
+def _strange_lines(folder: Path, reports: Sequence[Report]) -> list[str]:
+    """The folders beside sites that hold pictures, and are none."""
+    sites = {report.folder for report in reports}
+    others = [] if str(folder) in sites else [one for one in sorted(folder.iterdir()) if one.is_dir()]
+    strange = [one for one in others if str(one) not in sites and _has_pictures(one)]
+    return [f"{one} holds pictures, but no site: it needs images/ and masks/, or a site.toml" for one in strange]
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _twin_lines(twins: list[tuple[str, str]]) -> list[str]:

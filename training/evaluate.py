@@ -31,6 +31,7 @@ from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import readout_on_phantom, readout_on_real
+from training.recipe import lineage
 from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample, split_sites
 from training.train import Method, load_method
 
@@ -80,7 +81,8 @@ def main() -> int:
             segmenter = Segmenter.load(arguments.model, engine=arguments.engine, precision=arguments.precision)
         sites = evaluate(segmenter, arguments.data)
         if arguments.model.is_dir():
-            write_evaluation(arguments.model / "evaluation.json", segmenter, sites)
+            path = arguments.model / "evaluation.json"
+            write_evaluation(path, segmenter, sites, **_place_in_study(path))
         measured = {
             "model": segmenter.spec.name,
             "engine": segmenter.engine.name,
@@ -99,6 +101,8 @@ def main() -> int:
 def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[str, SiteScores]:
     """Scores on the training sites' held-out parts and on every other site at hand, by name.
 
+    Training sites are those of the model's own recipe, and of those that it started from.
+
     A site with a class that the model does not know is left out, and that is said on standard error.
 
     Args:
@@ -106,10 +110,13 @@ def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[
         data: the folder of the sites.
         most: images of each site, spread evenly over it; all, by default.
     """
-    recipe = json.loads(segmenter.spec.provenance.get("recipe", "{}"))
-    trained = recipe.get("train_sites", [])
-    share, seed = recipe.get("validation_share", 0.0), recipe.get("seed", 0)
-    parts = {name: split_sites(data, [name], share, seed)[1] for name in trained if (data / name).is_dir()}
+    recipes = lineage(segmenter.spec.provenance)
+    trained = {name: recipe for recipe in reversed(recipes) for name in recipe.train_sites}
+    parts = {
+        name: split_sites(data, [name], recipe.validation_share, recipe.seed)[1]
+        for name, recipe in trained.items()
+        if (data / name).is_dir()
+    }
     parts |= {folder.name: load_site(folder) for folder in find_sites(data) if folder.name not in trained}
     scores = {}
     for name, samples in parts.items():
@@ -170,7 +177,18 @@ def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteS
             for name, site in sites.items()
         },
     }
-    path.write_text(json.dumps(content) + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content) + "\n")
+    partial.replace(path)
+
+
+def _place_in_study(path: Path) -> dict[str, str]:
+    """What ``training.study`` noted of a run in its evaluation, if it is one of a study."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: known[name] for name in ("variant", "left_out") if name in known}
 
 
 class Deployed(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -22,8 +24,10 @@ from torch import Tensor, nn
 from mcdrl_rt.engine.openvino import resolve_precision
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.ops import at_least_float32
+from training.recipe import Recipe, recipe_from
 from training.sites import data_root
 
+TRAINED = ("last.pt", "method.safetensors", "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
@@ -76,6 +80,32 @@ def _processes() -> tuple[int, int]:
         nodes = int(environment.get("SLURM_NNODES", 1))
         return nodes, int(environment["SLURM_NTASKS"]) // nodes
     return 1, 1
+
+
+def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
+    """Make the run's folder and write ``recipe.json`` into it.
+
+    Raises:
+        SpecError: the folder holds what another recipe has trained, or cannot be written.
+    """
+    path, settings = run / "recipe.json", dataclasses.asdict(recipe)
+    if path.is_file() and any((run / name).exists() for name in TRAINED):
+        try:
+            was = dataclasses.asdict(recipe_from(json.loads(path.read_text())))
+        except (OSError, ValueError, SpecError) as error:
+            raise SpecError(f"cannot go on from {path} ({error}); name another --output") from error
+        if other := [name for name, value in settings.items() if was[name] != value]:
+            raise SpecError(f"{run} holds a run with other settings ({', '.join(other)}); name another --output")
+    fabric.barrier()
+    try:
+        if fabric.is_global_zero:
+            run.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            partial.replace(path)
+    except OSError as error:
+        raise SpecError(f"cannot write to {run}: {error}") from error
+    fabric.barrier()
 
 
 def progress_bar(fabric: Fabric) -> Progress:

@@ -28,7 +28,7 @@ from training.launch import avoid_slow_gradients, progress_bar, synchronise_norm
 from training.methods import Method
 from training.methods.base import upsample_cells
 from training.overlays import contact_sheet
-from training.recipe import Recipe
+from training.recipe import Recipe, lineage
 
 SHOWN = 8  # held-out pictures on an epoch's contact sheet
 
@@ -71,6 +71,8 @@ class Trainer:
         held: LesionDataset | None = None,
         workers: int = 1,
     ) -> None:
+        # epochs before the causal path are not judged: what they leave of it is untrained
+        self.judged_from = recipe.causal_from_epoch if recipe.intervenes else 0
         share = recipe.batch_size // recipe.accumulate
         if share % fabric.world_size:
             shape = f"batches of {recipe.batch_size} in {recipe.accumulate} parts"
@@ -80,6 +82,8 @@ class Trainer:
             raise SpecError(f"{len(dataset)} images do not fill one batch of {recipe.batch_size}; lower batch_size")
         self.fabric, self.recipe, self.run, self.workers = fabric, recipe, run, workers
         self.dataset, self.held, self.progressed = dataset, held, Progressed()
+        # of the runs that this one's start comes from: what was seen in them is not shown again
+        self.earlier = sum(earlier.epochs for earlier in lineage(method.spec.provenance)[1:])
         fabric.strategy.precision.convert_module(method)
         method.to(fabric.device, memory_format=torch.channels_last)
         self.averaged = AveragedModel(method, multi_avg_fn=self._average, use_buffers=True)
@@ -124,7 +128,8 @@ class Trainer:
     def finished(self) -> bool:
         """Whether all epochs are done, or the selection rule has ended the run."""
         done, patience = self.progressed.epochs, self.recipe.patience
-        return done >= self.recipe.epochs or bool(patience and done - self.progressed.best_epoch >= patience)
+        best = max(self.progressed.best_epoch, self.judged_from)
+        return done >= self.recipe.epochs or bool(patience and done - best >= patience)
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the data; returns the mean of every loss over its steps and processes."""
@@ -135,7 +140,7 @@ class Trainer:
             len(self.dataset),
             recipe.batch_size,
             seed=recipe.seed,
-            epoch=epoch,
+            epoch=self.earlier + epoch,
             parts=recipe.accumulate,
             rank=fabric.global_rank,
             world=fabric.world_size,
@@ -190,7 +195,8 @@ class Trainer:
             sums += torch.stack([dice, cells[lesion].mean(), dice.new_ones(())])
         sums = fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         dice, recall = (float(v) for v in (sums[:2] / sums[2].clamp_min(1)))
-        self._judge(dice)
+        if self.progressed.epochs > self.judged_from:
+            self._judge(dice)
         return {"held_dice": round(dice, 4), "held_recall": round(recall, 4)}
 
     def _judge(self, dice: float) -> None:

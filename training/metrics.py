@@ -123,7 +123,8 @@ def _likeness(one: BoolArray, other: BoolArray) -> float:
 
 
 def summarise(scores: Sequence[ImageScore]) -> dict[str, float]:
-    """Means over images; selection recall is over lesion pixels, Dice also by lesion size."""
+    """Means over images; selection recall is over lesion area, all images taken as equally large; Dice also by lesion
+    size."""
     lesion = np.array([s.lesion for s in scores])
     dice, recall = np.array([s.dice for s in scores]), np.array([s.recall for s in scores])
     with_lesion = lesion > 0

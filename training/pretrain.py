@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from mcdrl_rt.errors import McdrlError
+from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.clip import load_clip
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_prompt
 from mcdrl_rt.ops import at_least_float32
 from training.dataset import Item, LesionDataset, training_set
-from training.launch import add_arguments, make_fabric
+from training.launch import add_arguments, claim, make_fabric
 from training.loop import Trainer
 from training.methods import build_method
 from training.methods.base import Method, load_trunk, model_spec, save_weights, upsample_cells
@@ -46,8 +46,11 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)
+        if not recipe.pretrains:
+            raise SpecError(f"recipe {recipe.name!r} has no pretraining (pretrain_epochs, start, method)")
         kept, held = split_sites(arguments.data, recipe.train_sites, recipe.validation_share, recipe.seed)
         fabric = make_fabric(recipe.precision, arguments.device)
+        claim(fabric, recipe, arguments.output)
         weights = pretrain(fabric, recipe, arguments.data, kept, arguments.output, arguments.workers)
         recall = {"before": selection_recall(recipe, arguments.data, None, held)}
         recall["after"] = selection_recall(recipe, arguments.data, weights, held)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mcdrl_rt.errors import SpecError
 
+RECIPES = Path(__file__).with_name("recipes")
 METHODS = ("mcdrl", "baseline", "wo-mtrs", "wo-cdrl", "stylip", "biomedcoop", "unet")
 
 
@@ -110,6 +112,11 @@ class Recipe:
         """Whether contrastive pretraining comes first; the U-Net has no text to be aligned with."""
         return self.pretrain_epochs > 0 and self.method != "unet" and not self.start
 
+    @property
+    def intervenes(self) -> bool:
+        """Whether the method has a causal network."""
+        return self.method in ("mcdrl", "wo-mtrs") and self.depth > 0
+
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             if not _is(getattr(self, name), kind):
@@ -130,6 +137,9 @@ class Recipe:
             "a validation_share outside [0, 1)": not 0 <= self.validation_share < 1,
             "patience, but no validation_share to go by": self.patience and not self.validation_share,
             "no epochs": self.epochs < 1,
+            "a learning rate that is not above 0": min(self.lr, self.encoder_lr, self.pretrain_lr) <= 0,
+            "a deployed_alpha outside [0, 1]": not 0 <= self.deployed_alpha <= 1,
+            "a seed below 0": self.seed < 0,
             "an ema outside [0, 1)": not 0 <= self.ema < 1,
             "a batch_size that accumulate does not divide": self.batch_size < 1
             or self.accumulate < 1
@@ -154,24 +164,47 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             values |= tomllib.loads(line)
     except (OSError, ValueError) as error:
         raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SpecError(f"recipe {path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    if "name" not in values:
-        raise SpecError(f"recipe {path} has no name")
-    return recipe_from(values)
+    try:
+        return recipe_from(values)
+    except SpecError as error:
+        raise SpecError(f"recipe {path}: {error}") from error
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
-    """A recipe from what TOML or JSON holds: lists for tuples."""
+    """A recipe from what TOML or JSON holds: lists for tuples.
+
+    Raises:
+        SpecError: there is a setting that no recipe has, or one that cannot be.
+    """
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if unknown := sorted(set(values) - known):
+        raise SpecError(f"unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if "name" not in values:
+        raise SpecError("has no name")
     return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def lineage(provenance: Mapping[str, str]) -> list[Recipe]:
+    """The recipes that a model was trained by, as its checkpoint carries them: the last first, then its start's.
+
+    Raises:
+        SpecError: one of them is of another version of this package.
+    """
+    recipes = []
+    while "recipe" in provenance:
+        recipes.append(recipe_from(json.loads(provenance["recipe"])))
+        provenance = json.loads(provenance.get("start", "{}"))
+    return recipes
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = tomllib.loads(path.read_text())
     base = values.pop("base", None)
-    return (_read(path.parent / base) if base else {}) | values
+    if base is None:
+        return values
+    if path in above:
+        raise SpecError(f"recipe {path} builds on itself")
+    return _read(path.parent / base, (*above, path)) | values
 
 
 def _is(value: object, kind: object) -> bool:

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,13 +66,15 @@ class Site:
         name: short, for tables.
         samples: sorted by name.
         without_mask: images whose mask is missing.
-        unnamed: published labels that the manifest gives no class, and how many images have them.
+        unnamed: published labels of outlines that the manifest gives no class, and how many there are: left out.
+        notes: what else of the annotation was not taken as it is, and how often.
     """
 
     name: str
     samples: list[Sample]
     without_mask: list[Path] = field(default_factory=list)
     unnamed: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def data_root() -> Path:
@@ -116,14 +119,16 @@ def scan_site(folder: Path) -> Site:
         raise SourceError(f"{folder} is no site: expected {wanted} (describe another layout in {folder / 'site.toml'})")
     samples: list[Sample] = []
     without: list[Path] = []
-    unnamed: dict[str, int] = {}
+    unnamed: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for layout in layouts if described.get("all_layouts") else layouts[:1]:
-        for sample in _samples(folder, layout, described, unnamed):
+        for sample in _samples(folder, layout, described, unnamed, notes):
             if sample.mask is None and not sample.polygons and "polygons" not in layout:
                 without.append(sample.image)
             else:
                 samples.append(sample)
-    return Site(described["name"] or folder.name, sorted(samples, key=lambda s: str(s.image)), without, unnamed)
+    name = described["name"] or folder.name
+    return Site(name, sorted(samples, key=lambda s: str(s.image)), without, unnamed, notes)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -138,9 +143,8 @@ def manifest(folder: Path) -> dict[str, Any]:
             described = {"name": "", "class": "polyp"} | tomllib.loads(own.read_text())
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise SpecError(f"cannot read {own}: {error}") from error
-        layouts = described.get("layout")
-        if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
-            raise SpecError(f"{own} needs [[layout]] with image and mask or polygons; training/sites.py shows how")
+        if problem := _problem(described):
+            raise SpecError(f"{own} {problem}; training/sites.py shows how")
         return described
     for path in sorted(MANIFESTS.glob("*.toml")):
         described = tomllib.loads(path.read_text())
@@ -152,6 +156,26 @@ def manifest(folder: Path) -> dict[str, Any]:
 def class_ids(classes: Sequence[str]) -> dict[str, int]:
     """The label of every class, from 1, and 0 for an image without lesion."""
     return {NO_LESION: 0} | {name: i for i, name in enumerate(classes, 1)}
+
+
+def _problem(described: Mapping[str, Any]) -> str | None:
+    """What is wrong with a manifest."""
+    layouts = described.get("layout")
+    if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
+        return "needs [[layout]] with image and mask or polygons"
+    try:
+        re.compile(described.get("group", ""))
+        for pattern in (described["class"], *(pattern for layout in layouts for pattern in _patterns(layout))):
+            pattern.format(stem="", name="", folder="")
+        for layout in layouts:
+            next(Path().glob(layout["image"]), None)
+    except re.error as error:
+        return f"has a group that is no regular expression ({error})"
+    except (KeyError, IndexError) as error:
+        return f"has a placeholder {error} that is none of {{stem}}, {{name}}, {{folder}}"
+    except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        return f"has a pattern that is none ({error}): they are relative to its folder"
+    return None
 
 
 def _is_layout(described: object) -> bool:
@@ -167,9 +191,12 @@ def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]
     pixels = read_pixels(sample.image)
     if sample.mask is None:
         labels = np.zeros(pixels.shape[:2], np.uint8)
-        outlines = [np.round(np.array(polygon)).astype(np.int32) for polygon in sample.polygons]
-        return pixels, np.asarray(cv2.fillPoly(labels, outlines, label), np.uint8)
+        for polygon in sample.polygons:  # one by one: where two overlap, both together would leave a hole
+            cv2.fillPoly(labels, [np.round(np.array(polygon)).astype(np.int32)], label)
+        return pixels, labels
     mask = read_pixels(sample.mask).max(axis=2)
+    if 0 < (most := int(mask.max())) < 128:
+        raise SourceError(f"{sample.mask} marks nothing: lesion is 128 or more, its highest value is {most}")
     if mask.shape != pixels.shape[:2]:
         sizes = " and ".join(f"{w}×{h}" for h, w in (pixels.shape[:2], mask.shape))
         raise SourceError(f"{sample.image} and its mask differ in size: {sizes}")
@@ -188,10 +215,27 @@ def read_pixels(path: Path) -> UInt8Array:
                 return np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
         except (av.FFmpegError, StopIteration, OSError) as error:
             raise SourceError(f"cannot read {path}: damaged, or no image") from error
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if pixels is None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None or _is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
         raise SourceError(f"cannot read {path}: damaged, or no image")
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    place = 2  # over tables, and over a preview that has an end of its own
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        filled = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return b"\xff\xd9" not in data[place:]
 
 
 def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -240,7 +284,7 @@ def _patterns(layout: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(
-    folder: Path, layout: Mapping[str, Any], described: Mapping[str, Any], unnamed: dict[str, int]
+    folder: Path, layout: Mapping[str, Any], described: Mapping[str, Any], unnamed: Counter[str], notes: Counter[str]
 ) -> Iterator[Sample]:
     """Every image of a layout; ``mask`` None where none of the patterns' files exists."""
     outlines = _polygons(folder, layout) if "polygons" in layout else {}
@@ -249,20 +293,22 @@ def _samples(
         group = _group(image.stem, described)
         if "polygons" in layout:
             by_class: dict[str, list[Polygon]] = {}
+            if image.stem not in outlines:
+                notes["images that the annotation does not name, taken as without lesion"] += 1
             for label, polygon in outlines.get(image.stem, ()):
                 if label in renamed:
                     by_class.setdefault(renamed[label], []).append(polygon)
                 else:
-                    unnamed[label] = unnamed.get(label, 0) + 1
+                    unnamed[label] += 1
             # one lesion type an image, as the paper has it: the one with the most outlines
             lesion = max(by_class, key=lambda name: len(by_class[name])) if by_class else NO_LESION
+            if others := sum(len(some) for name, some in by_class.items() if name != lesion):
+                notes["outlines of a second class in an image, left out"] += others
             yield Sample(image, None, group, lesion, tuple(by_class.get(lesion, ())))
             continue
         values = {"stem": image.stem, "name": image.name, "folder": image.parent.name}
         masks = (folder / pattern.format(**values) for pattern in _patterns(layout))
         published = str(described.get("class", "polyp")).format(**values)
-        if renamed and published not in renamed:
-            unnamed[published] = unnamed.get(published, 0) + 1
         yield Sample(image, next((m for m in masks if m.is_file()), None), group, renamed.get(published, published))
 
 

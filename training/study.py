@@ -123,6 +123,8 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
         common, variants = described.pop("set", {}), described.pop("variants")
     except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
         raise SpecError(f"cannot read study {study}: {type(error).__name__}: {error}") from error
+    if base.start:
+        raise SpecError(f"study {study}: a run that starts from a checkpoint may have seen what is left out")
     names = [folder.name for folder in find_sites(data)]
     seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)
     if described:

@@ -14,24 +14,27 @@ import argparse
 import copy
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mcdrl_rt.errors import McdrlError, SpecError
-from mcdrl_rt.model.checkpoint import save_checkpoint
+from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
-from training.launch import add_arguments, make_fabric
+from training.launch import add_arguments, claim, make_fabric
 from training.loop import Trainer
 from training.methods import Method, build_method
-from training.methods.base import save_weights
+from training.methods.base import save_weights, start_path
 from training.methods.causal import Causal
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, recipe_from
 from training.sites import Sample, split_sites
 
+START = "start.safetensors"  # the run's own copy of the checkpoint it started from
 
 def main() -> int:
     """Command line of the module; returns the exit status."""
@@ -61,10 +64,14 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         SpecError: the recipe cannot be run, or the folder holds a run of another one.
         SourceError: a site is missing or unusable.
     """
+    if recipe.intervenes and recipe.causal_from_epoch >= recipe.epochs:
+        raise SpecError(
+            f"recipe {recipe.name!r} would never train its causal network: of {recipe.epochs} epochs it begins after "
+            f"{recipe.causal_from_epoch} (causal_from_epoch)"
+        )
     claim(fabric, recipe, run)
     kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-    clip = pretrain(fabric, recipe, data, kept, run, workers) if recipe.pretrains else None
-    method = build_method(recipe, data, clip)
+    method = build_method(recipe, data, _weights_to_start_from(fabric, recipe, data, kept, run, workers))
     dataset = training_set(fabric, recipe, kept)
     held_set = held_out_set(recipe, held) if held else None
     trainer = Trainer(fabric, recipe, method, run, dataset, held_set, workers)
@@ -83,21 +90,22 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     return result
 
 
-def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
-    """Make the run's folder and write ``recipe.json`` into it; a folder with another recipe's is refused."""
-    text = json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True) + "\n"
-    path = run / "recipe.json"
-    try:
-        if path.is_file() and path.read_text() != text:
-            was = json.loads(path.read_text())
-            other = [name for name, value in json.loads(text).items() if was.get(name) != value]
-            raise SpecError(f"{run} holds a run with other settings ({', '.join(other)}); name another --output")
-        fabric.barrier()
-        if fabric.is_global_zero:
-            run.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-    except OSError as error:
-        raise SpecError(f"cannot write to {run}: {error}") from error
+def _weights_to_start_from(
+    fabric: Fabric, recipe: Recipe, data: Path, kept: list[Sample], run: Path, workers: int
+) -> Path | None:
+    """Those of ``start`` or of pretraining, kept in the run's folder; None where the recipe has neither."""
+    if recipe.pretrains:
+        return pretrain(fabric, recipe, data, kept, run, workers)
+    if not recipe.start:
+        return None
+    path, source = run / START, start_path(recipe)
+    read_spec(source)
+    if fabric.is_global_zero and not path.is_file():
+        partial = path.with_suffix(".partial")
+        shutil.copyfile(source, partial)
+        partial.replace(path)
+    fabric.barrier()
+    return path
 
 
 def held_out_set(recipe: Recipe, samples: list[Sample]) -> LesionDataset:
@@ -116,10 +124,10 @@ def load_method(run: Path, data: Path) -> Method:
     try:
         recipe = recipe_from(json.loads((run / "recipe.json").read_text()))
         weights = load_file(run / "method.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, SpecError) as error:
         raise SpecError(f"{run} holds no finished run: {error}") from error
-    clip = run / "clip.safetensors"
-    method = build_method(recipe, data, clip if clip.is_file() else None)
+    clip = next((path for name in (START, "clip.safetensors") if (path := run / name).is_file()), None)
+    method = build_method(recipe, data, clip)
     method.load_state_dict(weights)
     return method.eval()
 

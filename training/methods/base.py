@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint
-from mcdrl_rt.model.clip import clip_config
+from mcdrl_rt.model.clip import clip_config, resize_positions
 from mcdrl_rt.model.mcdrl import MCDRL, build_empty, build_model
 from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.ops import at_least_float32
 from mcdrl_rt.types import ModelSpec
 from training import losses
 from training.dataset import Item
-from training.recipe import Recipe
+from training.recipe import Recipe, lineage
 
 
 class Prediction(NamedTuple):
@@ -101,25 +101,31 @@ def pretrained_part(encoder: nn.Module, recipe: Recipe) -> Iterable[nn.Parameter
 def start_model(recipe: Recipe, data: Path, clip: Path | None = None) -> MCDRL:
     """The recipe's MCDRL model as its training begins.
 
-    It has the weights of the recipe's ``start``; else of ``training.pretrain``, in ``clip``; else an encoder with the
-    recipe's weights.
+    Args:
+        recipe: with ``start``, that checkpoint is trained further.
+        data: where ``encoder_weights`` lies.
+        clip: weights of ``training.pretrain``, in place of ``encoder_weights``; or a copy of ``start``.
     """
     if recipe.start:
-        return _trained_model(recipe)
+        return _trained_model(recipe, clip or start_path(recipe))
     model = build_model(model_spec(recipe), clip or recipe.pretrained or None)
     if recipe.encoder_weights and clip is None:
         load_trunk(model.encoder.get_submodule("trunk"), data / recipe.encoder_weights)
     return model
 
 
-def _trained_model(recipe: Recipe) -> MCDRL:
+def start_path(recipe: Recipe) -> Path:
+    """The checkpoint that a recipe's ``start`` names."""
+    return DEFAULT_CHECKPOINT if recipe.start == DEFAULT_CHECKPOINT.stem else Path(recipe.start)
+
+
+def _trained_model(recipe: Recipe, path: Path) -> MCDRL:
     """The model of the checkpoint ``start``, at the recipe's input size and α.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         SpecError: the recipe describes another model.
     """
-    path = DEFAULT_CHECKPOINT if recipe.start == DEFAULT_CHECKPOINT.stem else Path(recipe.start)
     trained = load_checkpoint(path)
     spec, wanted = trained.spec, model_spec(recipe)
     wanted = dataclasses.replace(
@@ -131,9 +137,21 @@ def _trained_model(recipe: Recipe) -> MCDRL:
     same = ("encoder", "grid_stride", "classes", "confounders", "mean", "std", "depth", "head")
     if other := [name for name in same if getattr(spec, name) != getattr(wanted, name)]:
         raise SpecError(f"{recipe.start} has another {', '.join(other)}; give the recipe the same")
+    for earlier in lineage(spec.provenance):
+        both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
+        split = (earlier.validation_share, earlier.seed)
+        if both and split != (recipe.validation_share, recipe.seed):
+            raise SpecError(
+                f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
+                "give the recipe the same, or images it has seen are held out"
+            )
     new = {name: getattr(wanted, name) for name in ("name", "input_size", "alpha", "provenance")}
     model = build_empty(dataclasses.replace(spec, **new))
-    model.load_state_dict(trained.state_dict())
+    weights, places = trained.state_dict(), model.state_dict()
+    for name, value in weights.items():
+        if name.endswith("positional_embedding") and value.shape != places[name].shape:
+            weights[name] = resize_positions(value, spec.grid, model.spec.grid)
+    model.load_state_dict(weights)
     return model
 
 
