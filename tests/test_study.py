@@ -15,7 +15,7 @@ from miniature import write_site
 
 from mcdrl_rt.errors import SpecError
 from training import report, study
-from training.published import published
+from training.published import published, published_by_lesion
 
 STUDY = """recipe = "tiny.toml"
 seeds = [3]
@@ -121,6 +121,9 @@ def test_report_holds_the_figures_and_the_papers_beside_them(
     assert header.split("|").index(" paper: Table 3, Dice ") > column
     north = lines[lines.index("## north left out") :]
     assert "paper" not in north[2]
+    lesions = lines[lines.index("## By lesion class") :]
+    assert lesions[4] == "| variant | polyp | paper: Table 2, polyp |"
+    assert next(line for line in lesions if line.startswith("| MCDRL |")).endswith(" 83.9 % |")
     with (output / "figures.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
@@ -149,15 +152,27 @@ def test_report_without_weights_or_data_has_the_tables(
 def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
     def result(variant: str, seed: int, dice: list[float]) -> report.Result:
         recipe = report.recipe_from({"name": "x", "seed": seed})
-        images = {"dice": dice, "group": ["a", "a", "b", "c"], "lesion": [0.1] * 4}
+        images = {"image": list("1234"), "dice": dice, "group": ["a", "a", "b", "c"], "lesion": [0.1] * 4}
         return report.Result(variant, "north", recipe, {"dice": float(np.mean(dice))}, images, math.nan, tmp_path)
 
     results = [result("Baseline", 0, [0.5, 0.5, 0.5, 0.5]), result("Baseline", 1, [0.7, 0.7, 0.7, 0.7])]
     results += [result("MCDRL", 0, [0.9, 0.7, 0.7, 0.7]), result("MCDRL", 1, [0.7, 0.7, 0.7, 0.7])]
     (row,) = report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
     assert row["difference"] == pytest.approx(0.125) and row["low"] <= 0.125 <= row["high"]
+    more = [*results, result("MCDRL", 2, [0.1] * 4)]  # of a seed that the other has no run of
+    assert report.difference_rows(more, ["north"], ["Baseline", "MCDRL"], "Baseline") == [row] and row["seeds"] == 2
+    assert report.difference_rows([results[0], more[-1]], ["north"], ["Baseline", "MCDRL"], "Baseline") == []
     figures = report.figure_rows(results, ["north"], ["Baseline", "MCDRL"])
     assert figures[0]["dice"] == pytest.approx(0.6) and figures[0]["dice_std"] == pytest.approx(0.1414, abs=1e-3)
+    results[-1].images["image"][0] = "5"
+    with pytest.raises(SpecError, match="runs of MCDRL and Baseline measured different images of north"):
+        report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
+    with pytest.raises(SpecError, match="no run is of the variant 'U-Net'; --against one of Baseline, MCDRL"):
+        report.write_report(results, tmp_path, tmp_path, "U-Net")
+
+
+def test_table_2_is_by_lesion_class() -> None:
+    assert published_by_lesion("StyLIP")["nodule"] == 77.2 and published_by_lesion("U-Net") == {}
 
 
 @pytest.mark.parametrize(
@@ -185,6 +200,7 @@ def test_papers_figures(variant: str, letter: str, expected: list[tuple[str, flo
         ('recipe = "tiny.toml"\nleave_out = ["gone"]\n[variants.a]', "leaves out gone, and .* has CVC-ClinicDB, north"),
         ('recipe = "tiny.toml"\n[variants.a]\nalfa = 1', "a study sets alfa, which no recipe has"),
         ('recipe = "tiny.toml"\n[variants.a]\nalpha = "x"', "unusable alpha"),
+        (f'recipe = "{ROOT}/training/recipes/finetune.toml"\n[variants.a]', "starts from a checkpoint may have seen"),
     ],
 )
 def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str) -> None:

@@ -46,6 +46,13 @@ def published(variant: str, letter: str, backbone: str = "ViT-L-14") -> list[Pub
     return found
 
 
+def published_by_lesion(variant: str) -> dict[str, float]:
+    """Dice in per cent by lesion class that Table 2 prints for a method, over its sites."""
+    columns = {"polyp": "polyps", "tumor": "tumors", "inflammation": "inflam", "nodule": "nodules", "cyst": "cyst"}
+    rows = [row for row in _rows("table2_lesion_types") if row["method"] == variant]
+    return {name: float(row[column]) for row in rows for name, column in columns.items()}
+
+
 def _rows(name: str) -> list[dict[str, str]]:
     with (TABLES / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -3,7 +3,8 @@
 Figures are of sites that were left out of training, per image at its own size, then averaged, then over seeds (mean ±
 standard deviation). The paper's figures stand in columns of their own. Differences from the first variant named
 ``--against`` are of Dice, image by image, with a 95 % interval of a bootstrap over groups (patients, sequences), the
-seeds averaged first. Where the runs still hold their weights and the data is at hand, panels and t-SNE are drawn.
+seeds averaged first (those that both have). Where the runs still hold their weights and the data is at hand, panels and
+t-SNE are drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from mcdrl_rt.errors import McdrlError, SpecError
 from training import plots
 from training.metrics import paired_bootstrap
-from training.published import published
+from training.published import published, published_by_lesion
 from training.recipe import Recipe, recipe_from
 from training.sites import data_root, manifest
 
@@ -30,6 +31,7 @@ RULE = (
     "Weights: the moving average at the last epoch{patience}; nothing was selected on a site that was left out. "
     "Figures: each image at its own size, labels without a threshold, averaged over images, then over seeds."
 )
+BASES = ("Baseline", "default", "U-Net")  # the first of these that there is, others are compared with
 COLUMNS = {
     "dice": "Dice",
     "iou": "IoU",
@@ -71,11 +73,11 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of studies")
     parser.add_argument("--output", type=Path, required=True, help="folder for the report")
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    parser.add_argument("--against", default="Baseline", help="the variant that differences are from")
+    parser.add_argument("--against", help=f"the variant that differences are from (default: {', '.join(BASES)})")
     arguments = parser.parse_args()
     try:
         results = load_results(arguments.runs)
-        write_report(results, arguments.output, arguments.data, arguments.against)
+        write_report(results, arguments.output, arguments.data, arguments.against or _base(results))
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -114,7 +116,14 @@ def load_results(folders: Iterable[Path]) -> list[Result]:
 
 
 def write_report(results: Sequence[Result], output: Path, data: Path, against: str) -> None:
-    """Write ``report.md``, ``figures.csv``, ``differences.csv`` and the plots."""
+    """Write ``report.md``, ``figures.csv``, ``differences.csv`` and the plots.
+
+    Raises:
+        SpecError: no run is of the variant ``against``, or runs measured different images.
+    """
+    known = sorted({result.variant for result in results})
+    if against not in known:
+        raise SpecError(f"no run is of the variant {against!r}; --against one of {', '.join(known)}")
     output.mkdir(parents=True, exist_ok=True)
     sites, variants = _order(results, against)
     figures, differences = figure_rows(results, sites, variants), difference_rows(results, sites, variants, against)
@@ -127,6 +136,7 @@ def write_report(results: Sequence[Result], output: Path, data: Path, against: s
     for site in sites:
         lines += _site_section(site, [row for row in figures if row["site"] == site], data)
         lines += _difference_section([row for row in differences if row["site"] == site], against)
+    lines += _lesion_section(results, variants)
     lines += [line for title, path in pictures for line in (f"## {title}", "", f"![{title}]({path.name})", "")]
     lines += ["## Recipes", "", *_recipe_lines(results, variants)]
     (output / "report.md").write_text("\n".join(lines) + "\n")
@@ -154,24 +164,35 @@ def figure_rows(results: Sequence[Result], sites: Sequence[str], variants: Seque
 def difference_rows(
     results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], against: str
 ) -> list[dict[str, Any]]:
-    """One row for each site and other variant: Dice minus that of ``against``, with its interval."""
+    """One row for each site and other variant: Dice minus that of ``against``, with its interval, over the seeds that
+    both have."""
     rows = []
     for site in sites:
-        base = _mean_dice(results, site, against)
+        base = _by_seed(results, site, against)
         for variant in variants:
-            own = _mean_dice(results, site, variant)
-            if variant == against or base is None or own is None:
+            own = _by_seed(results, site, variant)
+            seeds = sorted(own.keys() & base.keys())  # an unfinished study has more of one than of the other
+            if variant == against or not seeds:
                 continue
-            groups = next(r for r in results if r.left_out == site).images["group"]
-            mean, low, high = paired_bootstrap(own, base, groups)
-            rows.append({"site": site, "variant": variant, "difference": mean, "low": low, "high": high})
+            one, other = ([side[seed].images for seed in seeds] for side in (own, base))
+            first = one[0]
+            if any((run["image"], run["group"]) != (first["image"], first["group"]) for run in (*one, *other)):
+                raise SpecError(f"runs of {variant} and {against} measured different images of {site}")
+            means = (np.mean([run["dice"] for run in side], axis=0) for side in (one, other))
+            mean, low, high = paired_bootstrap(*means, first["group"])
+            row = {"site": site, "variant": variant, "seeds": len(seeds)}
+            rows.append(row | {"difference": mean, "low": low, "high": high})
     return rows
 
 
-def _mean_dice(results: Sequence[Result], site: str, variant: str) -> Any:
-    """Dice of every image, averaged over seeds; None without a run."""
-    some = [r.images["dice"] for r in results if (r.left_out, r.variant) == (site, variant)]
-    return np.mean(some, axis=0) if some else None
+def _by_seed(results: Sequence[Result], site: str, variant: str) -> dict[int, Result]:
+    return {r.recipe.seed: r for r in results if (r.left_out, r.variant) == (site, variant)}
+
+
+def _base(results: Sequence[Result]) -> str:
+    """The variant that others are compared with, where nobody says which."""
+    known = {result.variant for result in results}
+    return next((name for name in BASES if name in known), min(known))
 
 
 def _order(results: Sequence[Result], against: str) -> tuple[list[str], list[str]]:
@@ -209,11 +230,29 @@ def _cell(row: dict[str, Any], name: str) -> str:
 def _difference_section(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
     if not rows:
         return []
-    lines = [f"Dice minus {against}, in points, with its 95 % interval:", "", "| variant | difference | interval |"]
-    lines.append("|---|---|---|")
+    lines = [f"Dice minus {against}, in points, with its 95 % interval:", ""]
+    lines += ["| variant | seeds | difference | interval |", "|---|---|---|---|"]
     for row in rows:
         mean, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-        lines.append(f"| {row['variant']} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+        lines.append(f"| {row['variant']} | {row['seeds']} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+    return [*lines, ""]
+
+
+def _lesion_section(results: Sequence[Result], variants: Sequence[str]) -> list[str]:
+    """Dice for each lesion class, a mean over the sites left out and the seeds, beside the paper's Table 2."""
+    classes = list(dict.fromkeys(name for result in results for name in result.recipe.classes))
+    titles = [title for name in classes for title in (name, f"paper: Table 2, {name}")]
+    lines = ["## By lesion class", "", "Dice on the sites left out.", "", "| variant | " + " | ".join(titles) + " |"]
+    lines.append("|---" * (len(titles) + 1) + "|")
+    for variant in variants:
+        runs = [result for result in results if result.variant == variant]
+        theirs = published_by_lesion(variant)
+        cells = []
+        for name in classes:
+            values = [run.figures[key] for run in runs if (key := _dice_of(run, name)) in run.figures]
+            cells.append(f"{np.mean(values):.3f}" if values else "")
+            cells.append(f"{theirs[name]:.1f} %" if name in theirs else "")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -228,6 +267,12 @@ def _recipe_lines(results: Sequence[Result], variants: Sequence[str]) -> list[st
         own = ", ".join(f"{n}={settings[variant][n]!r}" for n in names if n not in shared)
         lines.append(f"- {variant}: {own or 'nothing else'}")
     return lines
+
+
+def _dice_of(run: Result, lesion: str) -> str:
+    """The figure that is Dice of a lesion class: of a run that knows no other, its Dice."""
+    key = f"dice[{lesion}]"
+    return "dice" if run.recipe.classes == (lesion,) and key not in run.figures else key
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
