@@ -255,7 +255,7 @@ def process(
     )
     store = offline.Store(output) if offline.is_remote(output) else None
     folder = Path(plain(output)) if store is None else store.folder
-    jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None)
+    jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
     if dry_run:
         for job in jobs:
             _list(job, settings, store, as_json)

@@ -81,6 +81,7 @@ class Frame:
         capture_time_s: ``time.monotonic()`` at which the frame came into being here.
         signal: False while a live source is lost: it shows its last picture, greyed, and nothing is to be seen in it.
         duration_s: how long its source shows it, in seconds; 0 where that is not known.
+        file: name of the picture file it is; empty for a video's.
     """
 
     picture: Picture
@@ -90,6 +91,7 @@ class Frame:
     capture_time_s: float = field(default_factory=time.monotonic)
     signal: bool = True
     duration_s: Fraction = Fraction(0)
+    file: str = ""
 
     @property
     def pts_s(self) -> float:

@@ -49,6 +49,7 @@ def write_clip(
         matrix: the YUV matrix the pixels are converted with, swscale's name.
         tags: attributes of the codec context, such as ``{"colorspace": 1, "color_range": 1}``.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", container_options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, width=size[1], height=size[0], time_base=time_base)
         stream.pix_fmt = pix_fmt

@@ -136,7 +136,8 @@ def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
     file.touch()
     refused: list[tuple[type[Exception], str, list[Path], Path]] = [
         (SourceError, "no such file or folder: .*gone", [tmp_path / "gone"], out),
-        (SourceError, "no video in .*empty, and no pictures; looked for .avi", [empty], out),
+        (SourceError, "no video in .*empty, and no pictures; looked for .3gp .asf .avi", [empty], out),
+        (SourceError, r"no file matches .*/e\*\.mp4", [tmp_path / "e*.mp4"], out),
         (SourceError, "several inputs are named a;", [archive, file], out),
         (SinkError, "lies in the input", [archive], archive / "results"),
         (SinkError, "lies in the input", [archive], archive),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
+import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from clips import picture, write_clip
 from test_offline import StripesEngine, names, run
@@ -45,11 +48,188 @@ def test_folders_behind_links_are_looked_through_once_each(tmp_path: Path) -> No
     (archive / "itself").symlink_to("itself")
     (archive / "nowhere").symlink_to("gone")
     places = sorted(str(job.place.relative_to(out)) for job in plan([archive], out))
-    assert places == ["more/b", "more/deep/c", "z/a"]
+    # and links to what is not there, which is a store that was not mounted, say, will be told of
+    assert places == ["itself", "more/b", "more/deep/c", "nowhere", "z/a"]
     (archive / "results").symlink_to(tmp_path / "results")
     (tmp_path / "results").mkdir()
     with pytest.raises(SinkError, match=r"the output folder .*today lies in the input .*in/results; choose one"):
         plan([archive], tmp_path / "results" / "today")
+
+
+def test_what_cannot_be_looked_at_is_told_of_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, out, empty = tmp_path / "in", tmp_path / "out", tmp_path / "empty"
+    empty.mkdir()
+    write_clip(archive / "day1" / "a.mp4", codec_options={"bf": "0"})
+    (archive / "day2").symlink_to(tmp_path / "not mounted")
+    (archive / "loop.mp4").symlink_to("loop.mp4")
+    (archive / "closed").mkdir()
+    looked_into = Path.iterdir
+
+    def refused(self: Path) -> Any:  # nothing is closed to root
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return looked_into(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    outcomes = run([archive, empty, tmp_path / "gone*.mp4"], out)
+    errors = {outcome.job.source.name: outcome.error for outcome in outcomes}
+    assert errors.pop("a.mp4") is None
+    assert errors == {
+        "loop.mp4": f"no such file: {archive / 'loop.mp4'}",
+        "day2": f"no such file: {archive / 'day2'}",
+        "closed": f"cannot read {archive / 'closed'}: permission denied",
+        "empty": f"{empty} holds no video and no pictures",
+        "gone*.mp4": f"no such file: {tmp_path / 'gone*.mp4'}",
+    }
+
+
+def test_hidden_folders_and_results_are_no_procedures(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "in" / "a.mp4", codec_options={"bf": "0"})
+    run([clip], tmp_path / "in" / "results", Settings(masks=("ffv1", "png")))
+    (tmp_path / "in" / ".Trash-1000").mkdir()
+    (tmp_path / "in" / ".Trash-1000" / "b.mp4").touch()
+    (tmp_path / "in" / "c.labels.mkv").touch()  # of no summary
+    jobs = plan([tmp_path / "in"], tmp_path / "out")
+    assert [job.source.name for job in jobs] == ["a.mp4", "c.labels.mkv"]
+
+
+def test_a_file_is_done_once_however_it_is_named(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    clip = write_clip(folder / "day1" / "b.mp4", codec_options={"bf": "0"})
+    (folder / "day1" / "a.mp4").symlink_to("b.mp4")
+    places = [job.place.relative_to(out) for job in plan([folder, folder / "day1", clip], out)]
+    assert places == [Path("day1/b")]
+
+
+def test_what_was_done_is_found_whatever_comes_and_goes_beside_it(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    one = write_clip(folder / "day1" / "a.mp4", pts=range(3))
+    other = write_clip(folder / "day1" / "a.mkv", pts=range(4))
+    run([folder], out)
+    other.unlink()
+    assert [outcome.before for outcome in run([folder], out)] == [True]  # as a.mp4, not anew as a
+    alone = tmp_path / "alone"
+    run([one], alone)
+    write_clip(folder / "day2" / "a.mp4", pts=range(5))
+    outcomes = run(sorted(folder.glob("*/*.mp4")), alone)
+    assert [outcome.before for outcome in outcomes] == [True, False]
+
+
+def begin(inputs: list[Path], out: Path, settings: Settings) -> None:
+    """Break a job off when its first segment is done."""
+
+    def start(job: Job, frames: int | None) -> Callable[[int], None]:
+        def on_frame(done: int) -> None:
+            if done >= 25:
+                raise KeyboardInterrupt
+
+        return on_frame
+
+    with pytest.raises(KeyboardInterrupt):
+        list(process(plan(inputs, out), out, Segmenter(StripesEngine()), settings, on_start=start))
+    assert (out / "a.parts" / "00000.frames.parquet").exists()
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """40 frames in several segments."""
+    return write_clip(tmp_path / "in" / "a.mp4", pts=range(40), codec_options={"g": "10", "bf": "0"})
+
+
+PIECES = Settings(masks=("png", "ffv1"), segment_s=0.4)
+
+
+def test_what_was_begun_is_gone_on_with_whatever_comes_beside_it(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin([clip.parent], out, PIECES)
+    write_clip(clip.with_suffix(".mkv"), pts=range(3))
+    outcomes = run([clip.parent], out, PIECES)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert sorted(path.name for path in out.glob("*.summary.json")) == ["a.mkv.summary.json", "a.summary.json"]
+    assert not list(out.glob("*.parts"))
+
+
+def test_a_begun_input_may_be_renamed(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin([clip], out, PIECES)
+    (outcome,) = run([clip.rename(clip.with_suffix(".m4v"))], out, PIECES)
+    assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
+
+
+def test_masks_that_were_deleted_meanwhile_are_made_again(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    begin([clip], out, PIECES)
+    (parts,) = out.glob("a.parts/00000.masks")
+    min(parts.glob("*.png")).unlink()
+    (outcome,) = run([clip], out, PIECES)
+    assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
+
+
+@pytest.mark.parametrize("lost", ["all masks", "a mask", "table"])
+def test_what_is_lost_after_masks_were_moved_is_made_again_or_told_of(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("mcdrl_rt.offline.join._report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run([clip], out, PIECES)
+    assert len(list((out / "a.masks").glob("*.png"))) == 40
+    if lost == "all masks":
+        shutil.rmtree(out / "a.masks")
+    elif lost == "a mask":
+        min((out / "a.masks").glob("*.png")).unlink()
+    else:
+        (out / "a.frames.parquet").unlink()
+        (out / "a.parts" / "00001.frames.parquet").unlink()
+    (outcome,) = run([clip], out, PIECES)
+    if lost == "a mask":
+        assert outcome.error is not None and "a.masks were deleted; delete " in outcome.error
+        return
+    assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
+    assert pq.read_table(out / "a.frames.parquet").num_rows == 40
+
+
+def test_pictures_are_told_apart_by_name(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), picture(1))
+    (folder / "2.png").write_text("no picture")
+    palette = PIL.Image.fromarray(picture(3)).quantize(16)
+    palette.save(folder / "3.png")
+    (outcome,) = run([folder], out, Settings(masks=("coco",), report=False))
+    assert outcome.error is None
+    assert [image["file_name"] for image in json.loads((out / "in.masks.json").read_text())["images"]] == [
+        "1.png",
+        "3.png",
+    ]
+    assert pq.read_table(out / "in.frames.parquet")["file"].to_pylist() == ["1.png", "3.png"]
+    private = Settings(masks=("coco",), report=False, private=True)
+    run([folder], tmp_path / "private", private)
+    assert "3.png" not in (tmp_path / "private" / "in.masks.json").read_text()
+    (folder / ".DS_Store").write_text("of a Mac")
+    (folder / "Thumbs.db").write_text("of Windows")
+    assert run([folder], out, Settings(masks=("coco",), report=False))[0].before
+
+
+def test_what_was_touched_is_read_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, out = write_clip(tmp_path / "a.mp4", codec_options={"bf": "0"}), tmp_path / "out"
+    run([clip], out)
+    os.utime(clip)
+    assert run([clip], out)[0].before
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert run([clip], out)[0].before
+
+
+def test_the_folder_one_stands_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "visit 7"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), picture(1))
+    monkeypatch.chdir(folder)
+    (job,) = plan([Path(".")], tmp_path / "out")
+    assert (job.place.name, job.name(Settings())) == ("visit 7", "visit 7")
 
 
 def test_a_change_anywhere_in_a_file_is_noticed_even_under_its_old_date(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from test_hands import content
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline import Outcome, Settings, Store, is_remote, plan, process
+from mcdrl_rt.offline.remote import find
 from mcdrl_rt.segmenter import Segmenter
 
 SETTINGS = Settings(masks=("ffv1", "png"), segment_s=0.4)
@@ -38,6 +39,17 @@ def run(inputs: list[str], output: str, engine: BrightEngine | None = None) -> l
     store.prepare()
     jobs = plan(inputs, store.folder)
     return list(process(jobs, store.folder, Segmenter(engine or BrightEngine()), SETTINGS, store=store))
+
+
+def test_an_output_in_an_input_elsewhere_is_refused_and_results_are_no_inputs(far: Any) -> None:
+    store = Store("memory://bucket/in/results")
+    with pytest.raises(SinkError, match="the output folder memory://bucket/in/results lies in the input memory://"):
+        plan(["memory://bucket/in"], store.folder, store=store)
+    far.pipe("/bucket/in/day1/a.summary.json", b"{}")
+    far.pipe("/bucket/in/day1/a.annotated.mp4", b"")
+    far.pipe("/bucket/in/day1/c.annotated.mp4", b"")  # of no summary
+    places = [str(place) for _, place in find("memory://bucket/in")]
+    assert places == ["day1/a.mp4", "day1/c.annotated.mp4", "day2/b.mp4"]
 
 
 def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
         "index": 4,
         "pts": 12,
         "time_s": 0.48,
+        "file": None,
         "selected_share": 0.25,
         "lesions": [
             {
@@ -117,7 +118,7 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     }
     assert empty == {**first, "index": 5, "pts": 15, "time_s": 0.6, "lesions": []}
     nothing = dict.fromkeys(("selected_share", "lesions", "confounders", "region"))
-    assert unknown == {"index": 6, "pts": 18, "time_s": 0.72, **nothing}
+    assert unknown == {"index": 6, "pts": 18, "time_s": 0.72, "file": None, **nothing}
 
 
 def test_the_table_opens_in_pandas(tmp_path: Path) -> None:

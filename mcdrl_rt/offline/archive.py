@@ -113,7 +113,8 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
         _log.exception("%s: the fault", job.title)
         why = fault(error)
     why = legible(why)
-    return Outcome(job, error=why if legible(job.source.name) in why else f"{job.title}: {why}")
+    name = legible(job.source.name)
+    return Outcome(job, error=why if name and name in why else f"{job.title}: {why}")
 
 
 @contextlib.contextmanager

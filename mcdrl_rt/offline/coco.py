@@ -66,6 +66,8 @@ class Coco(Sink):
             return
         height, width = found.labels.shape
         image = {"id": frame.index, "width": width, "height": height}
+        if frame.file:
+            image["file_name"] = frame.file
         times = {"frame_index": frame.index, "pts": frame.pts, "time_s": frame.pts_s}
         self._document.image(_line(image | times))
         for label in found.boxes:

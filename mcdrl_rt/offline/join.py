@@ -61,6 +61,8 @@ def finish(
         whole = kind.whole(manifest.folder)
         problems += kind.join(chunks, whole, about)
         _move(whole, job.result(kind.end))
+        if kind.moves and _masks(job.result(kind.end)) < sum(chunk.frames for chunk in chunks):
+            raise SourceError(f"masks in {job.result(kind.end)} were deleted; delete {job.parts} too, to make all anew")
     told = list(dict.fromkeys(text for text in problems if text))
     if settings.private:
         told = [nameless(text, recording.path) for text in told]
@@ -125,10 +127,18 @@ def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fract
     _move(whole, job.result(".report.html"))
 
 
+def _masks(folder: Path) -> int:
+    """How many pictures there are."""
+    return sum(1 for _ in folder.glob("*.png"))
+
+
 def _move(whole: Path, target: Path) -> None:
-    """Put a result in its place, unless that was done before an interruption."""
+    """Put a result in its place, unless that was done before an interruption; of a folder, what is not there yet."""
     try:
-        if whole.exists():
+        if whole.is_dir() and target.is_dir():
+            for inner in whole.iterdir():
+                os.replace(inner, target / inner.name)
+        elif whole.exists():
             os.replace(whole, target)
     except OSError as error:
         raise SinkError(f"cannot write {target}: {reason(error)}") from None

@@ -21,6 +21,8 @@ from mcdrl_rt.video.index import Segment
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.verdict import Tally
 
+MANIFEST = "manifest.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -34,7 +36,7 @@ class Part:
         seconds: that it took.
         tally: what the source says of it.
         problems: what people should know of it.
-        sizes: its files' in bytes, by the ends of their names; folders have none.
+        sizes: of what it is made of, by the ends of their names, as ``size_of`` gives them.
     """
 
     frames: int
@@ -45,7 +47,7 @@ class Part:
     seconds: float
     tally: Tally
     problems: list[str]
-    sizes: dict[str, int]
+    sizes: dict[str, int | None]
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Manifest:
         fingerprint: what the parts depend on.
         segments: all there are.
         done: the finished ones, by their number.
-        stamp: of the input as it was last known to be what the fingerprint says; not kept.
+        stamp: of the input as it was last known to be what the fingerprint says.
+        name: what the parts call the procedure; its input may be called something else by now.
     """
 
     folder: Path
@@ -65,6 +68,7 @@ class Manifest:
     segments: tuple[Segment, ...]
     done: dict[int, Part] = field(default_factory=dict)
     stamp: str | None = None
+    name: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -81,7 +85,7 @@ class Manifest:
             segments = tuple(Segment(number, *edges) for number, edges in enumerate(content["segments"]))
             done = {int(number): _part(part) for number, part in content["done"].items()}
             if is_fingerprint(fingerprint := content["fingerprint"]):
-                return cls(folder, fingerprint, segments, done)
+                return cls(folder, fingerprint, segments, done, content.get("stamp"), content.get("name", ""))
             raise ValueError(fingerprint)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SourceError(f"cannot read {path}: it is not of this version of mcdrl-rt; delete {folder}") from None
@@ -95,6 +99,8 @@ class Manifest:
         content = {
             "fingerprint": self.fingerprint,
             "segments": [[segment.start, segment.end] for segment in self.segments],
+            "stamp": self.stamp,
+            "name": self.name,
             "done": {str(number): dataclasses.asdict(part) for number, part in sorted(self.done.items())},
         }
         write_json(_path(self.folder), content)
@@ -103,6 +109,14 @@ class Manifest:
     def parts(self) -> list[Part]:
         """What is done, in the segments' order."""
         return [self.done[number] for number in sorted(self.done)]
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file, or the number of files in a folder; None where there is neither."""
+    try:
+        return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
+    except OSError:
+        return None
 
 
 def read_json(path: Path, of: Path | None = None) -> dict[str, Any]:
@@ -154,4 +168,4 @@ def _part(content: dict[str, Any]) -> Part:
 
 
 def _path(folder: Path) -> Path:
-    return folder / "manifest.json"
+    return folder / MANIFEST

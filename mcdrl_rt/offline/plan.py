@@ -14,24 +14,12 @@ from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
-from mcdrl_rt.offline.manifest import read_json
-from mcdrl_rt.offline.remote import Origin, find, is_remote
-from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.offline.manifest import MANIFEST, read_json
+from mcdrl_rt.offline.remote import Origin, Store, find, is_remote
+from mcdrl_rt.offline.settings import RESULTS, Settings
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
-
-RESULTS = (
-    ".annotated.mp4",
-    ".labels.mkv",
-    ".masks",
-    ".masks.json",
-    ".frames.parquet",
-    ".report.html",
-    ".summary.json",
-    ".parts",
-)
-"""How the names of a procedure's results end."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +45,11 @@ class Job:
         """Bytes of what it is read from."""
         if self.origin is not None:
             return self.origin.size
-        files = self.source.iterdir() if self.source.is_dir() else [self.source]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        try:
+            files = self.source.iterdir() if self.source.is_dir() else [self.source]
+            return sum(file.stat().st_size for file in files if file.is_file())
+        except OSError:  # it will be told of when it is its turn
+            return 0
 
     @property
     def parts(self) -> Path:
@@ -79,7 +70,7 @@ class Job:
 
     def name(self, settings: Settings) -> str:
         """What it is called in its results."""
-        return legible(self.place.name if settings.private else self.source.name)
+        return legible(self.place.name if settings.private else self.source.name or self.place.name)
 
     @property
     def title(self) -> str:
@@ -94,17 +85,25 @@ class Job:
         return [self.result(end) for end in (*ends, ".summary.json")]
 
 
-def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Path] | None = None) -> list[Job]:
+def plan(
+    inputs: Iterable[str | Path],
+    output: Path,
+    rename: Callable[[Path], Path] | None = None,
+    store: Store | None = None,
+) -> list[Job]:
     """Find the procedures in ``inputs`` and name their results.
 
     Args:
-        inputs: files; folders, looked through with those that links lead to, each once, for videos, or where there is
-            none for folders of pictures; globs;
-            ``@FILE``, a list with one of these on each line; addresses of files, folders and globs elsewhere.
+        inputs: files; folders, looked through with those that links lead to for videos, or where there is none for
+            folders of pictures; globs; ``@FILE``, a list with one of these on each line; addresses of files, folders
+            and globs elsewhere. What is hidden, or was made by ``process``, is passed over.
         output: folder of the results, which lie in it as the inputs lie in theirs.
         rename: what results are called instead, given their place in that folder.
+        store: where results are sent, if not to stay in that folder.
 
-    A file that is gone while others are there is a procedure too, which will fail: the rest of an archive goes on.
+    A file is one procedure, however often it is named and whatever links lead to it. One that is gone, a folder that
+    holds nothing or cannot be looked into, and a glob that matches nothing are procedures, too, while there are others:
+    they will fail, and the rest of an archive goes on.
 
     Raises:
         SourceError: no input exists, one holds nothing to see, or two would get the same name.
@@ -112,24 +111,40 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
     """
     given = _listed(inputs)
     paths = _named(name for name in given if not is_remote(name))
-    if paths and len(paths) == len(given) and not any(path.exists() for path in paths):
-        raise SourceError(f"no such file or folder: {legible(str(paths[0]))}")
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
+    lost: list[SourceError] = []
     alone = [path for path in paths if not path.is_dir()]
     for path in paths:
-        files += _within(path, output) if path.is_dir() else [(path, _place(path, alone))]
-    far = [one for name in given if is_remote(name) for one in find(name)]
+        try:
+            files += _within(path, output) if path.is_dir() else [(path, _place(path, alone))]
+        except SourceError as error:
+            files.append((path, Path(_real(path).name)))
+            lost.append(error)
+        if not path.exists():
+            what = "file matches" if glob.has_magic(str(path)) else "such file or folder:"
+            lost.append(SourceError(f"no {what} {legible(str(path))}"))
+    if lost and len(lost) == len(files) and len(paths) == len(given):
+        raise lost[0]
+    elsewhere = [name for name in given if is_remote(name)]
+    if store is not None:
+        for name in elsewhere:
+            store.refuse_inside(name)
+    far = [one for name in elsewhere for one in find(name)]
     origins = {origin.copy: origin for origin, _ in far}
     files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
-    files = list({(os.path.abspath(file), place): (file, place) for file, place in files}.values())  # named twice
+    files = _each_once(files)
 
     def job_of(file: Path, place: Path) -> Job:
         return Job(file, output / (rename(place) if rename else place), origins.get(file))
 
     counts, jobs = Counter(place for _, place in files), []
     for file, place in files:
-        short = job_of(file, place)
-        jobs.append(short if counts[place] == 1 or _has_results(short) else job_of(file, place.with_name(file.name)))
+        names = [place, place.with_name(file.name or place.name)]
+        names = names if counts[place] == 1 else names[::-1]
+        if file in alone:  # it may have been named alone, or with others, before
+            names += [Path(_stem(file)), Path(file.name)]
+        choices = [job_of(file, name) for name in dict.fromkeys(names)]
+        jobs.append(next((job for job in choices if _has_results(job)), choices[0]))
     places = [job.place for job in jobs]
     twice = sorted({legible(_stem(job.source)) for job in jobs if places.count(job.place) > 1})
     if twice:
@@ -141,17 +156,34 @@ def plan(inputs: Iterable[str | Path], output: Path, rename: Callable[[Path], Pa
                 f"the results of {job.title} would lie in {folder}, which is for those of {owned[folder].title}; "
                 "process them into different folders"
             )
-    replaced = {job.result(end).resolve() for job in jobs for end in RESULTS} & {file.resolve() for file, _ in files}
+    replaced = {_real(job.result(end)) for job in jobs for end in RESULTS} & {_real(file) for file, _ in files}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
     return jobs
 
 
 def _has_results(job: Job) -> bool:
-    """Whether what lies under a job's names is of its very input: another one of that name came to it later."""
-    with contextlib.suppress(SourceError):
-        return job.origin is None and read_json(job.summary).get("stamp") == stamp(job.source)
+    """Whether what lies under a job's names is of its very input: others of that name came and went."""
+    for known in (job.summary, job.parts / MANIFEST):
+        with contextlib.suppress(SourceError):
+            if job.origin is None and read_json(known).get("stamp") == stamp(job.source):
+                return True
     return False
+
+
+def _each_once(files: Iterable[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Every file once, whatever leads to it; by its own name, if it is named, and not by a link's."""
+    first: dict[Path, tuple[Path, Path]] = {}
+    for file, place in files:
+        real = _real(file)
+        if real not in first or (first[real][0].is_symlink() and not file.is_symlink()):
+            first[real] = (file, place)
+    return list(first.values())
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; a link that leads in a circle, to itself."""
+    return Path(os.path.realpath(path))
 
 
 def make_folder(folder: Path) -> None:
@@ -184,10 +216,7 @@ def _named(inputs: Iterable[str]) -> list[Path]:
         if Path(given).exists():
             paths.append(Path(given))
         elif glob.has_magic(given):
-            found = sorted(glob.glob(given, recursive=True))
-            if not found:
-                raise SourceError(f"no file matches {given}")
-            paths += map(Path, found)
+            paths += map(Path, sorted(glob.glob(given, recursive=True)) or [given])
         else:
             paths.append(Path(given))
     return paths
@@ -223,37 +252,50 @@ def _stem(path: Path) -> str:
 
 def _within(folder: Path, output: Path) -> list[tuple[Path, Path]]:
     """The procedures in a folder and its folders: its videos; where there is none, every folder of pictures."""
-    all_of_it = _folders(folder)
+    all_of_it, lost = _folders(folder)
     for linked in (one for one in all_of_it if one == folder or one.is_symlink()):
-        if output.resolve().is_relative_to(linked.resolve()):
+        if _real(output).is_relative_to(_real(linked)):
             raise SinkError(f"the output folder {output} lies in the input {linked}; choose one outside of it")
+    name = Path(_real(folder).name)
+    unseen = [(one, name if one == folder else one.relative_to(folder)) for one in lost]
     videos = _files(all_of_it, VIDEOS)
     if videos:
-        return [(file, file.relative_to(folder).with_name(_stem(file))) for file in videos]
+        return [(file, file.relative_to(folder).with_name(_stem(file))) for file in videos] + unseen
     folders = sorted({picture.parent for picture in _files(all_of_it, PICTURES)})
-    if not folders:
+    if not folders and not unseen:
         looked_for = " ".join(sorted(VIDEOS | PICTURES))
         raise SourceError(f"no video in {folder}, and no pictures; looked for {looked_for}")
-    name = Path(folder.resolve().name)
-    return [(stills, name if stills == folder else stills.relative_to(folder)) for stills in folders]
+    return [(stills, name if stills == folder else stills.relative_to(folder)) for stills in folders] + unseen
 
 
-def _folders(folder: Path) -> list[Path]:
-    """A folder and all in it, and then those that links in them lead to: each once, whatever leads to it."""
-    seen, found = set[tuple[int, int]](), list[Path]()
+def _folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """A folder and all in it, and then those that links in them lead to, each once, whatever leads to it; and those
+    that nobody may look into, or that a link leads to and that are gone."""
+    seen, found, lost = set[tuple[int, int]](), list[Path](), list[Path]()
     waiting, linked = [folder], list[Path]()
     while waiting or linked:
         one = waiting.pop() if waiting else linked.pop(0)
-        with contextlib.suppress(OSError):  # nobody may look into it, or it is gone
+        try:
             facts = one.stat()
             if (facts.st_dev, facts.st_ino) in seen:
                 continue
-            inner = sorted(path for path in one.iterdir() if path.is_dir())
-            seen.add((facts.st_dev, facts.st_ino))
-            found.append(one)
-            waiting += [path for path in inner if not path.is_symlink()]
-            linked += [path for path in inner if path.is_symlink()]
-    return found
+            inner = sorted(path for path in one.iterdir() if not path.name.startswith(".") and not _is_result(path))
+            folders = [path for path in inner if path.is_dir()]
+        except OSError:
+            lost.append(one)
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        found.append(one)
+        waiting += [path for path in folders if not path.is_symlink()]
+        linked += [path for path in folders if path.is_symlink()]
+        lost += [path for path in inner if path.is_symlink() and not path.suffix and not path.exists()]
+    return found, lost
+
+
+def _is_result(path: Path) -> bool:
+    """Whether it was made by ``process``: the summary of its procedure lies beside it."""
+    ends = (end for end in RESULTS if path.name.endswith(end))
+    return any(path.with_name(path.name.removesuffix(end) + ".summary.json").exists() for end in ends)
 
 
 def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
@@ -261,5 +303,8 @@ def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
     return sorted(
         path
         for path in itertools.chain.from_iterable(folder.iterdir() for folder in folders)
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and not path.is_dir()
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")
+        and not path.is_dir()
+        and not _is_result(path)
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import hmac
 import re
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ class Deidentified(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self.source:
-            yield frame.showing(self._private(frame))
+            yield dataclasses.replace(frame, picture=self._private(frame), file="")
         self.problem = self.source.problem
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
-from mcdrl_rt.offline.manifest import Manifest, read_json
+from mcdrl_rt.offline.manifest import Manifest, read_json, size_of, write_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording, open_recording
@@ -92,13 +92,14 @@ def carry_out(
     facts = job.origin.facts() if job.origin else _known(job.summary, stamped) or input_facts(job.source)
     fingerprint = crew.fingerprint | {"input": facts}
     if summary := done_before(job, fingerprint, address):
+        if stamped is not None and (known := read_json(job.summary)).get("stamp") != stamped:  # not to be read again
+            write_json(job.summary, known | {"stamp": stamped})
         return summary, True
     with job.origin.fetched() if job.origin else contextlib.nullcontext():
         recording = open_recording(job.source.absolute(), crew.settings.private)
-        manifest = _manifest(job, crew, recording, fingerprint)
-        manifest.stamp = stamped
+        manifest = _manifest(job, crew, recording, fingerprint, stamped)
         try:
-            about = _about(job, crew, recording)
+            about = _about(manifest.name, crew, recording)
             _work(job, crew, recording, manifest, about, on_start)
             _check(job, crew, manifest)
             summary = finish(job, manifest, recording, crew.kinds, about, crew.settings, address)
@@ -166,24 +167,31 @@ class _Count:
             self._on_frame(count)
 
 
-def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint) -> Manifest:
+def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint, stamped: str | None) -> Manifest:
     """The manifest of what was begun, or a new one; a segment whose parts were deleted or cut off is not done."""
     manifest = Manifest.read(job.parts)
     if manifest is not None and manifest.done:
         _refuse(str(job.parts), manifest.fingerprint, fingerprint)
+        manifest.stamp = stamped
         for left in job.parts.glob(".*"):  # what a killed process left
             left.unlink(missing_ok=True)
         for number, part in list(manifest.done.items()):
-            files = [(kind.part(job.parts, number), part.sizes.get(kind.end)) for kind in crew.kinds]
-            if part.frames and not all(path.exists() and size in (None, path.stat().st_size) for path, size in files):
+            sizes = {kind.end: size_of(kind.part(job.parts, number)) for kind in crew.kinds if not _moved(job, kind)}
+            if part.frames and sizes != {end: part.sizes[end] for end in sizes}:
                 del manifest.done[number]
         return manifest
     _refuse_foreign(job, crew, ours=manifest is not None)
     shutil.rmtree(job.parts, ignore_errors=True)  # not one segment was done
     make_folder(job.parts)
-    manifest = Manifest(job.parts, fingerprint, recording.segments(crew.settings.segment_s))
+    segments = recording.segments(crew.settings.segment_s)
+    manifest = Manifest(job.parts, fingerprint, segments, stamp=stamped, name=job.name(crew.settings))
     manifest.save()  # whose folder it is
     return manifest
+
+
+def _moved(job: Job, kind: Product) -> bool:
+    """Whether the parts of a kind may be in the whole already, and not in their places."""
+    return kind.moves and (kind.whole(job.parts).exists() or job.result(kind.end).exists())
 
 
 def _refuse_foreign(job: Job, crew: Crew, ours: bool) -> None:
@@ -195,8 +203,8 @@ def _refuse_foreign(job: Job, crew: Crew, ours: bool) -> None:
         raise SinkError(f"{there[0]} is there already, of no job; move it, or choose another output folder")
 
 
-def _about(job: Job, crew: Crew, recording: Recording) -> About:
-    spec, name = crew.spec, job.name(crew.settings)
+def _about(name: str, crew: Crew, recording: Recording) -> About:
+    spec = crew.spec
     facts = {"source": name, "time_base": str(recording.format.time_base), "classes": list(spec.classes)}
     return About(recording.format, spec.classes, facts | {"engine": dict(crew.engine)}, recording.sound)
 

@@ -48,9 +48,11 @@ class Product(ABC):
 
     Attributes:
         end: of its name, after the procedure's or the segment's.
+        moves: whether joining moves what the parts hold, and leaves nothing of them.
     """
 
     end: str
+    moves = False
 
     def part(self, folder: Path, number: int) -> Path:
         """Where a segment's lies."""
@@ -120,6 +122,7 @@ class _Pictures(Product):
     """The same as a folder of PNG pictures."""
 
     end = ".masks"
+    moves = True
 
     def open(self, part: Path, about: About) -> Sink:
         return _Kept(str(part), about.format)

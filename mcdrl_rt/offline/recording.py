@@ -17,7 +17,7 @@ from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.field import field_of_video
 from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of
-from mcdrl_rt.video.playlist import PICTURES
+from mcdrl_rt.video.playlist import PICTURES, Playlist, matching_files
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
@@ -134,7 +134,7 @@ class _Pictures(Recording):
         return (Segment(0, None, None),)
 
     def open(self, segment: Segment) -> Source:
-        return open_source(str(self.path))
+        return Playlist(self.path.name, matching_files(str(self.path)) or [self.path], {})
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return None

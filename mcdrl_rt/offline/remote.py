@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import platformdirs
 
 from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.offline.settings import RESULTS
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
 from mcdrl_rt.video.playlist import VIDEOS
@@ -77,13 +78,16 @@ class Origin:
 def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
     """The videos that an address stands for, a file's, a folder's or a glob's, and where their results belong.
 
+    Results of ``process`` are passed over.
+
     Raises:
         SourceError: there is none, or the store cannot be read.
     """
     with _told(SourceError, f"cannot read {redacted(given)}"):
         files, path = _files(given)
         if files.isdir(path):
-            root, found = PurePosixPath(path), [p for p in files.find(path) if _is_video(p)]
+            there = set(files.find(path))
+            root, found = PurePosixPath(path), [p for p in there if _is_video(p) and not _is_result(p, there)]
         else:
             found = sorted(files.glob(path)) if "*" in path or "?" in path else [path]
             root = PurePosixPath(os.path.commonpath([str(PurePosixPath(p).parent) for p in found] or ["."]))
@@ -119,6 +123,18 @@ class Store:
         with _told(SinkError, f"cannot write to {redacted(self._url)}"):
             self._files.makedirs(self._root, exist_ok=True)
             self.folder.mkdir(parents=True, exist_ok=True)
+
+    def refuse_inside(self, given: str) -> None:
+        """Make sure that it does not lie in a folder that is an input.
+
+        Raises:
+            SinkError: it does.
+        """
+        files, path = _files(given)
+        inside = PurePosixPath(self._root).is_relative_to(PurePosixPath(path))
+        if files == self._files and inside and files.isdir(path):
+            folders = (redacted(self._url), redacted(given))
+            raise SinkError("the output folder {} lies in the input {}; choose one outside of it".format(*folders))
 
     def address(self, path: Path) -> str:
         """Where a result will be."""
@@ -202,6 +218,12 @@ def _cache(name: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _is_result(path: str, there: Set[str]) -> bool:
+    """Whether it was made by ``process``: the summary of its procedure lies beside it."""
+    ends = (end for end in RESULTS if path.endswith(end))
+    return any(path.removesuffix(end) + ".summary.json" in there for end in ends)
 
 
 def _is_video(path: str) -> bool:

@@ -11,6 +11,17 @@ from mcdrl_rt.errors import SinkError
 
 MASKS = ("ffv1", "png", "coco")
 """The forms masks are written in; none is a choice, too."""
+RESULTS = (
+    ".annotated.mp4",
+    ".labels.mkv",
+    ".masks",
+    ".masks.json",
+    ".frames.parquet",
+    ".report.html",
+    ".summary.json",
+    ".parts",
+)
+"""How the names of a procedure's results end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("index", pa.int64()),
         ("pts", pa.int64()),  # in the source's unit of time
         ("time_s", pa.float64()),
+        ("file", pa.string()),  # of a picture
         ("selected_share", pa.float32()),  # of the grid's cells, selected by the prompts
         ("lesions", pa.list_(_LESION)),
         ("confounders", pa.map_(pa.string(), pa.float32())),
@@ -116,6 +117,7 @@ def row(shown: Shown) -> dict[str, Any]:
         "index": frame.index,
         "pts": frame.pts,
         "time_s": frame.pts_s,
+        "file": frame.file or None,
         "selected_share": None if found is None else float(found.selected.mean()),
         "lesions": None if found is None else _lesions(found),
         "confounders": None if found is None else _confounders(found),

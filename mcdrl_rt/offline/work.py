@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcdrl_rt.offline.manifest import Part
+from mcdrl_rt.offline.manifest import Part, size_of
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Together, products
 from mcdrl_rt.offline.recording import Recording, tally_of
@@ -78,7 +78,7 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             source,
             supervisor.seat(),
             {str(task.folder): together},
-            Policy(opacity=task.settings.opacity),
+            Policy(opacity=task.settings.opacity, hud=False),  # what it says is of no moment of the recording
             on_frame=on_frame,
             strict=True,
         )
@@ -95,5 +95,5 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             seconds=summary.seconds,
             tally=tally_of(source),
             problems=[problem] if problem else [],
-            sizes={kind.end: path.stat().st_size for kind, path in zip(kinds, paths, strict=True) if path.is_file()},
+            sizes={kind.end: size_of(path) for kind, path in zip(kinds, paths, strict=True)},
         )

@@ -20,7 +20,10 @@ from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.decoder import Video
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"})
+VIDEOS = frozenset(
+    f".{end}"
+    for end in "mp4 m4v mov mkv avi webm mpg mpeg m2v vob ts mts m2ts wmv asf flv 3gp mxf dv ogv".split()
+)
 
 _NUMBERED = re.compile(r"%(?:0(\d+))?d")
 
@@ -67,6 +70,7 @@ class Playlist(Source):
         self._options = dict(options)
         self._picture_rate = _frame_rate(self._options.pop("framerate", "25"))
         self._files = iter(files)
+        self._file = ""  # the name of the current one, if it is a picture
         self._unreadable: list[str] = []
         self._problems: list[str] = []
         self._count = len(files)
@@ -106,7 +110,8 @@ class Playlist(Source):
             except SourceError as error:
                 self._unreadable.append(str(error))
                 continue
-            if _is_picture(file):
+            self._file = file.name if _is_picture(file) else ""
+            if self._file:
                 video.rate = self._picture_rate
             return video
         return None
@@ -117,7 +122,8 @@ class Playlist(Source):
             self._first_pts = frame.pts
         self._time = self._begins + (frame.pts - self._first_pts) * frame.time_base
         index, self._index = self._index, self._index + 1
-        return dataclasses.replace(frame, pts=round(self._time / self.time_base), time_base=self.time_base, index=index)
+        pts = round(self._time / self.time_base)
+        return dataclasses.replace(frame, pts=pts, time_base=self.time_base, index=index, file=self._file)
 
     def _end_file(self) -> None:
         assert self._video is not None

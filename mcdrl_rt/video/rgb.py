@@ -100,7 +100,8 @@ def pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
 
 def _orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Whether a frame's axes change places to be shown, and the steps (1 or -1) to the right and down."""
-    small = frame.reformat(width=16, height=16)  # it has the same side data, and its cycle holds little
+    # it has the same side data, and its cycle holds little; nothing is made into a palette
+    small = frame.reformat(width=16, height=16, format="gray")
     side_data = cast(dict[str, Any], _with_known_side_data(small).side_data)
     if "DISPLAYMATRIX" not in side_data:
         return False, 1, 1
