@@ -354,12 +354,14 @@ def doctor() -> None:
 
 def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> None:
     """What a procedure would become."""
+    from mcdrl_rt.video.names import legible
+
     results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
     with contextlib.nullcontext() if store is None else store.recalled(job.summary):
         if as_json:
             print_json({"source": job.title, "results": results, "state": job.state})
         else:
-            print("\n  ".join([f"{job.title} ({job.state})", *results]))
+            print("\n  ".join([f"{job.title} ({job.state})", *map(legible, results)]))
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import PIL.Image
 import pyarrow.parquet as pq
@@ -16,11 +19,12 @@ import pytest
 from clips import picture, write_clip
 from test_offline import StripesEngine, names, run
 
-from mcdrl_rt.errors import SinkError
+from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline import Job, Settings, plan, procedure, process
 from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
 from mcdrl_rt.segmenter import Segmenter
+from mcdrl_rt.video.packets import Packets
 
 
 def test_what_was_done_before_still_tells_of_its_flaw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +194,37 @@ def test_what_is_lost_after_masks_were_moved_is_made_again_or_told_of(
         return
     assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
     assert pq.read_table(out / "a.frames.parquet").num_rows == 40
+
+
+@pytest.mark.parametrize("attempt", range(1, 7))
+@pytest.mark.parametrize("lasts", [False, True])
+def test_a_disk_that_fails_costs_no_frame(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, lasts: bool
+) -> None:
+    """Whenever the file is read for the ``attempt``-th time, and from then on, where it lasts."""
+    openings, whole = itertools.count(), Packets._in_time
+
+    def failing(self: Packets, packets: Any) -> Any:
+        number = next(openings)
+        for count, packet in enumerate(whole(self, packets)):
+            if count == 7 and (number == attempt or (lasts and number > attempt)):
+                raise av.error.OSError(errno.EIO, "Input/output error")
+            yield packet
+
+    def unreadable(path: Path) -> None:
+        raise SourceError(f"cannot read {path}: input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Packets, "_in_time", failing)
+        if lasts:
+            patched.setattr("mcdrl_rt.video.index.read_through", unreadable)
+            patched.setattr("mcdrl_rt.offline.recording.read_through", unreadable)
+        (outcome,) = run([clip], tmp_path / "out", PIECES)
+    if lasts and outcome.error is not None:
+        assert outcome.error == f"cannot read {clip}: input/output error"
+        (outcome,) = run([clip], tmp_path / "out", PIECES)
+    assert outcome.summary is not None and outcome.summary.problem is None
+    assert outcome.summary.frames_out == pq.read_table(tmp_path / "out" / "a.frames.parquet").num_rows == 40
 
 
 def test_pictures_are_told_apart_by_name(tmp_path: Path) -> None:

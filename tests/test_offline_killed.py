@@ -19,11 +19,9 @@ CLI = [sys.executable, "-m", "mcdrl_rt.cli"]
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All that lies in an output folder, but for how long it took: the HUD and the summary say that."""
+    """All that lies in an output folder, but for how long it took: the summary says that."""
     held = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name in held:
-        if name.endswith((".annotated.mp4", ".report.html")):
-            held[name] = b""
         if name.endswith(".summary.json"):
             written = json.loads(held[name])
             written["summary"] |= dict.fromkeys(("seconds", "fps", "realtime", "output"))

@@ -16,7 +16,7 @@ from mcdrl_rt.offline.privacy import Deidentified
 from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.field import field_of_video
-from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of
+from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of, read_through
 from mcdrl_rt.video.playlist import PICTURES, Playlist, matching_files
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
@@ -55,6 +55,14 @@ class Recording(ABC):
 
         Raises:
             SourceError: it can no longer be read.
+        """
+
+    @abstractmethod
+    def read_through(self) -> None:
+        """Make sure that a fault is the recording's, and not the disk's.
+
+        Raises:
+            SourceError: the disk's.
         """
 
     @abstractmethod
@@ -108,6 +116,9 @@ class _File(Recording):
     def open(self, segment: Segment) -> Source:
         return open_segment(self._index, segment)
 
+    def read_through(self) -> None:
+        read_through(self.path)
+
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return self._index.verdict(tallies)
 
@@ -134,7 +145,14 @@ class _Pictures(Recording):
         return (Segment(0, None, None),)
 
     def open(self, segment: Segment) -> Source:
-        return Playlist(self.path.name, matching_files(str(self.path)) or [self.path], {})
+        return Playlist(self.path.name, self._files(), {})
+
+    def read_through(self) -> None:
+        for file in self._files():
+            read_through(file)
+
+    def _files(self) -> list[Path]:
+        return matching_files(str(self.path)) or [self.path]
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return None
@@ -162,6 +180,9 @@ class _Private(Recording):
 
     def open(self, segment: Segment) -> Source:
         return Deidentified(self._recording.open(segment), self._field)
+
+    def read_through(self) -> None:
+        self._recording.read_through()
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         problems = (self._recording.verdict(tallies), None if self._moves else _STILL)

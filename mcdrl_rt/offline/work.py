@@ -50,7 +50,8 @@ class Task:
 def work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] | None = None) -> Part:
     """Write the parts of one segment into its folder; each appears when it is whole.
 
-    An engine that had to be started again has lost sight of the field of view: then the segment is worked on anew.
+    An engine that had to be started again has lost sight of the field of view: then the segment is worked on anew. So
+    it is where something could not be read, once: a disk may fail for a moment.
 
     Raises:
         McdrlError: the segment cannot be read, segmented or written; it leaves nothing behind.
@@ -59,7 +60,9 @@ def work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] | 
     for _ in range(_TRIES):
         part = _work(task, segmenter, on_frame)
         restarts += part.engine_restarts
-        if not part.engine_restarts:
+        if part.tally.stopped or part.problems:
+            task.recording.read_through()
+        if not (part.engine_restarts or part.tally.stopped):
             break
     return dataclasses.replace(part, engine_restarts=restarts)
 

@@ -27,10 +27,12 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import VideoFormat
 from mcdrl_rt.video.container import open_container, video_stream
 from mcdrl_rt.video.decoder import Video
+from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.packets import Packets
 from mcdrl_rt.video.verdict import Expected, Tally
 
 TimeArray = NDArray[np.int64]
+_AT_ONCE = 16 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,14 @@ def index_of(path: Path) -> VideoIndex:
         format, expected = video.format, video.expected
     if first is None:
         raise SourceError(f"cannot decode {path.name}: no frame of it is a picture; the file is damaged")
-    with open_container(str(path), {}) as container:
-        stream = video_stream(container, path.name)
-        scan, trial = _Scan(), _Trial(stream)
-        for packet in Packets(container, stream):
-            if packet is not None and not packet.is_discard:  # what an edit list cuts off is decoded, but not shown
-                scan.see(packet)
-                trial.see(packet)
-        # AVI has no room for times: FFmpeg numbers the packets where it cannot tell which is shown when
-        numbered = "avi" in container.format.name and stream.codec_context.has_b_frames and scan.in_order
+    scan, trial, stopped = _scanned(path)
+    if stopped:
+        read_through(path)
+        scan, trial, _ = _scanned(path)  # it may have been the disk, for a moment
     # what is shown before the first frame that can be decoded needs what was never recorded
     times = np.array(sorted(time for time in scan.times if time >= first), np.int64)
     keyframes = tuple(time for time in scan.keyframes if time >= first)
-    problem = "it has B-frames, and does not say when they are shown" if numbered else scan.fault
+    problem = "it has B-frames, and does not say when they are shown" if scan.numbered else scan.fault
     if (np.diff(times) == 0).any():
         problem = problem or "two of its pictures are shown at the same time"
     if trial.failed:
@@ -118,6 +115,34 @@ def index_of(path: Path) -> VideoIndex:
     if not keyframes:
         problem = problem or "it has no keyframe"
     return VideoIndex(path, format, expected, times, keyframes, problem)
+
+
+def read_through(path: Path) -> None:
+    """Read a file without looking at it: FFmpeg does not tell a disk that fails from a file that is damaged.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            while file.read(_AT_ONCE):
+                pass
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {reason(error)}") from None
+
+
+def _scanned(path: Path) -> tuple[_Scan, _Trial, str | None]:
+    """All packets of a file, seen; and why some could not be read."""
+    with open_container(str(path), {}) as container:
+        stream = video_stream(container, path.name)
+        scan, trial, packets = _Scan(), _Trial(stream), Packets(container, stream)
+        for packet in packets:
+            if packet is not None and not packet.is_discard:  # what an edit list cuts off is decoded, but not shown
+                scan.see(packet)
+                trial.see(packet)
+        # AVI has no room for times: FFmpeg numbers the packets where it cannot tell which is shown when
+        scan.numbered = "avi" in container.format.name and bool(stream.codec_context.has_b_frames) and scan.in_order
+    return scan, trial, packets.stopped
 
 
 def cut(index: VideoIndex, segment_s: float) -> tuple[Segment, ...]:
@@ -144,6 +169,7 @@ class _Scan:
         keyframes: times of those that everything before them is shown before.
         in_order: the packets come in the order they are shown in.
         fault: the first thing that makes their times unusable.
+        numbered: FFmpeg made the times up.
     """
 
     def __init__(self) -> None:
@@ -151,6 +177,7 @@ class _Scan:
         self.keyframes: list[int] = []
         self.in_order = True
         self.fault: str | None = None
+        self.numbered = False
         self._highest: int | None = None
         self._dts: int | None = None
         self._floor: int | None = None  # the keyframe before the last one: a picture shown before it comes too late
