@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import McdrlError, SpecError
-from mcdrl_rt.model.checkpoint import load_checkpoint
+from mcdrl_rt.model.checkpoint import load_checkpoint, save_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from training.dataset import Item, LesionDataset
 from training.evaluate import MethodEngine
@@ -158,6 +158,20 @@ def test_shipped_model_is_trained_further(tmp_path: Path) -> None:
     assert further.eval()(torch.zeros(1, 3, 96, 128)).logits.shape == (1, 2, 96, 128)
     ids = {id(p) for p in method.pretrained_parameters()}
     assert ids == {id(p) for p in further.encoder.get_submodule("trunk").parameters()}
+
+
+def test_positions_follow_the_input_size_of_the_further_training(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, encoder="ViT-S-32-alt", grid_stride=0)
+    first = build_method(recipe, tmp_path)
+    assert isinstance(first, Causal)
+    save_checkpoint(first.network, tmp_path / "first.safetensors")
+    recipe = dataclasses.replace(recipe, start=str(tmp_path / "first.safetensors"), input_size=(96, 64))
+    further = build_method(recipe, tmp_path)
+    assert isinstance(further, Causal) and further.spec.grid == (3, 2)
+    tables = [model.network.encoder.get_parameter("tower.positional_embedding") for model in (first, further)]
+    assert [len(table) for table in tables] == [1 + 4, 1 + 6]
+    torch.testing.assert_close(tables[1][0], tables[0][0], atol=1e-3, rtol=1e-3)  # of the class token
+    torch.testing.assert_close(tables[1][1:].mean(dim=0), tables[0][1:].mean(dim=0), atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize(
