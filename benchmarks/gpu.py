@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,8 @@ GRACE_S = 20  # for a part to end what it had begun in time
 LIBRARY = "libmcdrl_rt_native.so"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 USUAL_MINUTES = 9
+_ENDED = re.compile(r"\b(PASSED|FAILED|ERROR)\b")  # before a test's name, or after it
+_TEST = re.compile(r"\S+\.py(::\S+)?")
 AT_ONCE = ("tests", "sanitizer")  # parts that measure no time
 
 
@@ -78,13 +81,17 @@ class Benchmark:
             now = [name for name in waiting if name in AT_ONCE] if waiting[0] in AT_ONCE else waiting[:1]
             waiting = [name for name in waiting if name not in now]
             with ThreadPoolExecutor(len(now)) as pool:
-                list(pool.map(lambda name: self.part(name, plan[name][0] * self.share, plan[name][1]), now))
+                list(pool.map(lambda name: self.part(name, self.seconds(name, plan[name][0]), plan[name][1]), now))
             self.save()
             if self.status.get("build", "").startswith("failed"):
                 break  # what comes after it would be measured of something else
         self.draw()
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.save()
+
+    def seconds(self, name: str, usual: float) -> float:
+        """What a part may take of this run; compiling takes what it takes."""
+        return usual if name == "build" else usual * self.share
 
     def part(self, name: str, seconds: float, work: Callable[[float], str]) -> None:
         """One part, for so long at most when time is short."""
@@ -103,9 +110,9 @@ class Benchmark:
         return {
             "build": (150, self.build),
             "kernels": (60, lambda until: self.program("kernels", until)),
-            "latency": (230, lambda until: self.program("latency", until)),
-            "path": (60, lambda until: self.program("path", until)),
-            "tests": (110, self.tests),
+            "latency": (170, lambda until: self.program("latency", until)),
+            "path": (40, lambda until: self.program("path", until)),
+            "tests": (100, self.tests),
             "sanitizer": (100, self.sanitizer),
             "compiled": (400, lambda until: self.program("compiled", until)),
         }
@@ -158,24 +165,28 @@ class Benchmark:
         self.parts[name] = values
         if ended.status != 0:
             return f"failed after some figures: {ended.reason}"
-        errors = values.get("errors", {})
-        return f"failed in part: {', '.join(errors)}" if errors else "done"
+        errors, left_out = values.get("errors", {}), values.get("left_out", [])
+        ends = [f"failed in part: {', '.join(errors)}"] if errors else []
+        ends += [f"left out for time: {'; '.join(left_out)}"] if left_out else []
+        return ", and ".join(ends) or "done"
 
     def tests(self, until: float) -> str:
-        """The tests that need a GPU, none to be skipped; a rehearsal only collects them."""
+        """The tests that need a GPU, none to be skipped but for want of TensorRT; a rehearsal only collects them.
+
+        Each is told as it ends, so a run that is stopped still says how far it came.
+        """
         files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
         # a deprecation in another torch says nothing of the GPU, so warnings are not errors here
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-rfEs"]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-W", "default", "-p", "no:cacheprovider"]
+        command += ["-vv", "-rfEs"]
         command += ["--continue-on-collection-errors", "--tb=short", *files]
         command += ["--collect-only"] if self.rehearse else []
         command += ["-n", "8"] if find_spec("xdist") and not self.rehearse else []
         required = {} if self.rehearse else {"MCDRL_REQUIRE_GPU": "1"}
         ended = self.call(command, until, required)
         lines = ended.output.splitlines()
-        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        passed = None if self.rehearse else ended.status == 0
-        self.parts["tests"] = {"passed": passed, "summary": lines[-1:], "failures": failures}
-        if not self.rehearse and any(line.startswith("SKIPPED") for line in lines):
+        self.parts["tests"] = judged(lines, ended.status) | ({"passed": None} if self.rehearse else {})
+        if not self.rehearse and self.parts["tests"]["skipped"]:
             return "done, but some were skipped"
         return "done" if ended.status == 0 else f"failed: {ended.reason}"
 
@@ -225,6 +236,32 @@ class Benchmark:
         return ended
 
 
+def judged(lines: list[str], status: int | None) -> dict[str, Any]:
+    """What pytest said of the tests one by one, by how they ended; whether all passed, None where they were stopped."""
+    ends: dict[str, set[str]] = {"PASSED": set(), "FAILED": set(), "ERROR": set()}
+    for line in lines:
+        word, name = _ENDED.search(line), _TEST.search(line)
+        if word and name:
+            ends[word[0]].add(name[0])
+    failures = sorted(ends["FAILED"] | ends["ERROR"])
+    # where there is no TensorRT its tests cannot be run; all others must
+    skipped = [line for line in lines if line.startswith("SKIPPED") and "TensorRT" not in line]
+    good = status == 0 and not skipped
+    return {
+        "passed": None if status is None and not failures else good,
+        "summary": lines[-1:],
+        "count": len(ends["PASSED"]),
+        "failures": failures,
+        "skipped": skipped,
+    }
+
+
+def missing() -> list[str]:
+    """The packages that are needed and are not there: better told before anything is built."""
+    needed = ("torch", "timm", "open_clip", "ftfy", "safetensors", "onnx", "onnxscript", "cv2", "pytest", "hypothesis")
+    return [name for name in needed if find_spec(name) is None]
+
+
 def main() -> None:
     """Run, and end with one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -233,6 +270,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PART")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny sizes: does it run at all?")
     given = parser.parse_args()
+    if absent := missing():
+        parser.error(f"not installed: {', '.join(absent)}")
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "log.txt").write_text("")
     summary = Benchmark(given.output, given.minutes, given.rehearse).run(given.only)

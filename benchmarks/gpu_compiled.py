@@ -35,7 +35,9 @@ def main() -> None:
     part = Part.from_arguments(__doc__)
     part.save(models={})
     for encoder, side, stride in TINY[0] if part.rehearse else ENCODERS:
-        if part.has_time(60):
+        if not part.has_time(60):
+            part.leave_out(encoder)
+        else:
             values = part.attempt(encoder, lambda e=encoder, n=side, s=stride: measure(part, e, n, s))
             if values:
                 part.save(models=part.values["models"] | {encoder: values})
@@ -59,8 +61,9 @@ def measure(part: Part, encoder: str, side: int, stride: int) -> dict[str, Any]:
     built, seconds = {}, {}
     for name, make in makers.items():
         started = time.perf_counter()
-        form = part.attempt(f"{encoder}, {name}", make) if part.has_time(60) or not built else None
-        if form is not None:
+        if built and not part.has_time(60):
+            part.leave_out(f"{encoder}, {name}")
+        elif (form := part.attempt(f"{encoder}, {name}", make)) is not None:
             built[name], seconds[name] = form, round(time.perf_counter() - started, 1)
     times = interleaved(built, 2 if part.rehearse else 150, wait=part.wait, seconds=4)
     return {"depth": DEPTH, "batch": 1, "seconds_to_make": seconds, **times}

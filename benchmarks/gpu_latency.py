@@ -31,7 +31,9 @@ def main() -> None:
     part.save(ceiling_tflops=ceiling(part, size), models={})
     models: list[Measured] = []
     for encoder, side, stride in encoders:
-        if part.has_time(20):
+        if not part.has_time(20):
+            part.leave_out(encoder)
+        else:
             model = part.attempt(encoder, lambda e=encoder, n=side, s=stride: Measured(part, e, n, s))
             if model is not None:
                 models.append(model)
@@ -85,7 +87,7 @@ class Measured:
     def row(self, depth: int, batch: int, captured_only: bool = False) -> None:
         """One depth and batch, all forms in turn."""
         if not self.part.has_time(6):
-            self.values.setdefault("left_out", []).append([depth, batch])
+            self.part.leave_out(f"{self.encoder}, depth {depth}, batch {batch}")
             return
         built, memory = {}, {}
         for name, build in self.family.forms(depth, batch).items():

@@ -22,9 +22,12 @@ def main(device: str) -> None:
             inputs = draw(shape, 2, dtype, torch.device(device))
             outputs = torch.ops.mcdrl_rt.select_intervene(*inputs, shape.count, HEADS, EPS)
             outputs += torch.ops.mcdrl_rt.intervene(inputs[0], *inputs[2:], HEADS, EPS)
-            shifted = (*inputs[:5], inputs[1][0], shape.count, HEADS, EPS, EPS)
-            outputs += torch.ops.mcdrl_rt.select_intervene_norm(*shifted)
+            shift = inputs[1][0]
+            outputs += torch.ops.mcdrl_rt.select_intervene_norm(*inputs, shift, shape.count, HEADS, EPS, EPS)
+            outputs += torch.ops.mcdrl_rt.intervene_norm(inputs[0], *inputs[2:], shift, HEADS, EPS, EPS)
             outputs += torch.ops.mcdrl_rt.norm_shift(inputs[0], None, inputs[1][0], inputs[1][0], EPS)
+            level = (torch.randn(2, 32, size, size).to(inputs[0]) for size in (5, 5, 9))
+            outputs += (torch.ops.mcdrl_rt.lift(*(x.to(memory_format=torch.channels_last) for x in level), 10, 11),)
             if not all(bool(output.isfinite().all()) for output in outputs):
                 sys.exit(f"{shape.name}, {dtype}: not a number")
     print("ran")

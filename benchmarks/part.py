@@ -60,6 +60,10 @@ class Part:
             self.save(errors=self.values.get("errors", {}) | {name: note})
             return None
 
+    def leave_out(self, name: str) -> None:
+        """Note what there is no time for, under ``left_out``."""
+        self.save(left_out=[*self.values.get("left_out", []), name])
+
     def wait(self) -> None:
         """Until the device has done all it was asked."""
         if self.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -88,6 +89,21 @@ def test_what_is_cached_is_found_without_building(
     monkeypatch.setenv("MCDRL_CACHE", str(small_engine.parents[2]))
     assert find_cached(small_checkpoint, Order()) == small_engine
     assert not asked
+
+
+def test_what_is_cached_and_damaged_is_not_found(
+    small_engine: Path, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    copy = tmp_path / "cache" / "engines" / small_engine.parent.name
+    shutil.copytree(small_engine.parent, copy)
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "cache"))
+    assert find_cached(small_checkpoint, Order()) == copy / small_engine.name
+    with (copy / small_engine.name).open("ab") as file:
+        file.write(b" ")
+    with caplog.at_level(logging.WARNING, "mcdrl_rt"):
+        assert find_cached(small_checkpoint, Order()) is None
+    assert "rebuild it: mcdrl-rt build" in caplog.messages[-1]
 
 
 def test_cache_that_cannot_be_written_names_the_variable(

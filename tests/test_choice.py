@@ -14,7 +14,9 @@ import torch
 from mcdrl_rt.engine import choice
 from mcdrl_rt.engine.choice import candidates, load_engine
 from mcdrl_rt.engine.gpu import Gpu, gpus
+from mcdrl_rt.engine.sidecar import read_sidecar
 from mcdrl_rt.errors import CheckpointError, EngineError
+from mcdrl_rt.model.folded import FoldedMCDRL
 
 H100 = Gpu("NVIDIA H100", "9.0")
 
@@ -102,6 +104,40 @@ def test_a_gpu_that_float16_fails_on_runs_float32(
     assert caplog.messages == ["torch runs in fp32 on cuda: too far from float32"]
     with pytest.raises(EngineError, match="too far from float32"):
         load_engine(small_checkpoint, "torch", "fp16", "cuda")
+
+
+def test_a_gpu_without_room_is_passed_over(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: torch.nn.Module, *_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nsome")
+
+    monkeypatch.setattr(choice, "gpus", lambda: (H100,))
+    monkeypatch.setattr(choice, "_has_plan", lambda *_: False)
+    monkeypatch.setattr("mcdrl_rt.engine.torch.find_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr("mcdrl_rt.engine.graph.find_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(FoldedMCDRL, "to", full)
+    monkeypatch.setattr(choice, "candidates", lambda *_: iter([("torch", "cuda"), ("other", "cpu")]))
+    real = choice._from_checkpoint
+
+    def load(path: Path, name: str, *rest: str) -> Any:
+        return SimpleNamespace(name="other") if name == "other" else real(path, name, *rest)
+
+    monkeypatch.setattr(choice, "_from_checkpoint", load)
+    with caplog.at_level(logging.WARNING, "mcdrl_rt"):
+        assert load_engine(small_checkpoint).name == "other"
+    assert "torch cannot run here, other cpu is taken: cannot ready " in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("CUDA out of memory. Tried to allocate")
+
+
+def test_an_engine_of_one_gpu_is_not_opened_on_another(
+    small_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = read_sidecar(small_engine) | {"runtime": "torch", "device": "cuda:0", "gpu": "A (sm_90)"}
+    monkeypatch.setattr("mcdrl_rt.engine.sidecar.gpus", lambda: ("A (sm_90)", "B (sm_100)"))
+    for device, here in (("cuda:1", r"B \(sm_100\)"), ("cpu", "no GPU")):
+        with pytest.raises(EngineError, match=rf"was built for A \(sm_90\), and {device} is {here}; build one"):
+            choice._open(small_engine, recorded, "auto", device)
 
 
 def test_where_all_fail_the_last_reason_is_given(small_checkpoint: Path, failing: set[str]) -> None:

@@ -133,6 +133,42 @@ def test_program_that_hangs_is_stopped_and_its_figures_are_kept(
     assert benchmark.parts["hanging"] == {"figure": 1}
 
 
+def test_tests_are_judged_one_by_one(benchmark: Any) -> None:
+    from gpu import judged
+
+    told = [
+        "tests/test_a.py::test_one[1-float16] PASSED                              [ 10%]",
+        "[gw3] [ 20%] PASSED tests/test_a.py::test_two",
+        "tests/test_b.py::test_three FAILED                                       [ 30%]",
+    ]
+    stopped = judged(told, None)
+    assert (stopped["passed"], stopped["count"], stopped["failures"]) == (False, 2, ["tests/test_b.py::test_three"])
+    assert judged(told[:2], None)["passed"] is None  # of those that were to come nobody knows
+    assert judged(told[:2], 0)["passed"] is True
+    without = "SKIPPED [1] tests/test_tensorrt.py:282: needs TensorRT"
+    assert judged([*told[:2], without], 0)["passed"] is True
+    other = judged([*told[:2], "SKIPPED [1] tests/test_graph.py:12: needs a GPU"], 0)
+    assert other["passed"] is False and len(other["skipped"]) == 1
+    again = judged([*told, "FAILED tests/test_b.py::test_three - assert 0", "ERROR tests/test_c.py"], 1)
+    assert again["failures"] == ["tests/test_b.py::test_three", "tests/test_c.py"]
+
+
+def test_what_there_is_no_time_for_is_told(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kernels", "compiled", "latency"):
+        status = benchmark_of(benchmark, name, monkeypatch)
+        assert status.startswith("left out for time: "), status
+    assert benchmark.parts["kernels"]["within_bounds"] is None
+
+
+def benchmark_of(benchmark: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a part ends that is out of time when it begins."""
+    benchmark.rehearse = True
+    call = benchmark.call
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark, "call", lambda command, until, *more: call(command, until + 300, *more))
+        return str(benchmark.program(name, time.time()))
+
+
 def test_what_fails_inside_a_part_is_noted_and_the_rest_is_kept(benchmark: Any, tmp_path: Path) -> None:
     from part import Part
 

@@ -316,6 +316,7 @@ def test_models_of_any_depth_run_captured(
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 def test_package_on_cuda_is_captured_and_has_the_references_labels(
     tmp_path: Path, reference: TorchEngine, frames: list[UInt8Array]
 ) -> None:

@@ -67,7 +67,14 @@ def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage |
 def find_cached(checkpoint: Path, order: Order) -> Path | None:
     """The engine ``cached_engine`` would give without building anything; None if it would have to."""
     engine = _place(checkpoint, resolved(order))
-    return engine if engine.is_file() else None
+    if not engine.is_file():
+        return None
+    try:
+        sidecar.read_sidecar(engine)
+    except EngineError as error:
+        _log.warning("%s", error)
+        return None
+    return engine
 
 
 def timing_cache() -> Path:

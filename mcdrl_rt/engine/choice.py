@@ -120,11 +120,16 @@ def _from_file(path: Path, engine: str, precision: str, device: str) -> Engine:
 
 def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> Engine:
     """A built engine, in the precision it was checked in unless another is asked for that its file can do, too."""
+    from mcdrl_rt.engine.sidecar import gpu_of
+
     spec, built = ModelSpec.from_json(json.dumps(sidecar["spec"])), sidecar["precision"]
     if precision not in ("auto", built) and (sidecar["runtime"] != "openvino" or "int8" in (precision, built)):
         raise EngineError(f"{path} is an engine in {built}, not {precision}; build one that is")
     precision = built if precision == "auto" else precision
     device = sidecar["device"] if device == "auto" else device
+    if (here := gpu_of(sidecar["runtime"], device.lower())) != sidecar["gpu"]:
+        there = sidecar["gpu"] or "CPUs"
+        raise EngineError(f"{path} was built for {there}, and {device} is {here or 'no GPU'}; build one for it")
     if sidecar["runtime"] == "tensorrt":
         from mcdrl_rt.engine.sidecar import native_library
         from mcdrl_rt.engine.tensorrt import TensorRtEngine

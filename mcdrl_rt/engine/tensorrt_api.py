@@ -93,7 +93,7 @@ def load_plugin(path: Path) -> None:
 
 
 def make_log() -> Any:
-    """A TensorRT logger that keeps its errors (``errors``) for the exception and hands warnings to ``logging``."""
+    """A TensorRT logger that keeps its errors (``errors``) for the exception; ``logging`` gets all it says."""
     import tensorrt as trt
 
     class Log(trt.ILogger):
