@@ -133,6 +133,7 @@ def test_between_containers_packets_are_copied_and_times_kept_to_the_grid(tmp_pa
         ("pcm_s16le", "mkv", "mov", "pcm_s16le"),
         ("libopus", "mkv", "webm", "opus"),
         ("libmp3lame", "avi", "mp4", "mp3float"),
+        ("libopus", "mkv", "mov", "aac"),
     ],
 )
 def test_what_a_container_cannot_hold_is_encoded_again_and_stays_in_time(

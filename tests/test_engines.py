@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_outputs_belong_to_the_caller(small_checkpoint: Path, pictures: UInt8Arr
     runner.infer(pictures[3:4])
     assert all(np.array_equal(array, copy) for array, copy in zip(first, kept, strict=True))
     first.label[:] = 7  # and may be written to
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.usefixtures("small_engine")
+def test_threads_may_share_an_engine(small_checkpoint: Path, pictures: UInt8Array, engine: str) -> None:
+    runner = load_engine(small_checkpoint, engine)
+    alone = [runner.infer(pictures[i : i + 1]) for i in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda i: runner.infer(pictures[i % 4 : i % 4 + 1]), range(24)))
+    for i, answer in enumerate(together):
+        assert all(np.array_equal(one, other) for one, other in zip(answer, alone[i % 4], strict=True))
 
 
 def test_strided_frames_are_taken(small_engine: Path, reference: TorchEngine, pictures: UInt8Array) -> None:

@@ -6,6 +6,7 @@ Neither torch nor open_clip is imported here: a built engine starts in well unde
 from __future__ import annotations
 
 import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,16 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot run {path.name} on {device}: {_first_line(error)}") from error
         self.name = f"openvino {precision} {device}"
+        self._turn = threading.Lock()
 
     def infer(self, frames: UInt8Array) -> RawOutput:
-        """See ``Engine.infer``."""
-        try:
-            results = self._request.infer({0: np.ascontiguousarray(frames)}, share_inputs=True)
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO failed on a frame: {_first_line(error)}") from error
-        return RawOutput(*(np.array(results[i]) for i in range(len(_RESULTS))))
+        """See ``Engine.infer``. Threads wait for one another: one frame keeps all cores busy."""
+        with self._turn:
+            try:
+                results = self._request.infer({0: np.ascontiguousarray(frames)}, share_inputs=True)
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO failed on a frame: {_first_line(error)}") from error
+            return RawOutput(*(np.array(results[i]) for i in range(len(_RESULTS))))
 
 
 def resolve_precision(precision: str, device: str = "CPU") -> str:

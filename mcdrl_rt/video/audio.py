@@ -20,11 +20,11 @@ from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 
 _PCM = ("pcm_s16le", "pcm_u8")
-_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+_MOV = ("aac", "mp3", "ac3", "eac3", "alac")
 # muxer -> codecs that players play in it, and the encoder for all others; Matroska holds anything
 _COPIED = {
-    "mp4": _MP4,
-    "mov": (*_MP4, *_PCM, "pcm_s16be", "pcm_s24le"),
+    "mp4": (*_MOV, "opus"),
+    "mov": (*_MOV, *_PCM, "pcm_s16be", "pcm_s24le"),
     "webm": ("opus", "vorbis"),
     "avi": ("mp3", "ac3", *_PCM),
 }

@@ -232,7 +232,8 @@ def _beside_others(partial: Path, target: Path) -> Path:
 def _grid(muxer: str, format: VideoFormat) -> Fraction:
     """The unit of time the container stores."""
     if muxer == "avi":
-        return 1 / format.rate.limit_denominator(1001)  # MPEG-4 counts in 16 bits
+        slowest = Fraction(1, 1001)
+        return 1 / max(slowest, format.rate.limit_denominator(1001))  # MPEG-4 counts in 16 bits
     if muxer not in _EXACT:
         return _MILLISECOND
     # MP4 stores whole units per second: a time base of 1001/30000 s is 1001 units of 1/30000 s
