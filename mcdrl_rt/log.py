@@ -23,7 +23,7 @@ from logging.handlers import QueueHandler, WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from mcdrl_rt.errors import SinkError
+from mcdrl_rt.errors import McdrlError, SinkError
 from mcdrl_rt.video.names import redacted
 
 # an address in a text: to the end of the word, for a password may hold anything, and a log may rather lose a host than
@@ -51,7 +51,9 @@ def _shown(address: re.Match[str]) -> str:
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append every record of the program to a file, on a thread of its own: one that takes nothing holds nobody up.
+    """Append every record of the program to a file, and the error it ends with.
+
+    It is written on a thread of its own: a file that takes nothing holds nobody up.
 
     Raises:
         SinkError: the file cannot be written.
@@ -69,6 +71,10 @@ def logging_to(path: Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except McdrlError as error:  # whoever ends with it tells it on the terminal
+        facts = {"name": "mcdrl_rt", "levelno": logging.ERROR, "levelname": "ERROR", "msg": "%s", "args": (str(error),)}
+        handler.handle(logging.makeLogRecord(facts))
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         if records.full():  # the file takes nothing: one line less

@@ -19,9 +19,10 @@ def test_pictures_and_videos_of_a_folder_are_taken_and_nothing_else(data_root: P
     (tmp_path / "a" / "clip.mp4").symlink_to(data_root / "video" / "colonoscopy_560x480_25fps.mp4")
     picture = np.full((40, 50, 3), (10, 120, 200), np.uint8)
     cv2.imwrite(str(tmp_path / "b.png"), picture)
-    (tmp_path / "notes.txt").write_text("no picture")
+    for i in range(50):
+        (tmp_path / f"{i}.txt").write_text("no picture")
     frames = real_frames(tmp_path, SIZE, 12)
-    assert len(frames) == 5  # a share of four for each of three files: four of the clip, the picture, none of the text
+    assert len(frames) == 7  # a share of six for each of two files: six of the clip, and the picture
     assert {frame.shape for frame in frames} == {(*SIZE, 3)}
     assert (frames[-1] == (200, 120, 10)).all()  # RGB
 

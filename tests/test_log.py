@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrl_rt.errors import SinkError
+from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.log import JsonLines, log_file, logging_to, redact
 from mcdrl_rt.video.names import redacted
 
@@ -52,6 +52,15 @@ def test_a_record_is_a_line_of_json(logger: logging.Logger, tmp_path: Path) -> N
         "age_ms": 40.5,
     }
     assert (second["level"], second["message"]) == ("info", "two\nlines")
+
+
+def test_the_error_it_ends_with_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SourceError), logging_to(tmp_path / "log.jsonl"):
+        raise SourceError("cannot open rtsp://user:secret@cam/x: connection refused")
+    (line,) = lines(tmp_path)
+    assert (line["level"], line["logger"]) == ("error", "mcdrl_rt")
+    assert line["message"].startswith("cannot open rtsp://") and "secret" not in line["message"]
+    assert not caplog.records  # the command tells it on the terminal, once
 
 
 def test_what_json_cannot_say_is_text(logger: logging.Logger, tmp_path: Path) -> None:

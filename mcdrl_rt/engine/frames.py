@@ -11,6 +11,7 @@ import numpy as np
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, Phantom
+from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 from mcdrl_rt.video.region import crop_and_resize, find_region
 from mcdrl_rt.video.source import open_source
 
@@ -38,12 +39,16 @@ def real_frames(path: Path, size: tuple[int, int], count: int = REAL_FRAMES) -> 
     """
     if not path.exists():
         raise SourceError(f"no such file or folder: {path}")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEOS | PICTURES and p.is_file())
+    if not files:
+        raise SourceError(f"{path} holds no picture and no video")
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
     share = -(-count // max(1, len(files)))
     frames = [frame for file in files for frame in _frames_of(file, size, share)][:count]
     if not frames:
-        raise SourceError(f"{path} holds no picture and no video")
+        raise SourceError(f"no picture or video in {path} can be read")
     return frames
 
 

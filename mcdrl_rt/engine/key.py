@@ -44,9 +44,9 @@ def _make(path: Path) -> None:
     """Write a new key, readable by its user alone; of two processes that do so at once, one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_bytes(_BYTES))
     try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(_BYTES))
         with contextlib.suppress(FileExistsError):
             os.link(name, path)  # unlike a rename, never replaces a key
     finally:
