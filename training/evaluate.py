@@ -29,6 +29,7 @@ from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
+from training.launch import whole
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import readout_on_phantom, readout_on_real
 from training.recipe import lineage
@@ -177,9 +178,8 @@ def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteS
             for name, site in sites.items()
         },
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content) + "\n")
 
 
 def _place_in_study(path: Path) -> dict[str, str]:

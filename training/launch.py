@@ -8,7 +8,8 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,14 @@ def _processes() -> tuple[int, int]:
     return 1, 1
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to appear at once, or not at all."""
+    partial = path.with_suffix(".partial")
+    yield partial
+    partial.replace(path)
+
+
 def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
     """Make the run's folder and write ``recipe.json`` into it.
 
@@ -100,9 +109,8 @@ def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
     try:
         if fabric.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
-            partial.replace(path)
+            with whole(path) as partial:
+                partial.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise SpecError(f"cannot write to {run}: {error}") from error
     fabric.barrier()

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mcdrl_rt.errors import SpecError
 from training.dataset import EpochBatches, Item, LesionDataset
-from training.launch import avoid_slow_gradients, progress_bar, synchronise_norms
+from training.launch import avoid_slow_gradients, progress_bar, synchronise_norms, whole
 from training.methods import Method
 from training.methods.base import upsample_cells
 from training.overlays import contact_sheet
@@ -291,6 +291,5 @@ def _on_gpu(fabric: Fabric) -> bool:
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        torch.save(state, partial)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
-from training.launch import add_arguments, claim, make_fabric
+from training.launch import add_arguments, claim, make_fabric, whole
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights, start_path
@@ -101,9 +101,8 @@ def _weights_to_start_from(
     path, source = run / START, start_path(recipe)
     read_spec(source)
     if fabric.is_global_zero and not path.is_file():
-        partial = path.with_suffix(".partial")
-        shutil.copyfile(source, partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            shutil.copyfile(source, partial)
     fabric.barrier()
     return path
 

@@ -16,7 +16,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
 from mcdrl_rt.offline.manifest import MANIFEST, read_json
 from mcdrl_rt.offline.remote import Origin, Store, find, is_remote
-from mcdrl_rt.offline.settings import RESULTS, Settings
+from mcdrl_rt.offline.settings import RESULTS, Settings, summaries_of
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -294,8 +294,7 @@ def _folders(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _is_result(path: Path) -> bool:
     """Whether it was made by ``process``: the summary of its procedure lies beside it."""
-    ends = (end for end in RESULTS if path.name.endswith(end))
-    return any(path.with_name(path.name.removesuffix(end) + ".summary.json").exists() for end in ends)
+    return any(path.with_name(name).exists() for name in summaries_of(path.name))
 
 
 def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:

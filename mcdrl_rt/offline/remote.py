@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import platformdirs
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.settings import RESULTS
+from mcdrl_rt.offline.settings import summaries_of
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
 from mcdrl_rt.video.playlist import VIDEOS
@@ -87,7 +87,7 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
         files, path = _files(given)
         if files.isdir(path):
             there = set(files.find(path))
-            root, found = PurePosixPath(path), [p for p in there if _is_video(p) and not _is_result(p, there)]
+            root, found = PurePosixPath(path), [p for p in there if _is_video(p) and there.isdisjoint(summaries_of(p))]
         else:
             found = sorted(files.glob(path)) if "*" in path or "?" in path else [path]
             root = PurePosixPath(os.path.commonpath([str(PurePosixPath(p).parent) for p in found] or ["."]))
@@ -218,12 +218,6 @@ def _cache(name: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _is_result(path: str, there: Set[str]) -> bool:
-    """Whether it was made by ``process``: the summary of its procedure lies beside it."""
-    ends = (end for end in RESULTS if path.endswith(end))
-    return any(path.removesuffix(end) + ".summary.json" in there for end in ends)
 
 
 def _is_video(path: str) -> bool:

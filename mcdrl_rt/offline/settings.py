@@ -24,6 +24,11 @@ RESULTS = (
 """How the names of a procedure's results end."""
 
 
+def summaries_of(name: str) -> list[str]:
+    """What the summary beside a result is called, if this is the name of one."""
+    return [name.removesuffix(end) + ".summary.json" for end in RESULTS if name.endswith(end)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One job's choices, the same for all of its procedures.
