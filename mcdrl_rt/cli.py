@@ -153,7 +153,8 @@ def stream(
 ) -> None:
     """Segment a video, or several at once, and pass it on with the lesions drawn in. Ctrl-C ends it and keeps all.
 
-    Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error.
+    Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error, or an
+    output was lost.
     """
     from mcdrl_rt.log import logging_to
     from mcdrl_rt.stream.lane import WINDOW, open_lanes

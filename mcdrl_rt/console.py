@@ -212,7 +212,7 @@ def report(summary: Summary, as_json: bool) -> None:
     stopped = "stopped after " if summary.stopped else ""
     counts = [f"{summary.frames_out} frames", f"{summary.frames_with_lesion} with a lesion"]
     counts += [f"{count} {what}" for count, what in _unusual(summary) if count]
-    say(f"{summary.source} → {summary.output}: {stopped}{', '.join(counts)}")
+    say(f"{summary.source} → {summary.output or 'nothing'}: {stopped}{', '.join(counts)}")
     times = [f"{summary.seconds:.1f} s, {summary.fps:.0f} fps, {summary.realtime:.1f}× real time; {summary.engine}"]
     if segment := summary.stages.get("segment"):
         times.append(f"{segment['p50_ms']:.1f} ms a frame (p95 {segment['p95_ms']:.1f})")

@@ -92,7 +92,7 @@ def conclude(
     """Say how each stream ended.
 
     Returns:
-        Whether one failed, and whether one has a flaw.
+        Whether one failed or lost an output, and whether one has a flaw.
     """
     failed = flawed = False
     for stream, result in zip(streams, results, strict=True):
@@ -100,7 +100,9 @@ def conclude(
             result = SourceError(f"{stream.name} has no frames; nothing was written")
         if not isinstance(result, BaseException):
             report(result, as_json)
-            flawed |= bool(result.problem)
+            for output, why in result.lost.items():
+                say(f"{output} was lost: {why}", "error:", "bold red")
+            failed, flawed = failed or bool(result.lost), flawed or bool(result.problem)
             continue
         if not isinstance(result, McdrlError):  # --log has all of it
             result = McdrlError(fault(result))

@@ -221,6 +221,27 @@ def test_standard_streams_may_be_closed_or_full(engine: Path, tmp_path: Path, cl
     assert (tmp_path / "a.labels.mkv").is_file() and (tmp_path / "b.labels.mkv").is_file()
 
 
+@pytest.mark.parametrize("others", [["o.mp4"], []])
+def test_an_output_that_was_lost_is_not_among_what_was_written(
+    others: list[str], engine: Path, shelf: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    names = [str(tmp_path / name) for name in (*others, "full.jsonl")]
+    command = ["stream", "--input", shelf / "v.mp4", "--model", engine]
+    for name in names:
+        command += ["--output", name]
+    ended, programs = here(*command), here(*command, "--json")
+    assert (ended.code, programs.code) == (1, 1)
+    why = f"cannot write {names[-1]}: the disk is full"
+    lines = [line for line in ended.err.splitlines() if "the others go on" not in line]
+    if not others:
+        assert lines == [f"error: {why}"] and json.loads(programs.out) == {"source": "v.mp4", "error": why}
+        return
+    assert lines[0].startswith(f"v.mp4 → {names[0]}: 12 frames") and lines[-1] == f"error: {names[-1]} was lost: {why}"
+    summary = json.loads(programs.out)
+    assert (summary["output"], summary["lost"], summary["problem"]) == (names[0], {names[-1]: why}, None)
+
+
 def test_a_truncated_video_is_processed_as_far_as_it_goes(
     engine: Path, here: Callable[..., Ended], tmp_path: Path
 ) -> None:

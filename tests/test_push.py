@@ -144,12 +144,26 @@ def test_rtmp_receivers_may_end_and_come_back() -> None:
         camera.write_until(lambda: len(second.lines) >= 5)
         assert not sink.down
         sink.close()
-    assert sink.reconnections == 1
+    assert sink.reconnections == 1 and not sink.lost
     assert camera.longest_s < 2
     assert sink.problem is not None
     assert "frames not sent to rtmp://127.0.0.1" in sink.problem
     assert sink.problem.endswith(", connected again 1 times")
     assert "secret" not in sink.problem
+
+
+def test_a_receiver_that_does_not_come_back_is_a_lost_output() -> None:
+    port = free_port()
+    url = f"rtmp://127.0.0.1:{port}/live/secret-key"
+    with receiving(*through_pyav(url, "listen=1")) as receiver:
+        wait_for_listener(port)
+        sink = opened(url)
+        camera = Camera(sink)
+        camera.write_until(lambda: len(receiver.lines) >= 5)
+    camera.write_until(lambda: sink.down)
+    sink.close()
+    assert sink.frames and "frames not sent to rtmp://127.0.0.1" in sink.lost and "no connection" in sink.lost
+    assert "secret" not in sink.lost
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg command, which has SRT")
@@ -256,7 +270,7 @@ def test_a_listener_waits_for_its_caller_and_ends_without_one() -> None:
     sink.close()
     assert camera.longest_s < 2
     assert sink.frames == 0
-    assert "no connection (nobody has called yet)" in (sink.problem or "")
+    assert "no connection (nobody has called yet)" in (sink.problem or "") and not sink.lost
 
 
 def test_a_file_is_sent_at_its_own_pace() -> None:

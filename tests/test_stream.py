@@ -146,7 +146,7 @@ def test_one_sink_of_two_fails_and_the_other_goes_on(tmp_path: Path) -> None:
     good, bad = Kept(), Kept(failing(SinkError("the disk is full")))
     summary = run(ListSource([picture(0)] * 30), {"good": good, "bad": bad})
     assert (good.frames, good.ended, bad.ended) == (30, "kept", "discarded")
-    assert summary.problem == "bad failed: the disk is full"
+    assert (summary.output, summary.lost, summary.problem) == ("good", {"bad": "the disk is full"}, None)
 
 
 def test_a_slow_sink_holds_a_file_back() -> None:

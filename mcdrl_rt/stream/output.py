@@ -55,6 +55,11 @@ class Output:
             return f"it has taken nothing for {STALL_S:.0f} s"
         return self.sink.down
 
+    @property
+    def lost(self) -> str:
+        """Once all has ended, why what was written is not there, or not to its end; empty where it is."""
+        return self.sink.lost if self.failure is None else str(self.failure) or type(self.failure).__name__
+
     def put(self, shown: Shown) -> None:
         """Hand over a frame; after a failure, nothing happens."""
         try:

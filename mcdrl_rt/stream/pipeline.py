@@ -150,8 +150,7 @@ class Stream:
     @property
     def problem(self) -> str | None:
         """What the user should know though the run went on; None if nothing."""
-        texts = [self.source.problem, *(output.sink.problem for output in self._outputs)]
-        texts += [f"{output.name} failed: {output.failure}" for output in self._outputs if output.failure]
+        texts = [self.source.problem, *(output.sink.problem for output in self._outputs if not output.lost)]
         texts += self._presenter.problems
         return "; ".join(text for text in texts if text) or None
 
@@ -180,7 +179,8 @@ class Stream:
         age, first = stages.pop("mask_age", {}), self.telemetry.first_frame_s
         return Summary(
             source=self.name,
-            output=", ".join(output.name for output in self._outputs),
+            output=", ".join(output.name for output in self._outputs if not output.lost),
+            lost={output.name: output.lost for output in self._outputs if output.lost},
             model=self._seat.spec.name,
             engine=self._seat.engine,
             policy=self.policy.mode,

@@ -57,7 +57,8 @@ class Summary:
 
     Args:
         source: as given; of a folder's video, its path.
-        output: where it was written, several with commas between.
+        output: where it was written, several with commas between; nothing that was lost.
+        lost: outputs that were lost, or of which the end was, and why.
         model, engine: what segmented; the engine at the end, where it changed.
         policy: how the stream kept up with its source.
         frames_in, frames_out: taken from the source and shown.
@@ -78,6 +79,7 @@ class Summary:
 
     source: str
     output: str
+    lost: dict[str, str] = field(default_factory=dict)
     model: str
     engine: str
     policy: str = "every"

@@ -30,11 +30,13 @@ class Sink(ABC):
         frames: number of frames written so far.
         dropped: frames that were taken, and could not be sent on.
         down: why nothing that is written arrives just now; empty while it does.
+        lost: once closed, why the last that was written is not there; empty where it is.
     """
 
     frames: int = 0
     dropped: int = 0
     down: str = ""
+    lost: str = ""
 
     @abstractmethod
     def write(self, shown: Shown) -> None:

@@ -107,6 +107,12 @@ class Push(Sink):
         return "" if self._connection is not None else self._why
 
     @property
+    def lost(self) -> str:  # type: ignore[override]
+        """What did not arrive, where the connection was gone in the end; those who call a listener come and go."""
+        gone = self._connection is None and self.dropped > 0 and not self._listens
+        return (self.problem or "") if gone else ""
+
+    @property
     def problem(self) -> str | None:
         """Frames that did not arrive, and why."""
         problems = self._timeline.problems
