@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+import time
 from fractions import Fraction
+from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from clips import picture
+from clips import picture, write_clip
 from streams import BrightEngine, Kept, ListSource, run
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.segmenter import Segmenter
-from mcdrl_rt.stream import compose
+from mcdrl_rt.stream import compose, lateness
 from mcdrl_rt.stream.pipeline import Stream
 from mcdrl_rt.stream.policy import Picker, Policy
 from mcdrl_rt.stream.presenter import Presenter
@@ -22,6 +25,7 @@ from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.stream.telemetry import Telemetry
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.motion import HISTORY, Motion
+from mcdrl_rt.video.source import open_source
 
 
 def failing_twice(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
@@ -110,6 +114,34 @@ def test_that_a_camera_is_too_slow_for_any_overlay_is_said(
     source.rate = Fraction(rate)
     run(source, {"kept": Kept()}, policy=Policy(mode="pass"))
     assert ("there will be no overlay; see --max-mask-age" in caplog.text) == told
+
+
+class Slow(BrightEngine):
+    """A mask takes it 0.2 s."""
+
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        time.sleep(0.2)
+        return super().infer(frames)
+
+
+@pytest.mark.parametrize(("engine", "late"), [(Slow(), True), (BrightEngine(), False)])
+def test_a_model_too_slow_for_any_overlay_is_told_of_once_and_in_the_summary(
+    engine: BrightEngine, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lateness, "WARN_S", 0.5)
+    clip = write_clip(tmp_path / "a.mp4", pts=range(40))
+    with open_source(str(clip), live=True) as source:
+        limit_ms = 120 if late else 5000
+        summary = run(source, {"kept": Kept()}, engine, policy=Policy(mode="pass", max_mask_age_ms=limit_ms))
+    told = [record.getMessage() for record in caplog.records if "see --max-mask-age" in record.getMessage()]
+    if not late:
+        assert (told, summary.problem) == ([], None)
+        return
+    count = summary.frames_without_overlay
+    assert count == summary.frames_out > 20
+    assert len(told) == 1 and told[0].startswith("a.mp4: no overlay on ")
+    words = rf"no overlay on {count} of {count} frames: the model takes \d+ ms for a mask, and none found more than 120 ms"
+    assert re.match(words, summary.problem or ""), summary.problem
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.stream.asker import Asker
 from mcdrl_rt.stream.compose import Compositor
+from mcdrl_rt.stream.lateness import Lateness
 from mcdrl_rt.stream.policy import Picker, Policy
 from mcdrl_rt.stream.supervisor import Answer, Seat, Ticket
 from mcdrl_rt.stream.telemetry import Telemetry
@@ -47,6 +48,7 @@ class Presenter:
         self._compositor = Compositor(policy, seat.spec)
         self._picker, self._asker = Picker(policy), Asker(seat, policy)
         self._asked: list[tuple[Frame, Ticket]] = []  # what ``at_once`` waits for
+        self._lateness = Lateness(policy.max_mask_age_ms)
         self._reason = ""  # why the model did not answer last
         self._faulty = set[str]()  # what went wrong and was told of
         self._unanswered, self._undrawn = Counter[str](), Counter[str]()  # frames, by the reason
@@ -62,7 +64,8 @@ class Presenter:
         problems = []
         for what, reasons in (("the model did not answer for", self._unanswered), ("no drawing on", self._undrawn)):
             problems += [f"{what} {count} frames: {why}" for why, count in reasons.most_common(1)]
-        return problems
+        late = self._lateness.problem
+        return problems if late is None else [*problems, late]
 
     def segment(self, frame: Frame) -> Segmented:
         """Ask the model about a frame, where the policy wants that, and wait for the answer.
@@ -119,7 +122,10 @@ class Presenter:
                 self._asked.append((frame, self._seat.ask(frame.picture)))
             else:  # until that one's answer is here, the newest mask keeps its age
                 self._compositor.confirm(frame, self._picker.like)
-        return self._compositor.compose(frame, self._seat.title, self._reason)
+        shown = self._compositor.compose(frame, self._seat.title, self._reason)
+        if frame.signal and not self._reason and (warning := self._lateness.see(shown)):
+            _log.warning("%s: %s", self._name, warning, extra={"stream": self._name})
+        return shown
 
     def _take(self, frame: Frame, answer: Answer) -> None:
         """Remember a segmentation, or why there is none."""
@@ -131,6 +137,7 @@ class Presenter:
             self._unanswered[answer.reason] += 1
             return
         self._compositor.found(frame, found)
+        self._lateness.answered(answer.waited_ms + found.latency_ms)
         self._telemetry.add("queue", answer.waited_ms)
         self._telemetry.add("segment", found.latency_ms)
         for stage, milliseconds in found.stages_ms.items():
