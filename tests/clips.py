@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -78,6 +82,38 @@ def packed_again(path: Path, clip: Path, change: Callable[[list[Packet]], list[P
             packet.stream = stream
             container.mux(packet)
     return path
+
+
+def with_sound(path: Path, video: Path, seconds: float = 0.5) -> Path:
+    """The pictures of ``video`` with so much silence, in another file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(video) as pictures, av.open(path, "w") as container:
+        stream = container.add_stream_from_template(pictures.streams.video[0])
+        sound = container.add_stream("aac", rate=48_000)
+        for packet in pictures.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+        for start in range(0, round(48_000 * seconds), 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.pts, frame.sample_rate = start, 48_000
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    return path
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A folder behind http, by a server that sends files from their beginning only; its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def write_audio(path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import pytest
-from clips import read_pixels, read_pts, write_clip
+from clips import read_pixels, read_pts, with_sound, write_clip
 
 from mcdrl_rt import __version__, cli, console
 from mcdrl_rt.stream.presenter import Presenter, Segmented
@@ -97,22 +97,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corrupt.safetensors").write_bytes(bytes(range(256)) * 40)
     (folder / "lone.xml").write_text("<net/>")
     return folder
-
-
-def add_sound(video: Path, output: Path) -> None:
-    """Half a second of silence to the pictures of ``video``."""
-    with av.open(video) as pictures, av.open(output, "w") as container:
-        stream = container.add_stream_from_template(pictures.streams.video[0])
-        sound = container.add_stream("aac", rate=48_000)
-        for packet in pictures.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                container.mux(packet)
-        for start in range(0, 24_000, 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.pts, frame.sample_rate = start, 48_000
-            container.mux(sound.encode(frame))
-        container.mux(sound.encode(None))
 
 
 def safetensors(header: dict[str, object]) -> bytes:
@@ -404,7 +388,7 @@ def test_a_file_url_is_the_file(shelf: Path, engine: Path, here: Callable[..., E
     url = f"file://{(shelf / 'v.mp4').absolute()}"
     ended = here("stream", "--input", url, "--output", shelf / "v.mp4", "--model", engine)
     assert (ended.code, ended.err) == (1, f"error: the output {shelf / 'v.mp4'} is the input; choose another name\n")
-    add_sound(shelf / "v.mp4", tmp_path / "sound.mp4")
+    with_sound(tmp_path / "sound.mp4", shelf / "v.mp4")
     output = tmp_path / "o.mkv"
     assert here("stream", "--input", f"file://{tmp_path}/sound.mp4", "--output", output, "--model", engine).code == 0
     with av.open(output) as container:
@@ -526,7 +510,7 @@ def test_live_from_a_recording_its_sound_comes_along(
     shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
 ) -> None:
     video = tmp_path / "sound.mkv"
-    add_sound(shelf / "v.mp4", video)
+    with_sound(video, shelf / "v.mp4")
     ended = here("stream", "--input", video, "--live", "--model", engine, "--output", tmp_path / "o.mp4")
     assert ended.code == 0, ended.err
     with av.open(tmp_path / "o.mp4") as container:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
+from clips import serving, with_sound, write_clip
 from test_live import Camera
 
 from mcdrl_rt.stream import lane
@@ -41,6 +43,24 @@ def test_a_recording_of_what_is_live_does_not_replace_an_earlier_one(
         f"{tmp_path}/l.jsonl is there already: this recording goes to {tmp_path}/l-2.jsonl",
     ]
     assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / ".a.partial-1.mkv").read_bytes() == b"earlier"
+
+
+def test_that_sound_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clip = with_sound(tmp_path / "case" / "a.mkv", write_clip(tmp_path / "silent.mp4"))
+    video, others = f"{tmp_path}/out.mkv", [f"{tmp_path}/out.jsonl", "null"]
+    with serving(clip.parent) as address:
+        for uri in (f"{address}/a.mkv?token=secret", str(clip.parent)):
+            caplog.clear()
+            outputs_of([uri], [[video, *others]])
+            (record,) = caplog.records
+            assert f": its sound is left out of {video}: only that of a single file" in record.getMessage()
+            assert "secret" not in record.getMessage()
+        caplog.clear()
+        outputs_of([f"{address}/a.mkv"], [others])  # which have none
+        outputs_of([str(clip)], [[video]])
+        shutil.copy(tmp_path / "silent.mp4", clip.parent)
+        outputs_of([f"{address}/silent.mp4"], [[video]])
+    assert not caplog.records
 
 
 def test_what_can_be_made_again_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import av
 import pandas as pd
 import pytest
-from clips import picture, read_pixels, read_pts, write_clip
-from test_cli import add_sound
+from clips import picture, read_pixels, read_pts, with_sound, write_clip
 from test_index import CUT, Write, clip, cut_off, joined, transport
 from test_offline import run
 
@@ -95,7 +94,7 @@ def test_what_cannot_be_cut_is_done_at_once(tmp_path: Path) -> None:
 
 
 def test_sound_is_carried_over_once(tmp_path: Path) -> None:
-    add_sound(clip(tmp_path / "silent.mp4"), tmp_path / "a.mp4")
+    with_sound(tmp_path / "a.mp4", clip(tmp_path / "silent.mp4"))
     (outcome,) = run([tmp_path / "a.mp4"], tmp_path / "out", Settings(segment_s=0.3))
 
     def sound(path: Path) -> list[tuple[Fraction, bytes]]:

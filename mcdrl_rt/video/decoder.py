@@ -62,6 +62,7 @@ class Video(Source):
     def _start(self, uri: str) -> None:
         self._stream = video_stream(self._container, self.name)
         self.in_pieces = in_pieces(self._container)
+        self.sound = bool(self._container.streams.audio)
         limit_s = LIVE_TIMEOUT_S if is_live(uri, self._container) else None
         self.live |= limit_s is not None
         if self.live:
