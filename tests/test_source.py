@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.server
 import itertools
+import os
 import socket
+import subprocess
 import threading
 import time
 from fractions import Fraction
@@ -15,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import picture, read_pts, write_audio, write_clip
+from clips import picture, read_pts, serving, write_audio, write_clip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -339,6 +341,30 @@ def test_an_answer_of_known_length_ends_though_nobody_can_seek_in_it(name: str, 
         with open_source(f"http://127.0.0.1:{server.server_address[1]}/{name}") as source:
             assert (source.live, len(list(source))) == (False, 12)
         server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["http", "pipe"])
+@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}])
+def test_an_index_at_the_end_of_what_is_read_once_is_told_from_damage(
+    kind: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Larger than what FFmpeg keeps of what it has read; behind a server without ranges, or in a named pipe."""
+    noise = [np.random.default_rng(i).integers(0, 255, (240, 320, 3)).astype(np.uint8) for i in range(8)]
+    size = (240, 320)
+    clip = write_clip(tmp_path / "a.mp4", pts=range(8), size=size, pictures=noise, container_options=options)
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    with serving(tmp_path) as address, contextlib.ExitStack() as stack:
+        uri = f"{address}/a.mp4" if kind == "http" else str(pipe)
+        if kind == "pipe":
+            writer = subprocess.Popen(["sh", "-c", 'exec cat "$0" > "$1"', str(clip), str(pipe)])
+            stack.callback(writer.wait)
+        if options:
+            with open_source(uri) as source:
+                assert len(list(source)) == 8
+            return
+        with pytest.raises(SourceError, match=r"an MP4 whose index comes last.* save it as a file first.* \+faststart OUT"):
+            open_source(uri)
 
 
 def test_a_file_address_is_a_recording(tmp_path: Path) -> None:

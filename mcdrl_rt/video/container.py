@@ -19,6 +19,10 @@ OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0  # between packets of a file behind a network
 LIVE_TIMEOUT_S = 3.0  # between packets of a stream: whoever watches it is better served by a new connection
 
+INDEX_LAST = (
+    "an MP4 whose index comes last, and here it can be read only once; save it as a file first, or put the index first: "
+    "ffmpeg -i IN.mp4 -c copy -movflags +faststart OUT.mp4"
+)
 # FFmpeg's demuxers that turn any bytes into a picture: a text file is not a video
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf"}
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
@@ -100,6 +104,11 @@ def in_pieces(container: InputContainer) -> bool:
     return not {"hls", "dash"}.isdisjoint(container.format.name.split(","))
 
 
+def has_index(container: InputContainer) -> bool:
+    """Whether it has an index, without which nothing of it can be read, and which may be at its end."""
+    return "mp4" in container.format.name.split(",")
+
+
 def is_remote(uri: str) -> bool:
     """Whether it may be away for a while: what is on a network, or a device."""
     return _is_device(uri) or scheme(uri) not in ("", "file")
@@ -171,8 +180,6 @@ def _open_advice(error: av.FFmpegError, uri: str) -> str:
         return "permission denied; check that you may read it"
     if isinstance(error, av.error.ProtocolNotFoundError) and scheme(uri) == "srt":
         return "this FFmpeg has no SRT; take ffmpeg -i srt://… -c copy -f mpegts - | mcdrl-rt stream --input -"
-    if uri == "-" and isinstance(error, av.error.InvalidDataError | av.error.EOFError):
-        return "not a video, or MP4 with its index at the end, which cannot be read from a pipe: name the file"
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return "not a video, or a recording cut off before its index was written"
     why = reason(error, OPEN_TIMEOUT_S)

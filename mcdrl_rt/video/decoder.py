@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 import av
@@ -16,8 +17,10 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
 from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.container import (
+    INDEX_LAST,
     LIVE_TIMEOUT_S,
     frame_count,
+    has_index,
     has_times,
     in_pieces,
     is_live,
@@ -86,8 +89,7 @@ class Video(Source):
         # decoding, not opening, is what tells a video from a damaged one; it also gives the upright size
         self._first = next(self._frames, None)
         if self._first is None:
-            why = (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
-            raise SourceError(f"cannot decode {self.name}: {why}")
+            raise SourceError(f"cannot decode {self.name}: {self._why_nothing(uri)}")
         self.color = color(self._first)
         self.pixel_aspect = pixel_aspect(self._stream, self._first)
         self.size = upright_size(self._first)
@@ -104,6 +106,12 @@ class Video(Source):
             duration_s = max(0, decoded.duration) * self.time_base
             yield Frame(picture, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
         self.problem = self._verdict()
+
+    def _why_nothing(self, uri: str) -> str:
+        """Why there is not one frame."""
+        if has_index(self._container) and not self._packets.count and not Path(uri).is_file():
+            return INDEX_LAST  # which was found, and nothing before it any more
+        return (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
 
     @property
     def expected(self) -> Expected:

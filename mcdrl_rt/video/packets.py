@@ -25,6 +25,7 @@ class Packets:
         limit_s: of what is live: it is over when nothing comes for so long.
 
     Attributes:
+        count: of packets so far.
         stopped: why the last packet that could not be read could not; None while all could.
     """
 
@@ -32,6 +33,7 @@ class Packets:
         self, container: InputContainer, stream: VideoStream, live: bool = False, limit_s: float | None = None
     ) -> None:
         self._container, self._stream, self._live, self._limit_s = container, stream, live, limit_s
+        self.count = 0
         self.stopped: str | None = None
 
     def __iter__(self) -> Iterator[Packet[VideoStream] | None]:
@@ -40,6 +42,7 @@ class Packets:
             try:
                 for packet in self._in_time(self._container.demux(self._stream)):
                     if packet.size:  # PyAV marks the end by an empty packet
+                        self.count += 1
                         yield packet
                         errors_in_row = 0
                 break
