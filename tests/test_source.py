@@ -158,7 +158,9 @@ def test_truncated_file_gives_what_is_left(tmp_path: Path, long_clip: bytes) -> 
     with open_source(str(path)) as source:
         count = len(list(source))
     assert 20 < count < 50
-    assert source.problem == f"truncated: decoded {count} of about 60 frames"
+    missing = len(long_clip) - path.stat().st_size
+    end = f"{missing} bytes or more are missing at its end"
+    assert source.problem == f"truncated: decoded {count} of about 60 frames; {end}"
 
 
 def test_damage_in_the_middle_costs_only_what_is_damaged(tmp_path: Path, long_clip: bytes) -> None:
@@ -363,7 +365,7 @@ def test_an_index_at_the_end_of_what_is_read_once_is_told_from_damage(
             with open_source(uri) as source:
                 assert len(list(source)) == 8
             return
-        with pytest.raises(SourceError, match=r"an MP4 whose index comes last.* save it as a file first.* \+faststart OUT"):
+        with pytest.raises(SourceError, match=r"an MP4 whose index comes last.* save it as a file first.* \+faststart"):
             open_source(uri)
 
 

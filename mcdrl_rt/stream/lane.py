@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.video.container import is_remote
+from mcdrl_rt.video.container import is_file, is_remote
 from mcdrl_rt.video.file import FORMATS
 from mcdrl_rt.video.names import legible, plain, scheme
 from mcdrl_rt.video.output import numbered
@@ -79,8 +79,8 @@ def open_lanes(
     lanes = []
     taken = {output for outputs in routes for output in outputs}
     for name, (place, source) in zip(distinct([s.name for s in there.values()]), there.items(), strict=True):
-        file = Path(plain(inputs[place]))
-        sound = file if file.is_file() else None
+        file = plain(inputs[place])
+        sound = Path(file) if is_file(file) else None
         outputs = routes[place]
         if source.live:  # what it shows may not come again
             outputs = [_beside_earlier(output, taken) for output in outputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,11 +21,12 @@ READ_TIMEOUT_S = 10.0  # between packets of a file behind a network
 LIVE_TIMEOUT_S = 3.0  # between packets of a stream: whoever watches it is better served by a new connection
 
 INDEX_LAST = (
-    "an MP4 whose index comes last, and here it can be read only once; save it as a file first, or put the index first: "
+    "an MP4 whose index comes last, and here it is read only once; save it as a file first, or put its index first: "
     "ffmpeg -i IN.mp4 -c copy -movflags +faststart OUT.mp4"
 )
 # FFmpeg's demuxers that turn any bytes into a picture: a text file is not a video
 _NOT_VIDEO = {"tty", "bin", "xbin", "adf", "idf"}
+_TAGGED = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 _LIVE_SCHEMES = {"rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "mms"}
 
@@ -75,12 +77,28 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
 
 
 def frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) -> int | None:
-    """What the container states, else its duration times the rate."""
+    """What the container states, without what an edit list hides; else its duration times the rate.
+
+    Only where the stream has no duration of its own is that the container's, whose sound may be longer.
+    """
+    if stream.frames and has_index(container):
+        return sum(not entry.is_discard for entry in stream.index_entries)
     if stream.frames:
         return int(stream.frames)
-    if stream.duration and stream.time_base:
-        return round(stream.duration * stream.time_base * rate)
+    if (duration_s := own_duration_s(stream)) is not None:
+        return round(duration_s * rate)
     return round(Fraction(container.duration, 1_000_000) * rate) if container.duration else None
+
+
+def own_duration_s(stream: VideoStream) -> Fraction | None:
+    """Seconds of this stream, whatever else is in the container; None where it does not say."""
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    found = _TAGGED.fullmatch(stream.metadata.get("DURATION", ""))  # Matroska
+    if found is None:
+        return None
+    hours, minutes, seconds = found.groups()
+    return (int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) or None
 
 
 def is_live(uri: str, container: InputContainer) -> bool:
@@ -107,6 +125,11 @@ def in_pieces(container: InputContainer) -> bool:
 def has_index(container: InputContainer) -> bool:
     """Whether it has an index, without which nothing of it can be read, and which may be at its end."""
     return "mp4" in container.format.name.split(",")
+
+
+def is_file(uri: str) -> bool:
+    """Whether it is a plain file here, which can be read from any place, and twice."""
+    return not scheme(uri) and Path(uri).is_file()
 
 
 def is_remote(uri: str) -> bool:

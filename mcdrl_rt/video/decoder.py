@@ -23,12 +23,15 @@ from mcdrl_rt.video.container import (
     has_index,
     has_times,
     in_pieces,
+    is_file,
     is_live,
     open_container,
+    own_duration_s,
     short_name,
     video_stream,
 )
 from mcdrl_rt.video.deinterlace import Deinterlacer
+from mcdrl_rt.video.length import bytes_missing
 from mcdrl_rt.video.packets import Packets
 from mcdrl_rt.video.rgb import ToPicture, color, pixel_aspect, upright_size
 from mcdrl_rt.video.timestamps import Arrivals, Clock, Timestamps
@@ -77,6 +80,7 @@ class Video(Source):
         self._as_it_comes = self.live and not has_times(self._container)
         self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
         self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self._bytes_missing = bytes_missing(Path(uri)) if is_file(uri) else None
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
         # a raw frame is the packet that it came in, which a device may have lent
         self._to_picture = ToPicture(lent=self.live or self._stream.codec_context.name == "rawvideo")
@@ -109,7 +113,7 @@ class Video(Source):
 
     def _why_nothing(self, uri: str) -> str:
         """Why there is not one frame."""
-        if has_index(self._container) and not self._packets.count and not Path(uri).is_file():
+        if has_index(self._container) and not self._packets.count and not is_file(uri):
             return INDEX_LAST  # which was found, and nothing before it any more
         return (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
 
@@ -119,7 +123,10 @@ class Video(Source):
         kind = self._container.format.name
         # AVI counts empty packets too, which only say that the picture before them stays
         counted, from_zero = bool(self._stream.frames) and "avi" not in kind, "matroska" in kind
-        return Expected(self.frame_count or 0, counted, self.rate, self.time_base, from_zero)
+        frames, missing = self.frame_count or 0, self._bytes_missing
+        if missing == 0 and self.sound and not counted and own_duration_s(self._stream) is None:
+            frames = 0  # nothing is cut off, and what goes on for longer may be the sound
+        return Expected(frames, counted, self.rate, self.time_base, from_zero, missing or 0)
 
     @property
     def tally(self) -> Tally:

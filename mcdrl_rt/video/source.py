@@ -7,7 +7,7 @@ asked, in the caller's thread; what is live is read on a thread of its own, and 
     ...     for frame in source:
     ...         show(frame.pixels, at=frame.pts_s)
     >>> source.problem
-    'truncated: decoded 37 of about 53 frames'
+    'truncated: decoded 37 of about 53 frames; 41922 bytes or more are missing at its end'
 """
 
 from __future__ import annotations

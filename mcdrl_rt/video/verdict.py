@@ -46,6 +46,7 @@ class Expected:
         rate: nominal frames per second.
         time_base: of the times in a tally.
         from_zero: its duration is the time of its end, wherever it begins.
+        bytes_missing: by how many, at least, the file is shorter than it should be.
     """
 
     frames: int
@@ -53,6 +54,7 @@ class Expected:
     rate: Fraction
     time_base: Fraction
     from_zero: bool
+    bytes_missing: int = 0
 
     def verdict(self, tally: Tally) -> str | None:
         """What was wrong with the video, in one line; None when nothing was."""
@@ -62,10 +64,11 @@ class Expected:
         return self._loss(tally)
 
     def _loss(self, tally: Tally) -> str | None:
-        # edit lists and estimates are a few frames off in sound files too, so a small shortage means nothing
+        # estimates are a few frames off in sound files too, so a small shortage means nothing
         tolerance = 2 + self.frames // 20
-        if self.frames - self._spanned(tally) > tolerance:
-            return f"truncated: decoded {tally.frames} {self._out_of(tally)}"
+        if self.bytes_missing or self.frames - self._spanned(tally) > tolerance:
+            cut_off = f"; {self.bytes_missing} bytes or more are missing at its end" if self.bytes_missing else ""
+            return f"truncated: decoded {tally.frames} {self._out_of(tally)}{cut_off}"
         if tally.stopped:
             return f"ended early after {tally.frames} frames: {tally.stopped}"
         # only a count that the container states can miss frames: an estimate assumes a constant rate
