@@ -23,6 +23,7 @@ from mcdrl_rt.console import (
     Stop,
     at_quit,
     attended,
+    failures,
     leave,
     on_signals,
     print_json,
@@ -142,7 +143,8 @@ def stream(
         str | None, typer.Option(help="libx264, libvpx-vp9, mpeg4, ffv1, or auto: a hardware encoder where one works.")
     ] = None,
     capture: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE", help="FFmpeg's option for the input: video_size=1280x720.")
+        list[str],
+        typer.Option(metavar="KEY=VALUE", help="FFmpeg's option, video_size=1280x720; FFmpeg ignores unknown ones."),
     ] = [],  # noqa: B006
     metrics: Annotated[
         str | None,
@@ -175,13 +177,18 @@ def stream(
     )
     if as_json and "-" in output:
         raise SinkError("--json and --output - would both write to the standard output; name a file for one of them")
+
+    def missing(source: str, error: SourceError) -> None:
+        if as_json:
+            print_json({"source": source, "error": str(error)})
+
     stop, streams = Stop(), list[Stream]()
     routes, as_live = route(input, output, log), live or policy in ("pass", "latest")
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
             opened.enter_context(logging_to(log))
         options = _options_of(capture)
-        lanes = open_lanes(input, routes, opened, sinks, live=as_live, options=options, codec=codec)
+        lanes = open_lanes(input, routes, opened, sinks, live=as_live, options=options, codec=codec, on_missing=missing)
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))
         for lane in lanes:
@@ -256,7 +263,8 @@ def process(
     )
     store = offline.Store(output) if offline.is_remote(output) else None
     folder = Path(plain(output)) if store is None else store.folder
-    jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
+    with failures(", ".join(inputs), as_json):
+        jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
     if dry_run:
         for job in jobs:
             _list(job, settings, store, as_json)
@@ -302,7 +310,7 @@ def build(
     frames: Annotated[
         Path | None, typer.Option(help="Real pictures or videos, to calibrate int8 with and to check any engine on.")
     ] = None,
-    batch: Annotated[str, typer.Option(metavar="N or N-M", help="Frames at a time; N-M: a TensorRT profile.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N or N-M", help="Frames at a time; N-M: TensorRT, any in ONNX.")] = "1",
     device: Device = "auto",
     route: Annotated[str, typer.Option(help="How a TensorRT plan is made: onnx or torch-tensorrt.")] = "onnx",
 ) -> None:

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 from rich.console import Console
 from rich.text import Text
 
+from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.unfinished import remove_all
 
 if TYPE_CHECKING:
@@ -234,6 +235,17 @@ def _unusual(summary: Summary) -> list[tuple[int, str]]:
         (summary.reconnections, "reconnections"),
         (summary.engine_restarts, "restarts of the engine"),
     ]
+
+
+@contextlib.contextmanager
+def failures(source: str, as_json: bool) -> Iterator[None]:
+    """Tell programs, too, of what cannot be begun."""
+    try:
+        yield
+    except McdrlError as error:
+        if as_json:
+            print_json({"source": source, "error": str(error)})
+        raise
 
 
 def print_json(line: dict[str, Any]) -> None:

@@ -85,6 +85,14 @@ def test_onnx_is_for_other_peoples_runtimes(
     assert np.mean((score >= 128) != (reference.score >= 128)) <= 0.005
 
 
+def test_a_range_of_batches_is_any_batch_in_onnx(small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    build_engine(small_checkpoint, path, Order(runtime="onnx", batch=(1, 4)))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 3):
+        assert session.run(["score"], {"frames": pictures[:batch]})[0].shape[0] == batch
+
+
 @pytest.mark.slow
 def test_a_torch_package_is_built_checked_and_run(
     small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path

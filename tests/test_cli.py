@@ -404,6 +404,19 @@ def test_a_video_without_frames_is_an_error(engine: Path, here: Callable[..., En
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot write to")
+@pytest.mark.parametrize("command", [("stream", "--input"), ("process", "--output", "results")])
+@pytest.mark.parametrize("name", ["text.mp4", "gone.mp4"])
+def test_programs_are_told_of_an_input_that_does_not_open(
+    command: tuple[str, ...], name: str, shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
+) -> None:
+    video = shelf / name
+    command = tuple(str(tmp_path) if word == "results" else word for word in command)
+    ended = here(*command, video, "--model", engine, "--json")
+    told = json.loads(ended.out)
+    assert ended.code == 1 and told.keys() == {"source", "error"}
+    assert Path(told["source"]).name == name and ended.err.startswith(f"error: {told['error']}")
+
+
 def test_an_output_that_cannot_be_written(shelf: Path, engine: Path, here: Callable[..., Ended]) -> None:
     ended = here("stream", "--input", shelf / "v.mp4", "--output", "/proc/o.mp4", "--model", engine)
     assert (ended.code, ended.err) == (1, "error: cannot write in the folder /proc: no new files are allowed there\n")
@@ -660,7 +673,9 @@ def test_a_camera_that_is_away_leaves_the_others(
     ended = here("stream", "--input", camera, "--input", video, "--output", output, "--model", engine, "--json")
     assert ended.code == 1
     assert caplog.messages[0].startswith("cannot open rtsp://…@127.0.0.1:9/live: connection refused")
-    assert json.loads(ended.out)["frames_out"] == 12
+    away, there = map(json.loads, ended.out.splitlines())
+    assert away["source"].startswith("rtsp://…@127.0.0.1:9") and away["error"] == caplog.messages[0]
+    assert there["frames_out"] == 12
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 

@@ -149,7 +149,7 @@ def _tensorrt(
         from mcdrl_rt.engine.onnx import export_onnx
 
         stage("exporting")
-        proto = export_onnx(folded, least if least == most else None, half)
+        proto = export_onnx(folded, _fixed_batch(order), half)
         with torch.cuda.device(sidecar.cuda_ordinal(order.device)):
             build_plan(proto, path, plugin=plugin, batches=batches, timing_cache=timing_cache(), on_stage=stage)
     return TensorRtEngine(path, folded.spec, precision=order.precision, plugin=plugin, device=order.device)
@@ -169,8 +169,14 @@ def _onnx(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8A
     from mcdrl_rt.engine.onnx import export_onnx
 
     stage("exporting")
-    path.write_bytes(export_onnx(folded, order.batch[0], order.precision == "fp16").SerializeToString())
+    path.write_bytes(export_onnx(folded, _fixed_batch(order), order.precision == "fp16").SerializeToString())
     return None
+
+
+def _fixed_batch(order: Order) -> int | None:
+    """The one number of frames that an ONNX file takes at a time; None where it is to take several: then any."""
+    least, most = order.batch
+    return least if least == most else None
 
 
 _COMPILE: dict[str, Callable[..., Engine | None]] = {

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.video.container import is_file, is_remote
+from mcdrl_rt.video.container import is_file, is_remote, short_name
 from mcdrl_rt.video.file import FORMATS
 from mcdrl_rt.video.names import legible, plain, scheme
 from mcdrl_rt.video.output import numbered
@@ -51,6 +52,7 @@ def open_lanes(
     live: bool = False,
     options: dict[str, str] | None = None,
     codec: str | None = None,
+    on_missing: Callable[[str, SourceError], None] = lambda name, error: None,
 ) -> list[Lane]:
     """Open all inputs, then all outputs; of several inputs, those on a network or a device may be missing.
 
@@ -61,6 +63,7 @@ def open_lanes(
         live: play files at their own pace.
         options: FFmpeg's, for every input.
         codec: as ``open_sink`` takes it.
+        on_missing: called for each input that cannot be opened, with its name for people.
 
     Raises:
         SourceError: an input cannot be opened, or not one of them all.
@@ -71,6 +74,7 @@ def open_lanes(
         try:
             there[place] = sources.enter_context(open_source(uri, live=live, **(options or {})))
         except SourceError as error:
+            on_missing(short_name(plain(uri)), error)
             if len(inputs) == 1 or not is_remote(uri):
                 raise
             _log.error("%s", error)
