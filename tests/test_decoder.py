@@ -14,14 +14,15 @@ import cv2
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
-from clips import picture, write_clip
+from clips import picture, read_pts, write_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrl_rt.types import Frame, UInt8Array
+from mcdrl_rt.types import Frame, Shown, UInt8Array
 from mcdrl_rt.video.deinterlace import Deinterlacer
 from mcdrl_rt.video.index import Segment, index_of
 from mcdrl_rt.video.segment import open_segment
+from mcdrl_rt.video.sink import open_sink
 from mcdrl_rt.video.source import open_source
 from mcdrl_rt.video.timestamps import Timestamps
 
@@ -192,6 +193,38 @@ def test_b_frames_in_avi_come_in_order(tmp_path: Path) -> None:
     assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
     assert frames[-1].pts - frames[0].pts <= 21
     assert problem is None
+
+
+def test_the_rate_of_dv_is_not_how_finely_it_counts(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.dv", pts=range(20), size=(576, 720), codec="dvvideo")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 60_000
+    with open_source(str(path)) as source:
+        assert source.rate == 25 and source.frame_count == 20
+        frames = list(source)
+        assert (len(frames), steps(frames), source.problem) == (20, {Fraction(1, 25)}, None)
+
+
+def test_a_recording_with_pauses_keeps_its_rate_and_in_avi_its_frames(tmp_path: Path) -> None:
+    pts = list(itertools.accumulate(([1] * 20 + [250]) * 4, initial=0))
+    path = write_clip(tmp_path / "a.mp4", pts=pts)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate < 3
+    with open_source(str(path)) as source, open_sink(str(tmp_path / "b.avi"), source.format) as sink:
+        assert source.rate == 25 and source.frame_count == len(pts)
+        for frame in source:
+            sink.write(Shown(frame))
+    assert (sink.frames, sink.problem, source.problem) == (len(pts), None, None)
+    assert read_pts(tmp_path / "b.avi") == [Fraction(time, 25) for time in pts]
+
+
+def test_a_clock_that_trembles_has_its_average_rate(tmp_path: Path) -> None:
+    pts = list(itertools.accumulate([3, 4, 2, 5, 3, 4, 3, 3, 4] * 8, initial=0))
+    path = write_clip(tmp_path / "a.mp4", pts=pts, time_base=Fraction(1, 100))
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].guessed_rate == 100
+    with open_source(str(path)) as source:
+        assert 28 < source.rate < 31
 
 
 def told(pts: int | None, dts: int | None) -> av.VideoFrame:

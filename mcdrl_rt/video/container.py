@@ -20,6 +20,8 @@ OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0  # between packets of a file behind a network
 LIVE_TIMEOUT_S = 3.0  # between packets of a stream: whoever watches it is better served by a new connection
 
+_MOST_PER_S, _MOST_WITH_PAUSES = 240, 60  # frames: more are hardly an endoscope's
+_FEWER = Fraction(5, 2)  # than that, and interlaced video, which may count fields, would seem to pause
 INDEX_LAST = (
     "an MP4 whose index comes last, and here it is read only once; save it as a file first, or put its index first: "
     "ffmpeg -i IN.mp4 -c copy -movflags +faststart OUT.mp4"
@@ -74,6 +76,17 @@ def video_stream(container: InputContainer, name: str) -> VideoStream:
     if streams[0].codec_context is None:
         raise SourceError(f"{name} is in a video format that this FFmpeg cannot decode; convert it to H.264 first")
     return streams[0]
+
+
+def nominal_rate(stream: VideoStream) -> Fraction:
+    """Frames per second while frames come: the average, where that is the rate of anything; 25 if nothing is known."""
+    average, guessed = stream.average_rate, stream.guessed_rate
+    if not average or not guessed:
+        return average or guessed or Fraction(25)
+    made_up = average > _MOST_PER_S and guessed < average  # DV says how finely it counts
+    # what goes on after a pause, at a rate that its times agree on; clocks that tremble agree on ever finer ones
+    pauses = _FEWER * average < guessed <= _MOST_WITH_PAUSES
+    return guessed if made_up or pauses else average
 
 
 def frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) -> int | None:

@@ -25,6 +25,7 @@ from mcdrl_rt.video.container import (
     in_pieces,
     is_file,
     is_live,
+    nominal_rate,
     open_container,
     own_duration_s,
     short_name,
@@ -79,7 +80,7 @@ class Video(Source):
         # bare pictures come when they come: a container that tells no times has them made up, at 25 a second
         self._as_it_comes = self.live and not has_times(self._container)
         self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
-        self.rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.rate = nominal_rate(self._stream)
         self._bytes_missing = bytes_missing(Path(uri)) if is_file(uri) else None
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
         # a raw frame is the packet that it came in, which a device may have lent
@@ -126,7 +127,8 @@ class Video(Source):
         frames, missing = self.frame_count or 0, self._bytes_missing
         if missing == 0 and self.sound and not counted and own_duration_s(self._stream) is None:
             frames = 0  # nothing is cut off, and what goes on for longer may be the sound
-        return Expected(frames, counted, self.rate, self.time_base, from_zero, missing or 0)
+        rate = (counted and self._stream.average_rate) or self.rate  # at which the frames there are fill its time
+        return Expected(frames, counted, rate, self.time_base, from_zero, missing or 0)
 
     @property
     def tally(self) -> Tally:

@@ -43,7 +43,7 @@ class Expected:
     Args:
         frames: how many; 0 where nothing is known.
         counted: it states their number; else that is at most its duration times the rate.
-        rate: nominal frames per second.
+        rate: frames per second, on average where they are counted.
         time_base: of the times in a tally.
         from_zero: its duration is the time of its end, wherever it begins.
         bytes_missing: by how many, at least, the file is shorter than it should be.
