@@ -258,8 +258,8 @@ def judged(lines: list[str], status: int | None) -> dict[str, Any]:
 
 def missing() -> list[str]:
     """The packages that are needed and are not there: better told before anything is built."""
-    needed = ("torch", "timm", "open_clip", "ftfy", "safetensors", "onnx", "onnxscript", "cv2", "pytest", "hypothesis")
-    return [name for name in needed if find_spec(name) is None]
+    ours = ("torch", "timm", "open_clip", "ftfy", "safetensors", "onnx", "onnxscript", "cv2", "platformdirs")
+    return [name for name in (*ours, "pytest", "hypothesis") if find_spec(name) is None]
 
 
 def main() -> None:

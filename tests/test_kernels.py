@@ -271,10 +271,14 @@ def test_native_operators_are_the_reference(shape: tuple[int, ...], dtype: torch
     assert all(torch.equal(one, other) for one, other in zip(got, again, strict=True))
     views = [torch.stack([part, part], dim=-1)[..., 0] for part in inputs]  # every second number
     strided = torch.ops.mcdrl_rt.select_intervene(*views, count, 8, 1e-5)
-    # the reference, whose float32 it is, may sum what lies otherwise in another order
-    loose = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.0, "atol": 0.0}
-    for one, other in zip(got, strided, strict=True):
-        torch.testing.assert_close(one, other, **loose)
+    if dtype == torch.float32:  # the reference, which may sum what lies otherwise in another order: ties change places
+        assert torch.allclose(best.gather(1, got[1]), best.gather(1, strided[1]), atol=near)
+        same = got[1] == strided[1]
+        assert same.float().mean() > 0.99
+        for one, other in ((got[0], strided[0]), (got[2], strided[2])):
+            torch.testing.assert_close(one[same], other[same], rtol=1e-4, atol=1e-5)
+    else:
+        assert all(torch.equal(one, other) for one, other in zip(got, strided, strict=True))
     tokens_only = torch.ops.mcdrl_rt.intervene(inputs[0], *inputs[2:], 8, 1e-5)
     assert_near(
         tuple(part.cpu() for part in tokens_only),

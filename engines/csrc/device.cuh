@@ -51,6 +51,13 @@ __device__ inline void load_shared(const float* place, float (&values)[4]) {
   values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
 }
 
+// 16 bytes into shared memory. There for a thread that has waited for its copies, and for others at a barrier after that.
+__device__ inline void copy_async(void* shared, const void* from) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Over 4 or 8 neighbouring lanes, all of which get it.
 __device__ inline float quarter_sum(float value) {
   for (int offset = 2; offset; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);

@@ -6,7 +6,9 @@
 // update: a block has 8 tokens, whole. It ranks them by counting better scores, which needs no sort, gives ties to the
 // lower index and says at once where in the output a token goes; adds weights·bᵀ; and, where asked to, prepares what
 // comes next: the norm of the result, and the result plus a constant. It starts while attend still runs (Hopper on), and
-// has b in its registers by the time it may go on.
+// has b in its registers by the time it may go on; of many pictures' tokens, a block takes one group after another.
+//
+// kParts, of both: how often 256 numbers make a row, for a block's warps (or a warp's lanes) take 256 of it at a time.
 //
 // All sums are taken in float32 and in a fixed order, so a result does not change from run to run.
 #pragma once
@@ -23,8 +25,8 @@ constexpr int kTiles = 3;     // products of 8 columns that a warp of attend has
 constexpr int kColumns = 8 * kTiles;
 constexpr int kWidth = kColumns + 4;
 constexpr int kMaxDim = 1024;
-constexpr int kPieces = kMaxDim / (kWarp * 8);          // 16-byte loads of a lane for a token
-constexpr int kChunks = kMaxDim / (kChunk * kWarps);    // chunks of a token for each warp of attend
+constexpr int kPart = kWarp * 8;  // numbers: 16 bytes for each lane, a chunk for each warp of attend, 16 for each of update
+static_assert(kPart == kChunk * kWarps && kPart == 16 * 16);
 constexpr int kUpdateThreads = 512;
 constexpr int kUpdateWarps = kUpdateThreads / kWarp;
 constexpr int kTokens = 8;                              // of a block of update: the columns of a tensor core's product
@@ -42,9 +44,11 @@ struct Arguments {
   float* readout;
   float* scores;   // (B, T)
   float* weights;  // (B, T, heads·M)
-  int tokens, count, dim, classes, heads, confounders;
+  int batch, tokens, count, dim, classes, heads, confounders;
   float eps, norm_eps;
 };
+
+__host__ __device__ inline int parts(int dim) { return (dim + kPart - 1) / kPart; }
 
 // Heads of a block of attend: few, for many blocks; their columns fill whole products.
 __host__ __device__ inline int heads_together(int heads, int confounders) {
@@ -64,17 +68,18 @@ __host__ __device__ inline size_t attend_bytes(int columns) {
 }
 
 __host__ __device__ inline size_t update_bytes(int dim, int columns) {
-  return sizeof(float) * kTokens * (dim + 4) + sizeof(uint16_t) * kTokens * padded(columns);
+  return sizeof(float) * kTokens * (dim + 4) + sizeof(uint16_t) * (kTokens * padded(columns) + (kTokens + 1) * dim);
 }
 
 // The tokens of this block that one warp of attend looks after: a row each of the upper and the lower half.
+template <int kParts>
 struct Pair {
-  Eight values[2][kPieces];
+  Eight values[2][kParts];
   bool present[2];
 };
 
-template <typename T>
-__device__ inline void load_pair(const Arguments& arguments, Pair& pair) {
+template <typename T, int kParts>
+__device__ inline void load_pair(const Arguments& arguments, Pair<kParts>& pair) {
   const int lane = threadIdx.x % kWarp, last = arguments.tokens - 1;
   const T* features =
       static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * arguments.dim;
@@ -87,29 +92,30 @@ __device__ inline void load_pair(const Arguments& arguments, Pair& pair) {
 }
 
 // The best cosine with a class text of each of this block's tokens.
-template <typename T>
+template <typename T, int kParts>
 __device__ inline void score(const Arguments& arguments) {
   const int lane = threadIdx.x % kWarp, dim = arguments.dim;
   const T* texts = static_cast<const T*>(arguments.texts);
-  Pair pair;
+  Pair<kParts> pair;
+  Eight values[kParts];
   load_pair<T>(arguments, pair);
+  load_row(texts, dim, lane, values);
   float norm[2], best[2] = {-INFINITY, -INFINITY};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float square = 0;
 #pragma unroll
-    for (int j = 0; j < 8 * kPieces; ++j) {
+    for (int j = 0; j < 8 * kParts; ++j) {
       const float x = number<T>(pair.values[i][j / 8], j % 8);
       square += x * x;
     }
     norm[i] = fmaxf(sqrtf(warp_sum(square)), 1e-12f);
   }
   for (int text = 0; text < arguments.classes; ++text) {
-    Eight values[kPieces];
     float size = 0, dot[2] = {};
-    load_row(texts + static_cast<size_t>(text) * dim, dim, lane, values);
+    if (text) load_row(texts + static_cast<size_t>(text) * dim, dim, lane, values);
 #pragma unroll
-    for (int j = 0; j < 8 * kPieces; ++j) {
+    for (int j = 0; j < 8 * kParts; ++j) {
       const float e = number<T>(values[j / 8], j % 8);
       size += e * e;
       dot[0] += number<T>(pair.values[0][j / 8], j % 8) * e;
@@ -149,26 +155,26 @@ __device__ inline void multiply(float (&sum)[4], const Share& left, const Eight&
 }
 
 // A warp's share of the block's tokens: its chunks of all 16.
-template <typename T>
-__device__ inline void load_tokens(const Arguments& arguments, Share (&tokens)[kChunks]) {
+template <typename T, int kParts>
+__device__ inline void load_tokens(const Arguments& arguments, Share (&tokens)[kParts]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim, last = arguments.tokens - 1;
   const T* features = static_cast<const T*>(arguments.features) + static_cast<size_t>(blockIdx.z) * arguments.tokens * dim;
   const int first = blockIdx.x * kRows + lane / 4;
   const T* upper = features + static_cast<size_t>(min(first, last)) * dim + lane % 4 * 8;
   const T* lower = features + static_cast<size_t>(min(first + 8, last)) * dim + lane % 4 * 8;
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int column = (i * kWarps + warp) * kChunk;
     tokens[i] = column < dim ? Share{load(upper + column), load(lower + column)} : Share{};
   }
 }
 
 // A warp's share of `a`: its chunks of the columns first … first + kColumns, as far as they are before `end`.
-template <typename T>
-__device__ inline void load_a(const Arguments& arguments, int first, int end, Eight (&a)[kChunks][kTiles]) {
+template <typename T, int kParts>
+__device__ inline void load_a(const Arguments& arguments, int first, int end, Eight (&a)[kParts][kTiles]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim;
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i)
+  for (int i = 0; i < kParts; ++i)
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int column = first + tile * 8, chunk = i * kWarps + warp;
@@ -179,12 +185,12 @@ __device__ inline void load_a(const Arguments& arguments, int first, int end, Ei
 }
 
 // Sum and sum of squares of a warp's share of each token, into moments (8 warps, 16, 2).
-template <typename T>
-__device__ inline void add_up(const Share (&tokens)[kChunks], float* moments) {
+template <typename T, int kParts>
+__device__ inline void add_up(const Share (&tokens)[kParts], float* moments) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   float sum[2] = {}, square[2] = {};
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i)
+  for (int i = 0; i < kParts; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float x[8], y[8];
@@ -205,14 +211,14 @@ __device__ inline void add_up(const Share (&tokens)[kChunks], float* moments) {
 }
 
 // A warp's share of the products F·aᵀ and 1·aᵀ, into sums (8 warps, 16 tokens and the ones, kWidth).
-template <typename T>
-__device__ inline void multiply_a(const Share (&tokens)[kChunks], const Eight (&a)[kChunks][kTiles], float* sums) {
+template <typename T, int kParts>
+__device__ inline void multiply_a(const Share (&tokens)[kParts], const Eight (&a)[kParts][kTiles], float* sums) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const uint32_t one = pack(1.0f, 1.0f, T());
   const Share ones = {{{one, one, one, one}}, {{one, one, one, one}}};
   float sum[kTiles][4] = {}, whole[kTiles][4] = {};
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i)
+  for (int i = 0; i < kParts; ++i)
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       multiply<T>(sum[tile], tokens[i], a[i][tile]);
@@ -277,23 +283,23 @@ __device__ inline void softmax(const Arguments& arguments, const float* scores, 
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 1) attend(Arguments arguments) {
+template <typename T, int kParts>
+__global__ void __launch_bounds__(kThreads, kParts < 4 ? 2 : 1) attend(Arguments arguments) {
   wait_for_last_kernel();
   let_next_kernel_start();
   const int all = arguments.heads * arguments.confounders;
   const int together = heads_together(arguments.heads, arguments.confounders) * arguments.confounders;
   const int first = blockIdx.y * together, columns = min(together, all - first);
   if (columns <= 0) {  // the same for the whole block
-    score<T>(arguments);
+    score<T, kParts>(arguments);
     return;
   }
   float* sums = reinterpret_cast<float*>(shared_memory());  // (8, 17, kWidth)
   float* moments = sums + kWarps * (kRows + 1) * kWidth;    // (8, 16, 2)
   float* scores = moments + kWarps * 2 * kRows;             // (16, columns)
   float* c = scores + kRows * columns;                      // (columns,)
-  Share tokens[kChunks];
-  Eight a[kChunks][kTiles];
+  Share tokens[kParts];
+  Eight a[kParts][kTiles];
   load_tokens<T>(arguments, tokens);
   load_a<T>(arguments, first, first + columns, a);
   for (int i = threadIdx.x; i < columns; i += kThreads) c[i] = to_float(static_cast<const T*>(arguments.c)[first + i]);
@@ -309,8 +315,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend(Arguments arguments) {
 }
 
 // Where in the output a token goes: how many are better. The whole warp gets it.
-__device__ inline int rank(const Arguments& arguments, int token) {
-  const float* scores = arguments.scores + static_cast<size_t>(blockIdx.z) * arguments.tokens;
+__device__ inline int rank(const Arguments& arguments, int picture, int token) {
+  const float* scores = arguments.scores + static_cast<size_t>(picture) * arguments.tokens;
   const float own = __ldcg(scores + token);
   int before = 0;
   for (int first = threadIdx.x % kWarp; first < arguments.tokens; first += 8 * kWarp) {
@@ -324,13 +330,12 @@ __device__ inline int rank(const Arguments& arguments, int token) {
   return warp_sum(before);
 }
 
-// The weights of the block's tokens, rounded once into shared memory (8, heads·M), by the second half of the warps.
+// A token's weights, rounded once into a row of shared memory, by a warp; zeros where there is no such token.
 template <typename T>
-__device__ inline void round_weights(const Arguments& arguments, T* weights) {
+__device__ inline void round_weights(const Arguments& arguments, int picture, int token, T* row) {
   const int columns = arguments.heads * arguments.confounders, whole = (columns + kChunk - 1) / kChunk * kChunk;
-  const int row = threadIdx.x / kWarp - kTokens, token = blockIdx.x * kTokens + row, stride = padded(columns);
   const float* from =
-      arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + min(token, arguments.tokens - 1)) * columns;
+      arguments.weights + (static_cast<size_t>(picture) * arguments.tokens + min(token, arguments.tokens - 1)) * columns;
   for (int first = threadIdx.x % kWarp; first < whole; first += 4 * kWarp) {
     float values[4];
 #pragma unroll
@@ -340,14 +345,14 @@ __device__ inline void round_weights(const Arguments& arguments, T* weights) {
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (first + i * kWarp < whole) store(weights + row * stride + first + i * kWarp, values[i]);
+      if (first + i * kWarp < whole) store(row + first + i * kWarp, values[i]);
   }
 }
 
 // A token's weights averaged over heads, by its warp.
-__device__ inline void read_out(const Arguments& arguments, int token, size_t to) {
+__device__ inline void read_out(const Arguments& arguments, int picture, int token, size_t to) {
   const int m = arguments.confounders, heads = arguments.heads;
-  const float* weights = arguments.weights + (static_cast<size_t>(blockIdx.z) * arguments.tokens + token) * heads * m;
+  const float* weights = arguments.weights + (static_cast<size_t>(picture) * arguments.tokens + token) * heads * m;
   for (int i = threadIdx.x % kWarp; i < m; i += kWarp) {
     float sum = 0;
 #pragma unroll 8
@@ -356,13 +361,21 @@ __device__ inline void read_out(const Arguments& arguments, int token, size_t to
   }
 }
 
-// The result of one token by its warp: F plus `update`, rounded; and of that its norm, and itself plus a constant.
+// A row into shared memory by a warp, which finds it there when it has waited for its copies.
 template <typename T>
-__device__ inline void finish(const Arguments& arguments, const Eight (&was)[kPieces], const float* update, size_t to) {
+__device__ inline void copy_row(T* to, const void* rows, size_t row, int dim) {
+  const T* from = static_cast<const T*>(rows) + row * dim;
+  for (int column = threadIdx.x % kWarp * 8; column < dim; column += kPart) copy_async(to + column, from + column);
+}
+
+// The result of one token by its warp: F plus `update`, rounded; and of that its norm, and itself plus a constant.
+template <int kParts, typename T>
+__device__ inline void finish(const Arguments& arguments, const T* token, const T* shift, const float* update, size_t to) {
   const int lane = threadIdx.x % kWarp, dim = arguments.dim;
-  Eight x[kPieces];
+  Eight x[kParts], was[kParts], shifts[kParts];
+  load_row(token, dim, lane, was);
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int column = (i * kWarp + lane) * 8;
     x[i] = {};
     if (column >= dim) continue;
@@ -378,81 +391,99 @@ __device__ inline void finish(const Arguments& arguments, const Eight (&was)[kPi
   }
   T* out = static_cast<T*>(arguments.out) + to * dim;
   if (arguments.shift) {
-    write_norm_and_shift<T>(x, dim, arguments.norm_eps, static_cast<const T*>(arguments.shift),
-                            static_cast<T*>(arguments.normed) + to * dim, out);
+    load_row(shift, dim, lane, shifts);
+    write_norm_and_shift<T>(x, dim, arguments.norm_eps, shifts, static_cast<T*>(arguments.normed) + to * dim, out);
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kParts; ++i) {
     const int column = (i * kWarp + lane) * 8;
     if (column < dim) *reinterpret_cast<Eight*>(out + column) = x[i];
   }
 }
 
-// kMost: products of 16 columns for each warp; kDeep: chunks of b that it has before it may go on.
-template <typename T, bool kSelect, int kMost, int kDeep>
+template <typename T, bool kSelect, int kParts>
 __global__ void __launch_bounds__(kUpdateThreads, 1) update(Arguments arguments) {
+  constexpr int kDeep = kParts < 4 ? 3 : 2;  // chunks of b that a warp has before it may go on: what its registers hold
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = arguments.dim;
-  const int columns = arguments.heads * arguments.confounders, token = blockIdx.x * kTokens + warp;
-  const bool owner = warp < kTokens && token < arguments.tokens;  // of a token, the same for the whole warp
+  const int columns = arguments.heads * arguments.confounders, stride = padded(columns);
+  const unsigned groups = (arguments.tokens + kTokens - 1) / kTokens;  // of a picture
   float* sums = reinterpret_cast<float*>(shared_memory());        // (8, d + 4): no bank is met twice
   T* weights = reinterpret_cast<T*>(sums + kTokens * (dim + 4));  // (8, heads·M)
-  const auto load_b = [&](int chunk, int tile) {
-    const int row = (tile * kUpdateWarps + warp) * 16 + lane / 4, column = chunk * kChunk + lane % 4 * 8;
+  T* rows = weights + kTokens * stride;                           // (8, d), F
+  T* shift = rows + kTokens * dim;                                // (d,)
+  const auto load_b = [&](int chunk, int part) {
+    const int row = (part * kUpdateWarps + warp) * 16 + lane / 4, column = chunk * kChunk + lane % 4 * 8;
     const T* place = static_cast<const T*>(arguments.b) + static_cast<size_t>(row) * columns + column;
     return row < dim && column < columns ? Share{load_constant(place), load_constant(place + 8 * columns)} : Share{};
   };
-  // constants: loaded while attend still runs
-  Share b[kDeep][kMost];
+  Share b[kDeep][kParts];
+  const auto load_first = [&] {
 #pragma unroll
-  for (int i = 0; i < kDeep; ++i)
+    for (int i = 0; i < kDeep; ++i)
 #pragma unroll
-    for (int tile = 0; tile < kMost; ++tile) b[i][tile] = load_b(i, tile);
-  Eight was[kPieces] = {};
-  const size_t own = static_cast<size_t>(blockIdx.z) * arguments.tokens + token;
+      for (int part = 0; part < kParts; ++part) b[i][part] = load_b(i, part);
+  };
+  // constants: while attend still runs
+  load_first();
+  if (arguments.shift && warp == 0) copy_row(shift, arguments.shift, 0, dim);
   wait_for_last_kernel();
-  if (owner) load_row(static_cast<const T*>(arguments.features) + own * dim, dim, lane, was);
-  int place = token;
-  if (warp >= kTokens) round_weights(arguments, weights);
-  if (kSelect && owner) place = rank(arguments, token);
-  __syncthreads();
-  float sum[kMost][4] = {};
-  for (int chunk = 0; chunk * kChunk < columns; chunk += kDeep) {
+  let_next_kernel_start();
+  for (unsigned group = blockIdx.x;;) {
+    const int picture = group / groups, token = group % groups * kTokens + warp % kTokens;
+    const bool owner = warp < kTokens && token < arguments.tokens;  // of a token, the same for the whole warp
+    int place = token;
+    if (owner) copy_row(rows + warp * dim, arguments.features, static_cast<size_t>(picture) * arguments.tokens + token, dim);
+    if (warp >= kTokens) round_weights(arguments, picture, token, weights + (warp - kTokens) * stride);
+    if (kSelect && owner) place = rank(arguments, picture, token);
+    const bool wanted = owner && place < arguments.count;
+    const size_t to = static_cast<size_t>(picture) * arguments.count + place;
+    if (wanted) read_out(arguments, picture, token, to);
+    __syncthreads();
+    float sum[kParts][4] = {};
+    for (int chunk = 0; chunk * kChunk < columns; chunk += kDeep) {
 #pragma unroll
-    for (int i = 0; i < kDeep; ++i) {
-      const T* shared = weights + lane / 4 * padded(columns) + (chunk + i) * kChunk + lane % 4 * 8;
-      if ((chunk + i) * kChunk >= columns) continue;
-      const Eight right = *reinterpret_cast<const Eight*>(shared);
+      for (int i = 0; i < kDeep; ++i) {
+        if ((chunk + i) * kChunk >= columns) continue;
+        const Eight right = *reinterpret_cast<const Eight*>(weights + lane / 4 * stride + (chunk + i) * kChunk + lane % 4 * 8);
 #pragma unroll
-      for (int tile = 0; tile < kMost; ++tile) {
-        if (chunk) b[i][tile] = load_b(chunk + i, tile);
-        multiply<T>(sum[tile], b[i][tile], right);
+        for (int part = 0; part < kParts; ++part) {
+          if (chunk) b[i][part] = load_b(chunk + i, part);
+          multiply<T>(sum[part], b[i][part], right);
+        }
       }
     }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = (part * kUpdateWarps + warp) * 16 + lane / 4 + i / 2 * 8;
+        if (column < dim) sums[(lane % 4 * 2 + i % 2) * (dim + 4) + column] = sum[part][i];
+      }
+    wait_for_copies();
+    __syncthreads();
+    if (kSelect && wanted && lane == 0) arguments.indices[to] = token;
+    if (wanted) finish<kParts>(arguments, rows + warp * dim, shift, sums + warp * (dim + 4), to);
+    group += gridDim.x;
+    if (group >= groups * arguments.batch) return;
+    __syncwarp();  // not earlier: the registers do not hold both
+    load_first();
   }
-#pragma unroll
-  for (int tile = 0; tile < kMost; ++tile)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int column = (tile * kUpdateWarps + warp) * 16 + lane / 4 + i / 2 * 8;
-      if (column < dim) sums[(lane % 4 * 2 + i % 2) * (dim + 4) + column] = sum[tile][i];
-    }
-  __syncthreads();
-  if (!owner || place >= arguments.count) return;
-  const size_t to = static_cast<size_t>(blockIdx.z) * arguments.count + place;
-  if (kSelect && lane == 0) arguments.indices[to] = token;
-  read_out(arguments, token, to);
-  finish<T>(arguments, was, sums + warp * (dim + 4), to);
 }
 
-// The form of update for rows of so many numbers: as much of b in registers as they hold.
+// The forms of the kernels for rows of so many numbers.
+template <typename T>
+auto attend_for(int dim) {
+  const int all = parts(dim);
+  return all == 1 ? attend<T, 1> : all == 2 ? attend<T, 2> : all == 3 ? attend<T, 3> : attend<T, 4>;
+}
 template <typename T, bool kSelect>
 auto update_for(int dim) {
-  const int most = (dim + 16 * kUpdateWarps - 1) / (16 * kUpdateWarps);
-  return most == 1   ? update<T, kSelect, 1, 3>
-         : most == 2 ? update<T, kSelect, 2, 3>
-         : most == 3 ? update<T, kSelect, 3, 3>
-                     : update<T, kSelect, 4, 2>;
+  const int all = parts(dim);
+  return all == 1   ? update<T, kSelect, 1>
+         : all == 2 ? update<T, kSelect, 2>
+         : all == 3 ? update<T, kSelect, 3>
+                    : update<T, kSelect, 4>;
 }
 
 }  // namespace mcdrl_rt

@@ -1,6 +1,8 @@
 // Shapes, workspace and launches of the kernels.
 #include "launcher.h"
 
+#include <algorithm>
+
 #include "kernels.cuh"
 #include "lift.cuh"
 #include "norm.cuh"
@@ -16,7 +18,7 @@ size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 int columns(const Shape& shape) { return shape.heads * shape.confounders; }
 
-size_t needed_shared(const Shape& shape) {
+size_t attend_shared(const Shape& shape) {
   return attend_bytes(heads_together(shape.heads, shape.confounders) * shape.confounders);
 }
 
@@ -25,18 +27,17 @@ Arguments bind(const Shape& shape, const Buffers& buffers) {
   auto* scores = reinterpret_cast<float*>(workspace);
   auto* weights = reinterpret_cast<float*>(workspace + aligned(sizeof(float) * shape.batch * shape.tokens));
   return {buffers.features, buffers.texts, buffers.a,   buffers.c,    buffers.b,         buffers.shift, buffers.out,
-          buffers.normed,   buffers.indices, buffers.readout, scores,  weights,           shape.tokens,  shape.count,
-          shape.dim,        shape.classes, shape.heads, shape.confounders, shape.eps,     shape.norm_eps};
+          buffers.normed,   buffers.indices, buffers.readout, scores,  weights,           shape.batch,   shape.tokens,
+          shape.count,      shape.dim,     shape.classes, shape.heads, shape.confounders, shape.eps,     shape.norm_eps};
 }
 
-// Whether blocks of a kernel can be in place before the kernel before it has ended: from Hopper on.
-bool starts_early() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+// What the GPU at hand says of itself; 0 where it says nothing.
+int ask(cudaDeviceAttr what) {
+  int device = 0, value = 0;
+  return cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, what, device) == cudaSuccess ? value : 0;
 }
 
-// A launch, early where that can be.
+// A launch, early where that can be: from Hopper on, blocks are in place before the kernel before has ended.
 template <typename Kernel, typename Given>
 cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared, cudaStream_t stream, const Given& given) {
   cudaLaunchAttribute attribute = {};
@@ -48,31 +49,40 @@ cudaError_t launch_early(Kernel kernel, dim3 grid, int threads, size_t shared, c
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = starts_early();
+  config.numAttrs = ask(cudaDevAttrComputeCapabilityMajor) >= 9;
   return cudaLaunchKernelEx(&config, kernel, given);
+}
+
+// A kernel that may ask for more shared memory than usual: to the same for all calls, so that two threads do not take it
+// from each other.
+template <typename Kernel>
+cudaError_t allow_shared(Kernel kernel, size_t bytes) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
 template <typename T, bool kSelect>
 cudaError_t launch(const Shape& shape, const Buffers& buffers, cudaStream_t stream) {
   const Arguments arguments = bind(shape, buffers);
   const unsigned blocks = (shape.tokens + kRows - 1) / kRows, batch = shape.batch;
+  const unsigned multiprocessors = std::max(1, ask(cudaDevAttrMultiProcessorCount));
   const int together = heads_together(shape.heads, shape.confounders);
   const dim3 groups(blocks, (shape.heads + together - 1) / together + (kSelect ? 1 : 0), batch);
-  const dim3 tokens((shape.tokens + kTokens - 1) / kTokens, 1, batch);
-  const size_t shared = needed_shared(shape);
-  cudaError_t error = cudaSuccess;
-  if (shared > kUsualShared)  // to the same for all, so that two threads do not take it from each other
-    error = cudaFuncSetAttribute(attend<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(attend_bytes(kMostColumns)));
-  if (error == cudaSuccess) error = launch_early(attend<T>, groups, kThreads, shared, stream, arguments);
+  const dim3 tokens(std::min(batch * ((shape.tokens + kTokens - 1) / kTokens), multiprocessors));  // a block each
+  const size_t shared = attend_shared(shape);
+  const auto first = attend_for<T>(shape.dim);
+  cudaError_t error = shared > kUsualShared ? allow_shared(first, attend_bytes(kMostColumns)) : cudaSuccess;
+  if (error == cudaSuccess) error = launch_early(first, groups, kThreads, shared, stream, arguments);
   if (error != cudaSuccess) return error;
-  return launch_early(update_for<T, kSelect>(shape.dim), tokens, kUpdateThreads, update_bytes(shape.dim, columns(shape)), stream, arguments);
+  const auto second = update_for<T, kSelect>(shape.dim);
+  const size_t own = update_bytes(shape.dim, columns(shape));
+  if (own > kUsualShared) error = allow_shared(second, update_bytes(kMaxDim, kMostColumns));
+  return error == cudaSuccess ? launch_early(second, tokens, kUpdateThreads, own, stream, arguments) : error;
 }
 
 template <typename T>
 cudaError_t launch_norm(const NormArguments& arguments, cudaStream_t stream) {
   const dim3 blocks((arguments.rows + kNormWarps - 1) / kNormWarps);
-  const auto kernel = arguments.dim <= kMaxDim ? norm_shift<T, kPieces> : norm_shift<T, 2 * kPieces>;
+  const auto kernel = arguments.dim <= kMaxDim ? norm_shift<T, kMaxDim / kPart> : norm_shift<T, 2 * kMaxDim / kPart>;
   return launch_early(kernel, blocks, kNormWarps * kWarp, 0, stream, arguments);
 }
 
@@ -85,11 +95,9 @@ const char* unsupported(const Shape& shape) {
   if (shape.dim % kChunk || shape.dim < kChunk || shape.dim > kMaxDim) return "d is no multiple of 32 up to 1024";
   if (shape.confounders < 1 || shape.confounders > 64 || shape.heads < 1) return "M is not from 1 to 64";
   if (columns(shape) % 8 || columns(shape) > kMostColumns) return "heads·M is no multiple of 8 up to 512";
-  int device = 0, most = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return "there is no GPU";
-  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
-    return "the GPU does not say how much shared memory it has";
-  return needed_shared(shape) > static_cast<size_t>(most) ? "it needs more shared memory than the GPU has" : nullptr;
+  const auto most = static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  const size_t needed = std::max(attend_shared(shape), update_bytes(shape.dim, columns(shape)));
+  return needed > most ? "it needs more shared memory than the GPU has, or there is no GPU" : nullptr;
 }
 
 size_t workspace_bytes(const Shape& shape) {

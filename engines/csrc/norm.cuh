@@ -26,9 +26,10 @@ __global__ void __launch_bounds__(kNormWarps* kWarp) norm_shift(NormArguments ar
   if (row >= arguments.rows) return;  // the same for the whole warp
   wait_for_last_kernel();
   const size_t offset = static_cast<size_t>(row) * dim;
-  Eight x[kPieces];
+  Eight x[kPieces], shifts[kPieces];
   load_row(static_cast<const T*>(arguments.x) + offset, dim, threadIdx.x % kWarp, x);
-  write_norm_and_shift<T>(x, dim, arguments.eps, static_cast<const T*>(arguments.shift),
+  load_row(static_cast<const T*>(arguments.shift), dim, threadIdx.x % kWarp, shifts);
+  write_norm_and_shift<T>(x, dim, arguments.eps, shifts,
                           static_cast<T*>(arguments.normed) + offset, static_cast<T*>(arguments.shifted) + offset,
                           static_cast<const T*>(arguments.weight), static_cast<const T*>(arguments.bias));
 }

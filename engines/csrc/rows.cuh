@@ -60,11 +60,10 @@ __device__ inline Moments moments(const Eight (&values)[kPieces], int dim, int l
 
 // LayerNorm of a row, and the row plus a constant; weight and bias of the norm are null where it has none.
 template <typename T, int kPieces>
-__device__ inline void write_norm_and_shift(const Eight (&x)[kPieces], int dim, float eps, const T* shift, T* normed,
-                                            T* shifted, const T* weight = nullptr, const T* bias = nullptr) {
+__device__ inline void write_norm_and_shift(const Eight (&x)[kPieces], int dim, float eps, const Eight (&shifts)[kPieces],
+                                            T* normed, T* shifted, const T* weight = nullptr, const T* bias = nullptr) {
   const int lane = threadIdx.x % kWarp;
-  Eight shifts[kPieces], weights[kPieces] = {}, biases[kPieces] = {};  // all asked for before any is waited for
-  load_row(shift, dim, lane, shifts);
+  Eight weights[kPieces] = {}, biases[kPieces] = {};  // all asked for before any is waited for
   if (weight) load_row(weight, dim, lane, weights);
   if (bias) load_row(bias, dim, lane, biases);
   const auto [mean, scale] = moments<T>(x, dim, lane, eps);

@@ -12,12 +12,14 @@ template <typename T>
 void run(const Arguments& arguments, int batch, bool select) {
   const unsigned blocks = (arguments.tokens + kRows - 1) / kRows, depth = batch;
   const int heads = arguments.heads, together = heads_together(heads, arguments.confounders);
-  const unsigned groups = (heads + together - 1) / together + select, tokens = (arguments.tokens + kTokens - 1) / kTokens;
+  const unsigned groups = (heads + together - 1) / together + select, multiprocessors = 5;  // few: a block has several groups
+  const unsigned tokens = std::min(depth * ((arguments.tokens + kTokens - 1) / kTokens), multiprocessors);
   const size_t shared = attend_bytes(together * arguments.confounders);
-  emulation::launch({blocks, groups, depth}, kThreads, shared, [&] { attend<T>(arguments); });
+  const auto first = attend_for<T>(arguments.dim);
+  emulation::launch({blocks, groups, depth}, kThreads, shared, [&] { first(arguments); });
   const auto next = select ? update_for<T, true>(arguments.dim) : update_for<T, false>(arguments.dim);
   const size_t own = update_bytes(arguments.dim, heads * arguments.confounders);
-  emulation::launch({tokens, 1, depth}, kUpdateThreads, own, [&] { next(arguments); });
+  emulation::launch({tokens, 1, 1}, kUpdateThreads, own, [&] { next(arguments); });
 }
 
 }  // namespace
@@ -30,7 +32,7 @@ extern "C" void mcdrl_emulate(int bfloat16, int backwards, int batch, int tokens
   std::vector<float> scores(static_cast<size_t>(batch) * tokens, NAN);
   std::vector<float> weights(static_cast<size_t>(batch) * tokens * heads * confounders, NAN);
   const Arguments arguments = {features, texts,          a,      c,     b,   shift,   out,   normed,      indices, readout,
-                               scores.data(), weights.data(), tokens, count, dim, classes, heads, confounders, eps, eps};
+                               scores.data(), weights.data(), batch, tokens, count, dim, classes, heads, confounders, eps, eps};
   if (bfloat16)
     run<__nv_bfloat16>(arguments, batch, classes > 0);
   else
@@ -42,7 +44,7 @@ extern "C" void mcdrl_emulate_norm(int rows, int dim, float eps, const void* x, 
   const NormArguments arguments = {x, weight, bias, shift, normed, shifted, rows, dim, eps};
   const unsigned blocks = (rows + kNormWarps - 1) / kNormWarps;
   emulation::launch({blocks, 1, 1}, kNormWarps * kWarp, 0, [&] {
-    dim <= kMaxDim ? norm_shift<__half, kPieces>(arguments) : norm_shift<__half, 2 * kPieces>(arguments);
+    dim <= kMaxDim ? norm_shift<__half, 4>(arguments) : norm_shift<__half, 8>(arguments);
   });
 }
 

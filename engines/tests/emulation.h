@@ -56,6 +56,7 @@ struct Block {
   std::vector<Barrier> warps;
   std::vector<float> lanes;              // what a warp exchanges
   std::vector<uint32_t> left, right;     // 4 and 2 registers a lane
+  std::vector<std::vector<std::pair<void*, const void*>>> copies;  // each thread's that are under way
   std::function<void()> body;
   int current = 0;
 };
@@ -77,7 +78,7 @@ inline void wait(Barrier& barrier, int threads) {
 
 }  // namespace emulation
 
-inline Place threadIdx, blockIdx;
+inline Place threadIdx, blockIdx, gridDim;
 
 namespace emulation {
 
@@ -99,6 +100,7 @@ inline void run(int threads, size_t shared, const std::function<void()>& body) {
   state.lanes.resize(threads);
   state.left.resize(4 * threads);
   state.right.resize(2 * threads);
+  state.copies.resize(threads);
   for (int i = 0; i < threads; ++i) {
     state.stacks.emplace_back(new char[64 << 10]);
     getcontext(&state.threads[i]);
@@ -119,6 +121,7 @@ inline void run(int threads, size_t shared, const std::function<void()>& body) {
 
 // Run `body` for every block of a grid.
 inline void launch(Place grid, int threads, size_t shared, const std::function<void()>& body) {
+  gridDim = grid;
   for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run(threads, shared, body);
@@ -172,8 +175,19 @@ inline Eight load(const void* place) {
 inline Eight load_constant(const void* place) { return load(place); }
 
 inline void warp_barrier() { emulation::wait(emulation::block->warps[threadIdx.x / kWarp], kWarp); }
+inline void __syncwarp() { warp_barrier(); }
 
 inline void load_shared(const float* place, float (&values)[4]) { std::memcpy(values, place, 16); }
+
+// As late as may be: what does not wait finds nothing.
+inline void copy_async(void* shared, const void* from) {
+  emulation::block->copies[emulation::block->current].emplace_back(shared, from);
+}
+inline void wait_for_copies() {
+  auto& copies = emulation::block->copies[emulation::block->current];
+  for (const auto& [to, from] : copies) std::memcpy(to, from, 16);
+  copies.clear();
+}
 
 // `combine` over `width` neighbouring lanes, as a butterfly of shuffles does it.
 template <typename Combine>

@@ -2,15 +2,21 @@
 //
 //   plugin libmcdrl_rt_plugin.so [libnvinfer_lean.so]
 //
-// With the second library, a runtime of TensorRT's own, the plugins come out of its registry. Nothing is launched: the
-// kernels have their tests. Ends with 0, or names what is wrong.
+// With the second library, a runtime of TensorRT's own, the plugins come out of its registry. Where there is a GPU, they
+// are run there as well, against the same in float64. Ends with 0, or names what is wrong.
 #include <NvInfer.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -156,11 +162,141 @@ void check_shapes(IPluginV3OneBuild* build, IPluginV3OneRuntime* runtime, bool s
   CHECK(complaints.takes(runtime->onShapeChange(odd.data(), count, nullptr, build->getNbOutputs()), "multiple of 32"));
 }
 
+constexpr int kHeads = 8, kConfounders = 12, kCount = 20;
+constexpr float kEps = 1e-3f;
+using Numbers = std::vector<double>;
+
+int64_t volume(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+// Numbers about zero that float16 has.
+Numbers draw(int64_t count, double scale, std::mt19937& generator) {
+  std::normal_distribution<float> normal;
+  Numbers result(count);
+  for (double& x : result) x = __half2float(__float2half(static_cast<float>(scale) * normal(generator)));
+  return result;
+}
+
+double dot(const double* one, const double* other, int64_t count) {
+  return std::inner_product(one, one + count, other, 0.0);
+}
+
+// The most like a text first, ties to the lower index; the scores beside.
+std::vector<int64_t> selected(const double* features, const Numbers& texts, int64_t tokens, int64_t dim, Numbers& scores) {
+  const auto size = [&](const double* x) { return std::sqrt(dot(x, x, dim)); };
+  scores.assign(tokens, -2);
+  for (int64_t t = 0; t < tokens; ++t)
+    for (const double* e = texts.data(); e < texts.data() + texts.size(); e += dim)
+      scores[t] = std::max(scores[t], dot(features + t * dim, e, dim) / size(features + t * dim) / size(e));
+  std::vector<int64_t> order(tokens);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t one, int64_t other) { return scores[one] > scores[other]; });
+  return order;
+}
+
+// A token and its intervention, and the readout.
+void intervene(const double* f, const Numbers& a, const Numbers& c, const Numbers& b, int64_t dim, double* out, double* readout) {
+  constexpr int kColumns = kHeads * kConfounders;
+  const double mean = std::accumulate(f, f + dim, 0.0) / dim, variance = dot(f, f, dim) / dim - mean * mean;
+  double weights[kColumns];
+  Numbers normed(f, f + dim);
+  for (double& x : normed) x = (x - mean) / std::sqrt(variance + kEps);
+  for (int i = 0; i < kColumns; ++i) weights[i] = std::exp(dot(normed.data(), a.data() + i * dim, dim) + c[i]);
+  std::fill(readout, readout + kConfounders, 0.0);
+  for (int head = 0; head < kHeads; ++head) {
+    double* own = weights + head * kConfounders;
+    const double sum = std::accumulate(own, own + kConfounders, 0.0);
+    for (int i = 0; i < kConfounders; ++i) readout[i] += (own[i] /= sum) / kHeads;
+  }
+  for (int64_t j = 0; j < dim; ++j) out[j] = f[j] + dot(weights, b.data() + j * kColumns, kColumns);
+}
+
+double error_of(const Numbers& got, const Numbers& expected) {
+  double square = 0;
+  for (size_t i = 0; i < got.size(); ++i) square += (got[i] - expected[i]) * (got[i] - expected[i]);
+  return std::sqrt(square / dot(expected.data(), expected.data(), expected.size()));
+}
+
+// Memory of the GPU.
+struct Memory {
+  explicit Memory(size_t bytes) { CHECK(cudaMalloc(&place, std::max(bytes, size_t{1})) == cudaSuccess); }
+  ~Memory() { cudaFree(place); }
+  Memory(const Memory&) = delete;
+  template <typename T>
+  std::vector<T> read(size_t count) const {
+    std::vector<T> result(count);
+    CHECK(cudaMemcpy(result.data(), place, count * sizeof(T), cudaMemcpyDeviceToHost) == cudaSuccess);
+    return result;
+  }
+  void* place = nullptr;
+};
+
+// What TensorRT does with a plan, for two frames.
+void check_run(IPluginV3OneBuild* build, IPluginV3OneRuntime* runtime, bool select) {
+  const int64_t batch = 2;
+  const Shapes in = inputs_of(select, batch), out = outputs_of(select, batch);
+  const int64_t tokens = in[0][1], dim = in[0][2], count = out[0][1];
+  const std::vector<DataType> types = types_of(select, DataType::kHALF);
+  const auto given = described(in, types), made = described(out, {types.begin() + in.size(), types.end()});
+  const auto number_in = static_cast<int32_t>(in.size()), number_out = static_cast<int32_t>(out.size());
+  std::mt19937 generator(1);
+  std::vector<Numbers> values;
+  std::vector<std::unique_ptr<Memory>> memory;
+  std::vector<const void*> inputs;
+  std::vector<void*> outputs;
+  for (size_t i = 0; i < in.size(); ++i) {
+    const double scale = i == 0 ? 2 : i + 3 == in.size() ? 2 / std::sqrt(double(dim)) : 1;
+    values.push_back(draw(volume(in[i]), scale, generator));
+    std::vector<__half> halves;
+    for (double x : values[i]) halves.push_back(__float2half(static_cast<float>(x)));
+    const size_t bytes = halves.size() * sizeof(__half);
+    memory.push_back(std::make_unique<Memory>(bytes));
+    inputs.push_back(memory.back()->place);
+    CHECK(cudaMemcpy(memory.back()->place, halves.data(), bytes, cudaMemcpyHostToDevice) == cudaSuccess);
+  }
+  for (const auto& shape : out) {
+    memory.push_back(std::make_unique<Memory>(volume(shape) * sizeof(int64_t)));
+    outputs.push_back(memory.back()->place);
+  }
+  const Memory workspace(build->getWorkspaceSize(ranges(in, types).data(), number_in, nullptr, 0));
+  CHECK(runtime->onShapeChange(given.data(), number_in, made.data(), number_out) == 0);
+  CHECK(runtime->enqueue(given.data(), made.data(), inputs.data(), outputs.data(), workspace.place, nullptr) == 0);
+  CHECK(cudaDeviceSynchronize() == cudaSuccess);
+
+  const auto rows = memory[in.size()]->read<__half>(volume(out[0]));
+  const auto readout = memory.back()->read<float>(volume(out.back()));
+  const auto indices = memory[in.size() + 1]->read<int64_t>(select ? volume(out[1]) : 0);
+  const Numbers& a = values[in.size() - 3];
+  Numbers got(rows.size()), shares(readout.begin(), readout.end()), scores;
+  std::transform(rows.begin(), rows.end(), got.begin(), [](__half x) { return __half2float(x); });
+  Numbers expected(got.size()), expected_shares(shares.size());
+  for (int64_t frame = 0; frame < batch; ++frame) {
+    const double* features = values[0].data() + frame * tokens * dim;
+    std::vector<int64_t> order(tokens);
+    std::iota(order.begin(), order.end(), 0);
+    if (select) order = selected(features, values[1], tokens, dim, scores);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = frame * count + i, token = select ? indices[row] : i;
+      CHECK(token == order[i] || std::abs(scores[token] - scores[order[i]]) < 1e-5);
+      intervene(features + token * dim, a, values[in.size() - 2], values.back(), dim, &expected[row * dim],
+                &expected_shares[row * kConfounders]);
+    }
+  }
+  CHECK(error_of(got, expected) < 2e-3);
+  CHECK(error_of(shares, expected_shares) < 2e-3);
+}
+
+bool has_gpu() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
 void check(IPluginCreatorV3One* creator, bool select) {
   CHECK(!std::strcmp(creator->getPluginName(), select ? "select_intervene" : "intervene"));
   CHECK(creator->getFieldNames()->nbFields == (select ? 3 : 2));
-  const int64_t heads = 8, count = 20;  // as some parsers give them; what getFieldsToSerialize gives is the other way
-  const float eps = 1e-3f;
+  const int64_t heads = kHeads, count = kCount;  // as some parsers give them; what getFieldsToSerialize gives is otherwise
+  const float eps = kEps;
   const PluginField fields[] = {{"heads", &heads, PluginFieldType::kINT64, 1},
                                 {"eps", &eps, PluginFieldType::kFLOAT32, 1},
                                 {"count", &count, PluginFieldType::kINT64, 1}};
@@ -184,6 +320,7 @@ void check(IPluginCreatorV3One* creator, bool select) {
     auto* own = part<IPluginV3OneRuntime>(one, PluginCapabilityType::kRUNTIME);
     check_types(build, select);
     check_shapes(build, own, select);
+    if (has_gpu()) check_run(build, own, select);
     const PluginField* fields_of_own = own->getFieldsToSerialize()->fields;
     CHECK(*static_cast<const int32_t*>(fields_of_own[0].data) == heads);
     CHECK(*static_cast<const float*>(fields_of_own[1].data) == eps);
