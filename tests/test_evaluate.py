@@ -21,7 +21,7 @@ from training.card import render_card
 from training.conditions import PHANTOM_CONDITIONS
 from training.evaluate import evaluate
 from training.launch import make_fabric
-from training.readout import readout_on_phantom, readout_on_real
+from training.readout import marked_on_empty, readout_on_phantom, readout_on_real
 from training.recipe import Recipe
 from training.sites import split_sites
 from training.train import train
@@ -120,6 +120,12 @@ def test_readout_counts_pictures_whose_weight_rises(red: Segmenter) -> None:
     assert phantom["dim"] == 1.0
 
 
+def test_what_is_marked_on_pictures_without_content_is_measured(red: Segmenter) -> None:
+    shares = marked_on_empty(red)
+    assert shares["white"] == shares["white with noise"] == shares["grey with noise"] == 0
+    assert shares["orange-pink"] == 1 and shares["orange-pink with noise"] > 0.99
+
+
 def test_card_is_made_of_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +157,7 @@ def test_card_is_made_of_what_was_measured(
     assert card == render_card(read_spec(run / "tiny.safetensors"), measured)
     assert f"| mean Dice | {measured['sites']['here (held out)']['dice']:.3f} |" in card
     assert f"| motion blur | {measured['readout']['real']['motion blur']:.0%} |" in card
+    assert f"| grey with noise | {measured['empty']['grey with noise']:.0%} |" in card
     kept = json.loads((run / "evaluation.json").read_text())
     assert len(kept["sites"]["there"]["images"]["dice"]) == 3 and kept["recipe"]["name"] == "tiny"
 

@@ -1,4 +1,6 @@
-"""Does the confounder readout read? A condition is drawn on a picture; the weight of that condition has to rise.
+"""What a model makes of pictures whose content is known: of a condition drawn on them, and of none at all.
+
+Does the confounder readout read? A condition is drawn on a picture; the weight of that condition has to rise.
 
 >>> shares = readout_on_real(segmenter, pictures)      # {"motion blur": 0.97, …}; doctest: +SKIP
 """
@@ -15,6 +17,9 @@ from mcdrl_rt.video.phantom import SITES, random_sample
 from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, apply_condition
 
 PHANTOM_SIZE = (288, 352)
+EMPTY_SIZE = (576, 720)
+COLOURS = {"white": (255, 255, 255), "grey": (128, 128, 128), "orange-pink": (230, 150, 120)}
+NOISE = 4.0  # standard deviation of a camera's noise, in 8-bit levels
 
 
 def readout_on_real(segmenter: Segmenter, pictures: Sequence[UInt8Array], seed: int = 0) -> dict[str, float]:
@@ -56,4 +61,19 @@ def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_
         if wanted:
             rose = [weight(site, i, wanted) > weight("white-light", i, wanted) for i in range(count)]
             shares[site] = round(float(np.mean(rose)), 4)
+    return shares
+
+
+def marked_on_empty(segmenter: Segmenter, seed: int = 0) -> dict[str, float]:
+    """Share of a picture of one colour that is marked, plain and with noise: nothing is to be seen on it.
+
+    Such are a white balance card, a wall too close to be sharp, a lens that is fogged.
+    """
+    shares = {}
+    for name, colour in COLOURS.items():
+        plain = np.full((*EMPTY_SIZE, 3), colour, np.uint8)
+        noise = np.random.default_rng(seed).normal(0, NOISE, plain.shape)
+        noisy = np.clip(plain + noise, 0, 255).astype(np.uint8)
+        for title, picture in ((name, plain), (f"{name} with noise", noisy)):
+            shares[title] = round(float((segmenter(picture).labels > 0).mean()), 4)
     return shares
