@@ -4,27 +4,28 @@
     >>> segmenter = Segmenter.load()          # doctest: +SKIP
     >>> out = segmenter(rgb)                  # doctest: +SKIP
 
-Importing this package is cheap: torch, OpenVINO and the rest are loaded by what needs them.
+Importing this package imports nothing else: what a name needs is loaded when the name is first used.
 Research use only; not a medical device.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mcdrl_rt.errors import McdrlError
-from mcdrl_rt.types import Frame, ModelSpec, Region, Segmentation
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
+    from mcdrl_rt.errors import McdrlError
     from mcdrl_rt.segmenter import Segmenter
+    from mcdrl_rt.types import Frame, ModelSpec, Region, Segmentation
 
 __all__ = ["Frame", "McdrlError", "ModelSpec", "Region", "Segmentation", "Segmenter", "__version__"]
+_HOMES = dict.fromkeys(("Frame", "ModelSpec", "Region", "Segmentation"), "types")
+_HOMES |= {"McdrlError": "errors", "Segmenter": "segmenter"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Segmenter":  # loads the engine stack, so only when asked for
-        from mcdrl_rt.segmenter import Segmenter
-
-        return Segmenter
+    if name in _HOMES:
+        return getattr(import_module(f"mcdrl_rt.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mcdrl_rt' has no attribute {name!r}")

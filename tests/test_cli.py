@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from clips import read_pixels, read_pts, with_sound, write_clip
 
-from mcdrl_rt import __version__, cli, console
+from mcdrl_rt import __version__, cli, commands, console
 from mcdrl_rt.stream.presenter import Presenter, Segmented
 from mcdrl_rt.types import Frame
 
@@ -55,7 +55,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     """The command in this process: all of it but the start of Python, which would be most of the time."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    monkeypatch.setattr(cli, "leave", sys.exit)  # threads of other tests are no reason to end this process
+    monkeypatch.setattr(commands, "leave", sys.exit)  # threads of other tests are no reason to end this process
 
     def run_here(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["mcdrl-rt", *map(str, arguments)])
@@ -239,7 +239,7 @@ def test_a_truncated_video_is_processed_as_far_as_it_goes(
     ).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     ended = here("stream", "--input", tmp_path / "cut.mp4", "--output", tmp_path / "out.mp4", "--model", engine)
-    assert ended.code == cli.FLAWED
+    assert ended.code == commands.FLAWED
     written = len(read_pts(tmp_path / "out.mp4"))
     assert 10 < written < 30
     assert ended.err.splitlines()[-1].startswith(f"warning: truncated: decoded {written} of about 40 frames; ")
@@ -596,6 +596,15 @@ def test_a_signal_is_heard_while_it_starts(spawn: Start, small_checkpoint: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
+def test_ctrl_c_while_python_imports_is_no_traceback() -> None:
+    """At a moment that is sure to be one: when typer is being imported."""
+    at_typer = "import os, signal, sys\nclass At:\n def find_spec(self, name, *_):\n"
+    at_typer += "  if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\nsys.meta_path.insert(0, At())\n"
+    program = f"{at_typer}from mcdrl_rt.cli import main\nmain()"
+    ended = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_a_second_ctrl_c_ends_it_even_while_nobody_reads_its_output(spawn: Start, engine: Path) -> None:
     process = spawn("stream", "--input", PHANTOM, "--output", "-", "--model", engine, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -827,7 +836,7 @@ def imported_by(program: str) -> set[str]:
 
 def test_importing_and_helping_are_light() -> None:
     heavy = {"torch", "openvino", "cv2", "av", "open_clip", "timm", "onnx", "numpy"}
-    assert imported_by("try: import mcdrl_rt") & heavy <= {"numpy"}
+    assert imported_by("try: import mcdrl_rt.cli") & (heavy | {"typer", "rich"}) == set()
     helping = "import sys; sys.argv = ['mcdrl-rt', '--help']\ntry:\n from mcdrl_rt.cli import main; main()"
     assert "rich" in imported_by(helping)
     assert imported_by(helping) & heavy <= {"numpy"}
