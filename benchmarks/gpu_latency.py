@@ -1,19 +1,21 @@
 """Frame on the GPU to labels on the GPU: the models at every depth and batch, in every form.
 
 A part of ``gpu.sh``. For each encoder: depth 1…5 at batch 1 and batch 1…64 at depth 3; then, for all of them, the other
-depths at larger batches in the captured forms. What the time does not suffice for is left out and said.
+depths at larger batches in the captured forms. What the time does not suffice for is left out and said. What one more
+block costs is of a run of its own, in which the depths take turns: a row of one depth may fall into a slow second.
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 from typing import Any
 
 import torch
 from families import GraphFamily
 from part import Part
 from resources import peak_mib
-from timing import interleaved, slope
+from timing import interleaved, slope, timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcdrl_rt.model.mcdrl import pad_to_stride
@@ -71,7 +73,7 @@ class Measured:
         self.values["encoder_gflops"] = round(self.encoder_flops() / 1e9, 3)
         for depth in self.depths:
             self.row(depth, 1)
-        self.values["microseconds_per_block"] = self.per_block()
+        self.per_block()
         for batch in self.batches[1:]:
             self.row(self.usual, batch)
         self.values["throughput"] = self.throughput()
@@ -117,13 +119,22 @@ class Measured:
             torch.backends.mha.set_fastpath_enabled(fast)
         return counter.get_total_flops()
 
-    def per_block(self) -> dict[str, float]:
-        """Cost of one more causal block at batch 1, by form."""
-        single = [row for row in self.values["rows"] if row["batch"] == 1]
-        if len(single) < 2:
-            return {}
-        names = single[0]["p50_ms"]
-        return {name: round(1e3 * slope({row["depth"]: row["p50_ms"][name] for row in single}), 1) for name in names}
+    def per_block(self) -> None:
+        """Cost of one more causal block at batch 1, of the captured forms: all depths in turn."""
+        if not self.part.has_time(5):
+            self.part.leave_out(f"{self.encoder}, cost of a block")
+            return
+        forms = {depth: self.family.forms(depth, 1) for depth in self.depths}
+        names = [name for name in forms[self.depths[0]] if name.startswith("graph")]
+        built = {(name, depth): forms[depth][name]() for name in names for depth in self.depths}
+        runs, seconds = (2, 5.0) if self.part.rehearse else (200, 3.0)
+        times = timed(built, runs, wait=self.part.wait, seconds=seconds)
+        p50 = {name: {depth: statistics.median(times[name, depth]) for depth in self.depths} for name in names}
+        self.values["p50_ms_by_depth"] = {
+            name: {str(depth): round(value, 4) for depth, value in by_depth.items()} for name, by_depth in p50.items()
+        }
+        self.values["microseconds_per_block"] = {name: round(1e3 * slope(p50[name]), 1) for name in names}
+        self.save()
 
     def throughput(self) -> dict[str, float]:
         """At the largest batch: images a second, and the encoder's operations against the matrix products' rate."""

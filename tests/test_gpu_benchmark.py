@@ -64,7 +64,7 @@ def test_rehearsal_measures_everything_without_what_a_gpu_machine_lacks(tmp_path
     forms = ["eager fp32", "eager fp16", "graph unfused", "graph fused"]
     assert [(row["depth"], row["batch"]) for row in model["rows"]] == [(1, 1), (2, 1), (1, 2)]
     assert all(list(row[p]) == forms for row in model["rows"] for p in ("p50_ms", "p95_ms", "p99_ms"))
-    assert set(model["microseconds_per_block"]) == set(forms)
+    assert set(model["microseconds_per_block"]) == set(model["p50_ms_by_depth"]) == set(forms[2:])
     assert 0 < model["throughput"]["share_of_ceiling"] and model["encoder_gflops"] > 0
     assert parts["kernels"]["within_bounds"] is True and parts["kernels"]["native"] is False
     assert all(row["select_intervene"].keys() == row["intervene"].keys() for row in parts["kernels"]["microseconds"])
