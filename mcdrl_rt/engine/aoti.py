@@ -20,7 +20,7 @@ import torch._inductor
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
-from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_device
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device, first_line
 from mcdrl_rt.errors import EngineError, SpecError
 from mcdrl_rt.types import ModelSpec
 
@@ -60,7 +60,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
                     program, package_path=str(partial), inductor_configs=options
                 )
         except Exception as error:  # the compiler's errors have no common base but this
-            raise EngineError(f"cannot compile {model.spec.name} for {device}: {_first_line(error)}") from error
+            raise EngineError(f"cannot compile {model.spec.name} for {device}: {first_line(error)}") from error
         os.replace(partial, output)
 
 
@@ -87,15 +87,13 @@ class AotiEngine(TensorEngine):
             about = self._package.loader.get_metadata()
             spec, batch = ModelSpec.from_json(about["spec"]), int(about["batch"])
         except (RuntimeError, KeyError, ValueError, SpecError) as error:
-            raise EngineError(f"{path} is no engine of mcdrl-rt: {_first_line(error)}") from error
+            raise EngineError(f"{path} is no engine of mcdrl-rt: {first_line(error)}") from error
         if about["device"] != where.type:
             raise EngineError(f"{path} was compiled for {about['device']}, not for {device}")
         super().__init__(spec, f"torch compiled {about['precision']} {device}", where)
         self.batch = self.max_batch = batch
-        try:
+        with failures(f"cannot ready {path} on {device}"):
             self._capture = Capture(lambda frames: tuple(self._package(frames)), example_frames(spec, batch, where))
-        except RuntimeError as error:
-            raise EngineError(f"cannot ready {path} on {device}: {_first_line(error)}") from error
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
         """See ``TensorEngine.run``; ``frames`` has the batch size the package was compiled for.
@@ -106,8 +104,3 @@ class AotiEngine(TensorEngine):
         if len(frames) != self.batch:
             raise EngineError(f"this engine was compiled for {self.batch} frames at a time, not {len(frames)}")
         return self._capture(frames)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mcdrl_rt.engine.pixels import Nv12, Scaler, paint, to_rgb
-from mcdrl_rt.engine.tensors import TensorEngine, download, upload
+from mcdrl_rt.engine.tensors import TensorEngine, download, failures, upload
 from mcdrl_rt.errors import EngineError, SourceError
 from mcdrl_rt.types import ModelSpec, Native, Region, Segmentation, UInt8Array
 from mcdrl_rt.video import planes
@@ -56,10 +56,8 @@ class Pending:
         """Wait for the device, once; the segmentation, and the pixels of ``shown``. Call it once."""
         on_device = [self.labels, self._confounders, self._selected]
         on_device += [] if self.shown is None else [self.shown]
-        try:
+        with failures("the engine failed on a frame"):
             labels, weights, selected, *shown = download(on_device, self.labels.device)
-        except RuntimeError as error:
-            raise EngineError(f"the engine failed on a frame: {str(error).splitlines()[0]}") from error
         weights = weights.astype(np.float32)
         if not (np.isfinite(weights).all() and weights.sum() > 0):
             raise EngineError("the engine's confounder readout is not a number")
@@ -124,7 +122,7 @@ class DeviceSegmenter:
             EngineError: the engine failed.
         """
         started = time.perf_counter()
-        try:
+        with failures("the engine failed on a frame"):
             pixels = self._on_device(frame)
             size = (int(pixels.shape[0]), int(pixels.shape[1]))
             region = self._find_region(frame, pixels, size)
@@ -134,8 +132,6 @@ class DeviceSegmenter:
             score, label, confounders, selected = (part[0].clone() for part in answer[:4])
             labels = scaler.labels(score, label, size, len(self.spec.classes))
             shown = None if opacity is None else paint(pixels, labels, self._colors, opacity, region)
-        except RuntimeError as error:
-            raise EngineError(f"the engine failed on a frame: {str(error).splitlines()[0]}") from error
         return Pending(labels, shown, region, confounders, selected, self.spec, started, frame)
 
     def _on_device(self, frame: Picture) -> Tensor:

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, find_device
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.fused import fuse
@@ -35,13 +34,11 @@ class GraphEngine(TensorEngine):
 
     def __init__(self, model: FoldedMCDRL, device: str = "cuda") -> None:
         super().__init__(model.spec, f"torch {precision(model)} {device}", find_device(device))
-        try:
+        with failures(f"cannot ready {self.spec.name} on {device}"):
             # frames are (H, W, 3), so channels-last all the way: tensor cores take convolutions in no other order
             self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
             # a single frame at once, so that a stream's first takes no longer than the others
             self._captures = {1: Capture(self._model, example_frames(self.spec, 1, self.device))}
-        except RuntimeError as error:
-            raise EngineError(f"cannot ready {self.spec.name} on {device}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cuda") -> GraphEngine:

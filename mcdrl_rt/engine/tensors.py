@@ -5,8 +5,9 @@ Imported by engines that are compiled already, so nothing of the model or of its
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,11 +106,23 @@ class TensorEngine:
         if frames.ndim != 4 or frames.shape[1:] != (*self.spec.input_size, 3):
             height, width = self.spec.input_size
             raise EngineError(f"the engine failed on a frame: it is {frames.shape}, not (B, {height}, {width}, 3)")
-        try:
+        with failures(f"{self.name} failed on a frame"):
             outputs = self.run(upload(frames, self.device))
             return RawOutput(*download(outputs[:4], self.device))
-        except RuntimeError as error:
-            raise EngineError(f"{self.name} failed on a frame: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def failures(what: str) -> Iterator[None]:
+    """What torch says of a device (no room, a kernel's fault) as an ``EngineError``: ``what``, and its first line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"{what}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; torch goes on with its own stack."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def find_device(name: str) -> torch.device:
@@ -123,7 +136,7 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise EngineError(f"torch has no device {name!r} here: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"torch has no device {name!r} here: {first_line(error)}") from error
 
 
 def upload(values: NDArray[Any], device: torch.device) -> Tensor:

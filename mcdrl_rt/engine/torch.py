@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mcdrl_rt.engine.tensors import TensorEngine, find_device
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.engine.tensors import TensorEngine, failures, find_device
 from mcdrl_rt.model.checkpoint import load_checkpoint
 from mcdrl_rt.model.folded import FoldedMCDRL
 
@@ -29,10 +28,8 @@ class TorchEngine(TensorEngine):
 
     def __init__(self, model: FoldedMCDRL, device: str = "cpu") -> None:
         super().__init__(model.spec, f"torch fp32 {device}", find_device(device))
-        try:
+        with failures(f"cannot ready {self.spec.name} on {device}"):
             self._model = model.eval().to(self.device)
-        except RuntimeError as error:
-            raise EngineError(f"cannot ready {self.spec.name} on {device}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cpu") -> TorchEngine:
