@@ -49,7 +49,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_frame(
     failing_twice(monkeypatch, part)
     caplog.set_level(logging.INFO)
     sink, pictures = Kept(), [picture(i % 4) for i in range(40)]
-    source = ListSource(pictures, live=mode == "pass", every_s=0.01 if mode == "pass" else 0)
+    source = ListSource(pictures, live=mode == "pass", every_s=0.04 if mode == "pass" else 0)
     summary = run(source, {"kept": sink}, policy=Policy(mode=mode, stride=2, max_mask_age_ms=5000))
     assert summary.frames_out == summary.frames_in == 40
     undrawn = [shown for shown in sink.shown if shown.note == "no overlay: a fault in drawing it"]
