@@ -26,6 +26,11 @@ _HOMES |= {"McdrlError": "errors", "Segmenter": "segmenter"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"mcdrl_rt.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mcdrl_rt' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mcdrl_rt' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"mcdrl_rt.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

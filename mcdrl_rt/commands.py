@@ -182,8 +182,9 @@ def stream(
         if as_json:
             print_json({"source": source, "error": str(error)})
 
-    stop, streams = Stop(), list[Stream]()
-    routes, as_live = route(input, output, log), live or policy in ("pass", "latest")
+    stop, streams, as_live = Stop(), list[Stream](), live or policy in ("pass", "latest")
+    with failures(", ".join(input), as_json):
+        routes = route(input, output, log)
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
             opened.enter_context(logging_to(log))

@@ -405,7 +405,7 @@ def test_a_video_without_frames_is_an_error(engine: Path, here: Callable[..., En
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that even root cannot write to")
 @pytest.mark.parametrize("command", [("stream", "--input"), ("process", "--output", "results")])
-@pytest.mark.parametrize("name", ["text.mp4", "gone.mp4"])
+@pytest.mark.parametrize("name", ["text.mp4", "gone.mp4", "no*.mp4"])
 def test_programs_are_told_of_an_input_that_does_not_open(
     command: tuple[str, ...], name: str, shelf: Path, engine: Path, here: Callable[..., Ended], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import itertools
 import struct
 from pathlib import Path
 
+import av
 import pytest
 from clips import with_sound, write_clip
 
@@ -94,9 +95,58 @@ def test_what_was_not_finished_says_no_length(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     assert bytes_missing(path) is None
     avi = clip(tmp_path / "a.avi")
-    for size, known in ((b"\0" * 4, 0), (b"\xff" * 4, None)):
+    for size, known in ((b"\0" * 4, 0), (b"\xff" * 4, None), (b"\0\0\0\x80", None), (b"\0\xf0\xff\x7f", None)):
         avi.write_bytes(b"RIFF" + size + avi.read_bytes()[8:])
         assert bytes_missing(avi) == known
+    mkv = clip(tmp_path / "a.mkv")
+    data = mkv.read_bytes()
+    place = data.index(b"\x18\x53\x80\x67") + 4
+    mkv.write_bytes(data[:place] + b"\x01\xff\xff\xff\xff\xff\xff\xfe" + data[place + 8 :])
+    assert read(mkv) == (100, None)
+    other = clip(tmp_path / "b.avi")
+    other.write_bytes(other.read_bytes() + b"RIFF\0\0\0\x10WAVE")
+    assert read(other) == (100, None)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2, 10])
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.mp4", {}), ("a.mkv", {}), ("f.mp4", {"movflags": "frag_keyframe+empty_moov"})]
+)
+def test_a_last_picture_that_stays_is_no_missing_end(
+    name: str, options: dict[str, str], seconds: float, tmp_path: Path
+) -> None:
+    """As screens, phones and recorders of what changes write it."""
+    source = clip(tmp_path / "source.mp4")
+    with av.open(source) as given, av.open(tmp_path / name, "w", container_options=options) as made:
+        stream = given.streams.video[0]
+        copy = made.add_stream_from_template(stream)
+        packets = [packet for packet in given.demux(stream) if packet.size]
+        last = max(packets, key=lambda packet: packet.pts or 0)
+        last.duration = round(seconds / (stream.time_base or 1))
+        for packet in packets:
+            packet.stream = copy
+            made.mux(packet)
+    assert read(tmp_path / name) == (100, None)
+
+
+def test_pictures_that_begin_after_the_sound_are_whole(tmp_path: Path) -> None:
+    """FFmpeg has not seen them begin when it says how long they are, and takes the length of all."""
+    late = write_clip(tmp_path / "late.mkv", pts=range(400, 430))
+    path = with_sound(tmp_path / "a.mkv", late, seconds=25)
+    assert read(path) == (30, None)
+
+
+def test_a_file_that_was_still_being_copied_is_judged_by_its_end(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.mkv").read_bytes()
+    path = tmp_path / "a.mkv"
+    path.write_bytes(whole[: len(whole) // 2])
+    with open_source(str(path)) as source:
+        frames = iter(source)
+        next(frames)
+        with path.open("ab") as file:
+            file.write(whole[len(whole) // 2 :])
+        assert 1 + len(list(frames)) == 100
+        assert source.problem is None
 
 
 @pytest.mark.parametrize("tagged", [True, False])

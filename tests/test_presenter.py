@@ -140,8 +140,21 @@ def test_a_model_too_slow_for_any_overlay_is_told_of_once_and_in_the_summary(
     count = summary.frames_without_overlay
     assert count == summary.frames_out > 20
     assert len(told) == 1 and told[0].startswith("a.mp4: no overlay on ")
-    words = rf"no overlay on {count} of {count} frames: the model takes \d+ ms for a mask, and none found more "
+    words = rf"no overlay on {count} of {count} frames: the model takes \d+ ms for a mask, too long for one to be "
     assert re.match(words, summary.problem or ""), summary.problem
+
+
+@pytest.mark.parametrize("policy", [Policy(mode="pass", stride=30), Policy(mode="pass", fps=0.1)])
+def test_a_model_that_is_hardly_asked_is_not_told_to_be_slow(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lateness, "WARN_S", 0)
+    source = ListSource([picture(i % 4) for i in range(40)], live=True, every_s=0.02)
+    summary = run(source, {"kept": Kept()}, Slow(), policy=policy)
+    assert summary.frames_without_overlay > 35 and summary.problem is None
+
+
+def test_a_short_stream_is_no_slow_one() -> None:
+    summary = run(ListSource([picture(0)], live=True), {"kept": Kept()}, Slow(), policy=Policy(mode="pass"))
+    assert summary.frames_without_overlay == 1 and summary.problem is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,12 @@ class Compositor:
     Args:
         policy: what may be shown.
         spec: the model's.
+
+    Attributes:
+        late: whether the frame composed last has no overlay because no mask was there in time.
     """
+
+    late = False
 
     def __init__(self, policy: Policy, spec: ModelSpec) -> None:
         self._policy, self._spec = policy, spec
@@ -90,12 +95,15 @@ class Compositor:
 
     def _overlay(self, frame: Frame, reason: str) -> tuple[Segmentation | None, float | None, str]:
         """What may be drawn on the frame and how old it is, or why nothing."""
+        self.late = False
         if not frame.signal:
             return None, None, NO_SIGNAL
         if self._newest is None:
+            self.late = True
             return None, None, f"no overlay: {reason or 'waiting for the model'}"
         age_ms = self._age_ms(frame, self._newest)
         if age_ms > self._policy.max_mask_age_ms:
+            self.late = True
             return None, None, f"no overlay: {reason or f'the newest mask is {age_ms:.0f} ms old'}"
         labels = self._labels_on(frame, self._newest)
         if labels is None:

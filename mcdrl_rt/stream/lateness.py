@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 
-from mcdrl_rt.types import Shown
+from mcdrl_rt.stream.policy import Policy
 
 WARN_S = 5.0  # of a stream without overlay, before that is told
 _RARE = 100  # a stream with an overlay on fewer than one frame in so many is as good as without
+_ANSWERS = 50  # the newest, whose time is told
 
 
 class Lateness:
-    """Counts the frames of one stream on which nothing is drawn, though nothing fails.
+    """Counts the frames of one stream that no mask was in time for, though nothing fails.
 
     Args:
-        limit_ms: no mask found longer ago is drawn.
+        policy: one that asks the model about a few frames only has a warning of its own; then nothing is counted.
     """
 
-    def __init__(self, limit_ms: float) -> None:
-        self._limit_ms = limit_ms
-        self._frames = self._bare = 0
-        self._took_ms: float | None = None
+    def __init__(self, policy: Policy) -> None:
+        self._limit_ms, self._asks_all = policy.max_mask_age_ms, policy.stride == 1 and policy.fps is None
+        self._frames = self._late = 0
+        self._took_ms = deque[float](maxlen=_ANSWERS)
         self._began_s: float | None = None
         self._told = False
 
     def answered(self, took_ms: float) -> None:
         """A mask is there, so many milliseconds after it was asked for."""
-        self._took_ms = took_ms
+        self._took_ms.append(took_ms)
 
-    def see(self, shown: Shown) -> str | None:
-        """Take the next frame that has a signal; a warning, once, when it is time for one."""
+    def see(self, late: bool) -> str | None:
+        """Take the next frame that has a signal; a warning, once, when it is time for one.
+
+        Args:
+            late: no mask was there in time.
+        """
         now_s = time.monotonic()
         self._began_s = now_s if self._began_s is None else self._began_s
         self._frames += 1
-        self._bare += shown.segmentation is None
-        if self._told or now_s - self._began_s < WARN_S or (problem := self.problem) is None:
+        self._late += late
+        if self._told or not self._asks_all or now_s - self._began_s < WARN_S or not self._is_rare:
             return None
         self._told = True
-        return f"{problem}; see --max-mask-age, --policy latest and --model"
+        return f"{self.problem}; see --max-mask-age, --policy latest and --model"
 
     @property
     def problem(self) -> str | None:
-        """That hardly a frame has an overlay, and why; None where that is not so."""
-        if not self._bare or _RARE * (self._frames - self._bare) >= self._frames:
+        """That hardly a frame has an overlay, and why; None where that is not so, or not for long."""
+        if not self._told or not self._is_rare:
             return None
-        text = f"no overlay on {self._bare} of {self._frames} frames: "
-        if self._took_ms is None:
+        text = f"no overlay on {self._late} of {self._frames} frames: "
+        if not self._took_ms:
             return text + "the model has not answered in time for any"
-        limit = f"none found more than {self._limit_ms:.0f} ms ago is drawn"
-        return f"{text}the model takes {self._took_ms:.0f} ms for a mask, and {limit}"
+        took_ms = statistics.median(self._took_ms)
+        return (
+            f"{text}the model takes {took_ms:.0f} ms for a mask, too long for one to be shown within "
+            f"{self._limit_ms:.0f} ms of its frame"
+        )
+
+    @property
+    def _is_rare(self) -> bool:
+        return self._late > 0 and _RARE * (self._frames - self._late) < self._frames

@@ -48,7 +48,7 @@ class Presenter:
         self._compositor = Compositor(policy, seat.spec)
         self._picker, self._asker = Picker(policy), Asker(seat, policy)
         self._asked: list[tuple[Frame, Ticket]] = []  # what ``at_once`` waits for
-        self._lateness = Lateness(policy.max_mask_age_ms)
+        self._lateness = Lateness(policy)
         self._reason = ""  # why the model did not answer last
         self._faulty = set[str]()  # what went wrong and was told of
         self._unanswered, self._undrawn = Counter[str](), Counter[str]()  # frames, by the reason
@@ -123,7 +123,7 @@ class Presenter:
             else:  # until that one's answer is here, the newest mask keeps its age
                 self._compositor.confirm(frame, self._picker.like)
         shown = self._compositor.compose(frame, self._seat.title, self._reason)
-        if frame.signal and not self._reason and (warning := self._lateness.see(shown)):
+        if frame.signal and not self._reason and (warning := self._lateness.see(self._compositor.late)):
             _log.warning("%s: %s", self._name, warning, extra={"stream": self._name})
         return shown
 

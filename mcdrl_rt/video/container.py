@@ -82,7 +82,8 @@ def nominal_rate(stream: VideoStream) -> Fraction:
     """Frames per second while frames come: the average, where that is the rate of anything; 25 if nothing is known."""
     average, guessed = stream.average_rate, stream.guessed_rate
     if not average or not guessed:
-        return average or guessed or Fraction(25)
+        known = average or guessed or Fraction(25)
+        return known if known <= _MOST_PER_S else Fraction(25)  # a clock's, not a rate
     made_up = average > _MOST_PER_S and guessed < average  # DV says how finely it counts
     # what goes on after a pause, at a rate that its times agree on; clocks that tremble agree on ever finer ones
     pauses = _FEWER * average < guessed <= _MOST_WITH_PAUSES
@@ -105,7 +106,9 @@ def frame_count(container: InputContainer, stream: VideoStream, rate: Fraction) 
 
 def own_duration_s(stream: VideoStream) -> Fraction | None:
     """Seconds of this stream, whatever else is in the container; None where it does not say."""
-    if stream.duration and stream.time_base:
+    # where FFmpeg has not seen a stream begin yet, and in Matroska, it may take that of all for it
+    own = stream.start_time is not None and "matroska" not in stream.container.format.name
+    if own and stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     found = _TAGGED.fullmatch(stream.metadata.get("DURATION", ""))  # Matroska
     if found is None:

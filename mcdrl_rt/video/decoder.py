@@ -81,13 +81,12 @@ class Video(Source):
         self._as_it_comes = self.live and not has_times(self._container)
         self.time_base = (not self._as_it_comes and self._stream.time_base) or Fraction(1, 90_000)
         self.rate = nominal_rate(self._stream)
-        self._bytes_missing = bytes_missing(Path(uri)) if is_file(uri) else None
+        self._file = Path(uri) if is_file(uri) else None
         self.frame_count = None if self.live else frame_count(self._container, self._stream, self.rate)
         # a raw frame is the packet that it came in, which a device may have lent
         self._to_picture = ToPicture(lent=self.live or self._stream.codec_context.name == "rawvideo")
         self._deinterlacer = Deinterlacer(self.time_base)
-        self._index = 0
-        self._lost = 0
+        self._index = self._lost = self._last_stays = 0
         self._packets = Packets(self._container, self._stream, self.live, limit_s)
         self._timestamps = self._clock()
         self._frames: Iterator[VideoFrame] = self._decode()
@@ -108,14 +107,15 @@ class Video(Source):
                 continue
             self._lost += decoded.is_corrupt
             index, self._index = self._index, self._index + 1
-            duration_s = max(0, decoded.duration) * self.time_base
+            self._last_stays = max(0, decoded.duration)
+            duration_s = self._last_stays * self.time_base
             yield Frame(picture, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
         self.problem = self._verdict()
 
     def _why_nothing(self, uri: str) -> str:
         """Why there is not one frame."""
         if has_index(self._container) and not self._packets.count and not is_file(uri):
-            return INDEX_LAST  # which was found, and nothing before it any more
+            return f"{INDEX_LAST}. Or nothing follows an index that comes first: then it was cut off"
         return (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
 
     @property
@@ -124,9 +124,10 @@ class Video(Source):
         kind = self._container.format.name
         # AVI counts empty packets too, which only say that the picture before them stays
         counted, from_zero = bool(self._stream.frames) and "avi" not in kind, "matroska" in kind
-        frames, missing = self.frame_count or 0, self._bytes_missing
-        if missing == 0 and self.sound and not counted and own_duration_s(self._stream) is None:
-            frames = 0  # nothing is cut off, and what goes on for longer may be the sound
+        frames = self.frame_count or 0
+        missing = bytes_missing(self._file) if self._file else None  # now: it may have grown since it was opened
+        if self.sound and not counted and own_duration_s(self._stream) is None:
+            frames = 0  # what goes on for longer may be the sound
         rate = (counted and self._stream.average_rate) or self.rate  # at which the frames there are fill its time
         return Expected(frames, counted, rate, self.time_base, from_zero, missing or 0)
 
@@ -134,7 +135,8 @@ class Video(Source):
     def tally(self) -> Tally:
         """What became of the video so far."""
         clock = self._timestamps
-        return Tally(self._index, self._lost, clock.jumps, clock.first, clock.last, self._packets.stopped)
+        end = clock.last, self._packets.stopped, self._last_stays
+        return Tally(self._index, self._lost, clock.jumps, clock.first, *end)
 
     def close(self) -> None:
         """Close the container; one that another thread is reading, and gets nothing from, is left to that thread."""

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"free", b"skip", b"wide", b"sidx", b"uuid", b"pdin")
-_NOT_YET = 0xFFFFFFFF  # the size of a RIFF chunk that is still being written
+_BOXES = b"ftyp styp moov moof mdat mfra free skip wide sidx ssix uuid pdin udta meta emsg prft pnot PICT".split()
+_NOT_YET = 0x7FFFF000  # a RIFF chunk of this size or more says only that it is still being written
+_MOST = 1 << 48  # bytes that anything may be large: beyond, a size is made up
 _SLACK = 8  # bytes: some writers of AVI count a chunk's own header in
 _EBML, _VOID, _CHECKSUM, _SEGMENT = 0x1A45DFA3, 0xEC, 0xBF, 0x18538067
 
@@ -57,7 +58,7 @@ def _box_ends(file: BinaryIO) -> Iterator[int]:
         size = int.from_bytes(head[:4], "big")
         if size == 1:
             size = int.from_bytes(head[8:], "big")
-        if size < 8:  # 0: it goes on to the end of the file
+        if size < 8 or size > _MOST:  # 0: it goes on to the end of the file
             return
         place += size
         yield place
@@ -66,9 +67,9 @@ def _box_ends(file: BinaryIO) -> Iterator[int]:
 def _riff_ends(file: BinaryIO) -> Iterator[int]:
     """Where each chunk ends that a file is made of: AVI begins another one every gigabyte."""
     place = 0
-    while (head := _read(file, place, 8))[:4] == b"RIFF":
-        size = int.from_bytes(head[4:], "little")
-        if size == _NOT_YET:
+    while (head := _read(file, place, 12))[:4] == b"RIFF" and head[8:] in (b"AVI ", b"AVIX"):
+        size = int.from_bytes(head[4:8], "little")
+        if size >= _NOT_YET:
             return
         place += 8 + size + size % 2
         yield place
@@ -82,7 +83,7 @@ def _segment_ends(file: BinaryIO) -> Iterator[int]:
         kind, length = int.from_bytes(head[:width], "big"), _width(head[width])
         unknown = (1 << 7 * length) - 1  # live, or cut off while it was written
         size = int.from_bytes(head[width : width + length], "big") & unknown
-        if kind not in (_EBML, _VOID, _CHECKSUM, _SEGMENT) or size == unknown:
+        if kind not in (_EBML, _VOID, _CHECKSUM, _SEGMENT) or size == unknown or size > _MOST:
             return
         place += width + length + size
         if kind == _SEGMENT:

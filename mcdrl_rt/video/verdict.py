@@ -15,6 +15,7 @@ class Tally:
         lost: frames that could not be decoded, or only with errors.
         jumps: how often the clock jumped back.
         first, last: times of the first and the last frame, in units of the time base; None without frames.
+        last_stays: how long the last frame is to be shown, in the same units; 0 where that is not said.
         stopped: why reading stopped early, if it did.
     """
 
@@ -24,6 +25,7 @@ class Tally:
     first: int | None = None
     last: int | None = None
     stopped: str | None = None
+    last_stays: int = 0
 
     def __add__(self, later: Tally) -> Tally:
         return Tally(
@@ -33,6 +35,7 @@ class Tally:
             later.first if self.first is None else self.first,
             self.last if later.last is None else later.last,
             later.stopped or self.stopped,
+            self.last_stays if later.last is None else later.last_stays,
         )
 
 
@@ -66,7 +69,8 @@ class Expected:
     def _loss(self, tally: Tally) -> str | None:
         # estimates are a few frames off in sound files too, so a small shortage means nothing
         tolerance = 2 + self.frames // 20
-        if self.bytes_missing or self.frames - self._spanned(tally) > tolerance:
+        there = max(self._spanned(tally), tally.frames) if self.counted else self._spanned(tally)
+        if self.bytes_missing or self.frames - there > tolerance:
             cut_off = f"; {self.bytes_missing} bytes or more are missing at its end" if self.bytes_missing else ""
             return f"truncated: decoded {tally.frames} {self._out_of(tally)}{cut_off}"
         if tally.stopped:
@@ -85,8 +89,11 @@ class Expected:
         return f"frames, {float(self._spanned(tally) / self.rate):.1f} of about {float(self.frames / self.rate):.1f} s"
 
     def _spanned(self, tally: Tally) -> int:
-        """Frames that fit between the first one and the last one seen: gaps are not a missing end."""
+        """Frames that fit between the first one and the end of the last one seen: gaps are not a missing end."""
         first, last = tally.first, tally.last
         if first and self.from_zero:
             first = 0
-        return 0 if first is None or last is None else round((last - first) * self.time_base * self.rate) + 1
+        if first is None or last is None:
+            return 0
+        rate = self.time_base * self.rate  # frames in a unit of the times
+        return round((last - first) * rate + max(Fraction(1), tally.last_stays * rate))
