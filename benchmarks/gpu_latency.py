@@ -129,10 +129,10 @@ class Measured:
         built = {(name, depth): forms[depth][name]() for name in names for depth in self.depths}
         runs, seconds = (2, 5.0) if self.part.rehearse else (200, 3.0)
         times = timed(built, runs, wait=self.part.wait, seconds=seconds)
-        p50 = {name: {depth: statistics.median(times[name, depth]) for depth in self.depths} for name in names}
-        self.values["p50_ms_by_depth"] = {
-            name: {str(depth): round(value, 4) for depth, value in by_depth.items()} for name, by_depth in p50.items()
+        p50 = {
+            name: {depth: round(statistics.median(times[name, depth]), 4) for depth in self.depths} for name in names
         }
+        self.values["p50_ms_by_depth"] = p50
         self.values["microseconds_per_block"] = {name: round(1e3 * slope(p50[name]), 1) for name in names}
         self.save()
 

@@ -26,6 +26,7 @@ from mcdrl_rt.console import (
     failures,
     leave,
     on_signals,
+    print_failure,
     print_json,
     say,
     steps,
@@ -177,18 +178,13 @@ def stream(
     )
     if as_json and "-" in output:
         raise SinkError("--json and --output - would both write to the standard output; name a file for one of them")
-
-    def missing(source: str, error: SourceError) -> None:
-        if as_json:
-            print_json({"source": source, "error": str(error)})
-
     stop, streams, as_live = Stop(), list[Stream](), live or policy in ("pass", "latest")
     with failures(", ".join(input), as_json):
         routes = route(input, output, log)
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
             opened.enter_context(logging_to(log))
-        options = _options_of(capture)
+        options, missing = _options_of(capture), functools.partial(print_failure, as_json=as_json)
         lanes = open_lanes(input, routes, opened, sinks, live=as_live, options=options, codec=codec, on_missing=missing)
         load = functools.partial(_segmenter, model, engine, precision, device)
         supervisor = opened.enter_context(Supervisor(load(), load))

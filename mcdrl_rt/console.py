@@ -243,9 +243,14 @@ def failures(source: str, as_json: bool) -> Iterator[None]:
     try:
         yield
     except McdrlError as error:
-        if as_json:
-            print_json({"source": source, "error": str(error)})
+        print_failure(source, error, as_json)
         raise
+
+
+def print_failure(source: str, error: object, as_json: bool) -> None:
+    """The line for programs of an input that came to nothing: what it is called, and the error or its text."""
+    if as_json:
+        print_json({"source": source, "error": str(error)})
 
 
 def print_json(line: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcdrl_rt.errors import first_line
 from mcdrl_rt.version import __version__
 
 
@@ -42,7 +43,7 @@ def examine() -> Iterator[Finding]:
         except ModuleNotFoundError as error:
             yield Finding(what, False, f"needs {error.name}, which is not installed; reinstall mcdrl-rt")
         except Exception as error:  # a broken driver or library is a finding, not a crash
-            yield Finding(what, False, f"broken: {_first_line(error)}")
+            yield Finding(what, False, f"broken: {first_line(error)}")
 
 
 def _package() -> tuple[bool, str]:
@@ -122,8 +123,3 @@ def _model() -> tuple[bool, str]:
     spec = read_spec(DEFAULT_CHECKPOINT)
     size = "×".join(map(str, spec.input_size))
     return True, f"{spec.name}: {spec.encoder}, {size}, classes {', '.join(spec.classes)}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -22,6 +22,11 @@ def fault(error: BaseException) -> str:
     return f"a fault of mcdrl-rt itself, please report it: {type(error).__name__}: {error}"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, many go on for pages; its kind, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class SpecError(McdrlError):
     """A model specification whose parts contradict each other."""
 

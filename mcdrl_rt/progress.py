@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mcdrl_rt.console import print_json, report, say, stderr
+from mcdrl_rt.console import print_failure, report, say, stderr
 from mcdrl_rt.errors import McdrlError, SourceError, fault
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ def conclude(
         failed = True
         about = "" if str(result).startswith(stream.name) or len(streams) == 1 else f"{stream.name}: "
         say(f"{about}{result}", "error:", "bold red")
-        if as_json:
-            print_json({"source": stream.name, "error": str(result)})
+        print_failure(stream.name, result, as_json)
     return failed, flawed
 
 
@@ -132,8 +131,7 @@ def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool
         if outcome.summary is None:
             failed.append(source)
             say(f"{outcome.error}", "error:", "bold red")
-            if as_json:
-                print_json({"source": source, "error": outcome.error})
+            print_failure(source, outcome.error, as_json)
             continue
         flawed |= bool(outcome.summary.problem)
         if outcome.before and not as_json:

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from mcdrl_rt.errors import SpecError
+from mcdrl_rt.errors import SpecError, first_line
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.launch import avoid_slow_gradients, progress_bar, synchronise_norms, whole
 from training.methods import Method
@@ -228,7 +228,7 @@ class Trainer:
                 part.load_state_dict(state[name])
             self.progressed = Progressed(**state["progressed"])
         except Exception as error:
-            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            problem = first_line(error)
             raise SpecError(f"cannot go on from {path} ({problem}); move it away, or name another --output") from error
 
     def _parts(self) -> dict[str, Any]:

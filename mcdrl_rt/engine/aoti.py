@@ -20,8 +20,8 @@ import torch._inductor
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
-from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device, first_line
-from mcdrl_rt.errors import EngineError, SpecError
+from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device
+from mcdrl_rt.errors import EngineError, SpecError, first_line
 from mcdrl_rt.types import ModelSpec
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 
@@ -102,7 +102,7 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise EngineError(f"cannot export {model.spec.name} to ONNX: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"cannot export {model.spec.name} to ONNX: {first_line(error)}") from error
     proto = exported.model_proto
     for value in (*proto.graph.input, *proto.graph.output) if batch is None else ():
         value.type.tensor_type.shape.dim[0].dim_param = BATCH

@@ -63,7 +63,7 @@ class OpenVinoEngine:
             model = _ties_to_lower_index(ov.Model(results, model.get_parameters(), spec.name))
             self._request = core().compile_model(model, device, options).create_infer_request()
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot run {path.name} on {device}: {_first_line(error)}") from error
+            raise EngineError(f"OpenVINO cannot run {path.name} on {device}: {_last_line(error)}") from error
         self.name = f"openvino {precision} {device}"
         self._turn = threading.Lock()
 
@@ -73,7 +73,7 @@ class OpenVinoEngine:
             try:
                 results = self._request.infer({0: np.ascontiguousarray(frames)}, share_inputs=True)
             except RuntimeError as error:
-                raise EngineError(f"OpenVINO failed on a frame: {_first_line(error)}") from error
+                raise EngineError(f"OpenVINO failed on a frame: {_last_line(error)}") from error
             return RawOutput(*(np.array(results[i]) for i in range(len(_RESULTS))))
 
 
@@ -108,7 +108,7 @@ def convert(onnx: bytes, path: Path) -> ov.Model:
     try:
         return core().read_model(path)  # not convert_model, which reports every use to its makers
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {_first_line(error)}") from error
+        raise EngineError(f"OpenVINO {ov.__version__} cannot convert this model: {_last_line(error)}") from error
 
 
 def save(model: ov.Model, path: Path) -> None:
@@ -120,7 +120,7 @@ def save(model: ov.Model, path: Path) -> None:
     try:
         ov.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:  # what OpenVINO makes of a full disk
-        raise OSError(_first_line(error)) from error
+        raise OSError(_last_line(error)) from error
 
 
 def _ties_to_lower_index(model: ov.Model) -> ov.Model:
@@ -149,6 +149,6 @@ def _by_counting(node: ov.Node) -> None:
         target.replace_source_output(ordered.output(1))
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcdrl_rt.engine.base import RawOutput
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.types import ModelSpec, UInt8Array
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
@@ -118,11 +118,6 @@ def failures(what: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EngineError(f"{what}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first; torch goes on with its own stack."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def find_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators)
 from mcdrl_rt.engine.tensorrt import INPUT, RESULTS, check_batches, write
 from mcdrl_rt.engine.tensorrt_api import load_plugin, require_tensorrt
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.model.folded import FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 
@@ -69,8 +69,7 @@ def build_plan_torch_tensorrt(
             disable_tf32=True,  # where the model says float32, it is float32
         )
     except Exception as error:  # its errors have no common base but this
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EngineError(f"Torch-TensorRT cannot build {model.spec.name}: {reason}") from error
+        raise EngineError(f"Torch-TensorRT cannot build {model.spec.name}: {first_line(error)}") from error
     write(output, plan)
 
 

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mcdrl_rt.errors import SpecError
+from mcdrl_rt.errors import SpecError, first_line
 
 SMALL = "mcdrl-small"
 VIT_READOUTS = ("clearclip", "maskclip", "plain")
@@ -86,7 +86,7 @@ def load_clip(name: str, pretrained: str | Path | None = None) -> nn.Module:
         try:
             clip.load_state_dict(load_file(file))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise SpecError(f"{file} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
+            raise SpecError(f"{file} does not hold the weights of {name}: {first_line(error)}") from error
     return clip
 
 
@@ -99,8 +99,7 @@ def clip_config(name: str, pretrained: str | None) -> str:
 def _load_problem(name: str, pretrained: str | None, error: Exception) -> str:
     if name not in open_clip.list_models():
         return f"no encoder {name!r}; try RN50, ViT-B-16, ViT-L-14, {SMALL} or another open_clip configuration"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load {name} with pretrained={pretrained!r} ({reason}); is this machine online?"
+    return f"cannot load {name} with pretrained={pretrained!r} ({first_line(error)}); is this machine online?"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mcdrl_rt.errors import EngineError, McdrlError, SinkError
+from mcdrl_rt.errors import EngineError, McdrlError, SinkError, first_line
 from mcdrl_rt.offline.fingerprint import difference, engine_facts
 from mcdrl_rt.offline.hands import CORES_EACH, Hands, Loader, OnFrame
 from mcdrl_rt.offline.manifest import Part
@@ -51,8 +51,7 @@ class Cluster(Hands):
             _call(address)
             ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineError(f"cannot join the Ray cluster at {address}: {lines[0]}") from None
+            raise EngineError(f"cannot join the Ray cluster at {address}: {first_line(error)}") from None
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(word in engine["name"].split() for word in ("cuda", "tensorrt")):
             self.count = int(sum(machine.get("GPU", 0) for machine in machines))
@@ -92,8 +91,7 @@ class Cluster(Hands):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineError(f"the Ray cluster gave a segment up after {_TRIES} tries: {lines[0]}") from None
+            raise EngineError(f"the Ray cluster gave a segment up after {_TRIES} tries: {first_line(error)}") from None
 
 
 def _call(address: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import platformdirs
 
-from mcdrl_rt.errors import SinkError, SourceError
+from mcdrl_rt.errors import SinkError, SourceError, first_line
 from mcdrl_rt.offline.settings import summaries_of
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
@@ -208,8 +208,7 @@ def _told(kind: type[SourceError | SinkError], what: str) -> Iterator[None]:
     except OSError as error:
         raise kind(f"{what}: {reason(error)}") from None
     except Exception as error:  # every store has errors of its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise kind(f"{what}: {lines[0]}") from None
+        raise kind(f"{what}: {first_line(error)}") from None
 
 
 def _cache(name: str) -> Path:

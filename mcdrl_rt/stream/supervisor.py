@@ -21,6 +21,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from mcdrl_rt.errors import first_line
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter, segment_together
 from mcdrl_rt.types import ModelSpec, Picture, Segmentation, UInt8Array, size_of
 
@@ -327,5 +328,4 @@ def _reason(error: BaseException) -> str:
     """One line for the HUD."""
     if isinstance(error, MemoryError):
         return "out of memory"
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    return first_line(error)[:120]

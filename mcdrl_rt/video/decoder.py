@@ -93,7 +93,7 @@ class Video(Source):
         # decoding, not opening, is what tells a video from a damaged one; it also gives the upright size
         self._first = next(self._frames, None)
         if self._first is None:
-            raise SourceError(f"cannot decode {self.name}: {self._why_nothing(uri)}")
+            raise SourceError(f"cannot decode {self.name}: {self._why_nothing()}")
         self.color = color(self._first)
         self.pixel_aspect = pixel_aspect(self._stream, self._first)
         self.size = upright_size(self._first)
@@ -112,9 +112,9 @@ class Video(Source):
             yield Frame(picture, int(decoded.pts or 0), self.time_base, index, duration_s=duration_s)
         self.problem = self._verdict()
 
-    def _why_nothing(self, uri: str) -> str:
+    def _why_nothing(self) -> str:
         """Why there is not one frame."""
-        if has_index(self._container) and not self._packets.count and not is_file(uri):
+        if has_index(self._container) and not self._packets.count and self._file is None:
             return f"{INDEX_LAST}. Or nothing follows an index that comes first: then it was cut off"
         return (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
 
@@ -134,9 +134,8 @@ class Video(Source):
     @property
     def tally(self) -> Tally:
         """What became of the video so far."""
-        clock = self._timestamps
-        end = clock.last, self._packets.stopped, self._last_stays
-        return Tally(self._index, self._lost, clock.jumps, clock.first, *end)
+        clock, stopped = self._timestamps, self._packets.stopped
+        return Tally(self._index, self._lost, clock.jumps, clock.first, clock.last, stopped, self._last_stays)
 
     def close(self) -> None:
         """Close the container; one that another thread is reading, and gets nothing from, is left to that thread."""
