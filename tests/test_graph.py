@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,31 @@ def test_model_the_compiler_refuses_leaves_nothing(
     with pytest.raises(EngineError, match=r"cannot compile small for cpu: no such operator$"):
         build_aoti(FoldedMCDRL(small_model), tmp_path / "model.pt2", "cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("crashes", "complaint"),
+    [(False, "does not load: .*is no engine of mcdrl-rt"), (True, "does not load: it crashes; without")],
+)
+def test_package_that_does_not_load_is_none(
+    small_model: MCDRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: bool, complaint: str
+) -> None:
+    if crashes:
+        crashing = tmp_path / "python"
+        crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+        crashing.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(crashing))
+
+    def compiled(*_: object, package_path: str, **__: object) -> None:
+        no_package(Path(package_path))
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiled)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: None)
+    (tmp_path / "engines").mkdir()
+    with pytest.raises(EngineError, match=complaint) as caught:
+        build_aoti(FoldedMCDRL(small_model), tmp_path / "engines" / "model.pt2", "cpu")
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "engines").iterdir()) == []
 
 
 # --- on a GPU ----------------------------------------------------------------------------------------------------

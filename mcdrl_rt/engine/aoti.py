@@ -10,6 +10,8 @@ this module (which registers them) is all that running one needs; the checkpoint
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
     from mcdrl_rt.model.folded import FoldedMCDRL
 
 SUFFIX = ".pt2"
+_LOAD = "import pathlib, sys; from mcdrl_rt.engine import aoti; aoti.AotiEngine(pathlib.Path(sys.argv[1]), sys.argv[2])"
 
 
 def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: int = 1) -> None:
-    """Compile a model; ``output`` appears whole or not at all. Takes a minute or two.
+    """Compile a model; ``output`` appears whole and once it has been loaded, or not at all. Takes a minute or two.
 
     Args:
         model: the deployed form in the precision wanted; moved to ``device``.
@@ -40,7 +43,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
         batch: frames at a time; the package takes no other number.
 
     Raises:
-        EngineError: no such device, no compiler, or the compiler refused the model.
+        EngineError: no such device, no compiler, the compiler refused the model, or what it made does not load.
     """
     if output.suffix != SUFFIX or output.is_dir():
         raise EngineError(f"an AOTInductor package is a {SUFFIX} file, not {str(output)!r}")
@@ -61,7 +64,22 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
                 )
         except Exception as error:  # the compiler's errors have no common base but this
             raise EngineError(f"cannot compile {model.spec.name} for {device}: {first_line(error)}") from error
+        _try(partial, device)
         os.replace(partial, output)
+
+
+def _try(path: Path, device: str) -> None:
+    """Load a package in a process of its own: torch 2.11's end the one they are loaded in, on an H200."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _LOAD, str(path.absolute()), device]
+    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["without a word"]
+        what = "it crashes" if ended.returncode < 0 else lines[-1].partition(": ")[2] or lines[-1]
+        raise EngineError(
+            f"what torch {torch.__version__} compiled for {device} does not load: {what}; without a package, "
+            f"--engine torch runs the same model{' in a CUDA graph' if device != 'cpu' else ''}"
+        )
 
 
 class AotiEngine(TensorEngine):
