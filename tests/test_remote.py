@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import fsspec
+import numpy as np
 import pytest
 from clips import write_clip
 from streams import BrightEngine
@@ -71,6 +73,31 @@ def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Pat
     assert all(far.cat(f"/bucket/out/day1/{name}") == data for name, data in here.items())
 
 
+def test_folders_of_pictures_elsewhere_are_procedures(far: Any, tmp_path: Path) -> None:
+    for name, grey in (("day1/2.png", 90), ("day1/10.png", 200), ("day2/x.jpg", 30), (".hidden/y.png", 0)):
+        _, data = cv2.imencode(name[-4:], np.full((48, 64, 3), grey, np.uint8))
+        far.pipe(f"/bucket/stills/{name}", data.tobytes())
+    far.pipe("/bucket/stills/day2/z.summary.json", b"{}")
+    far.pipe("/bucket/stills/day2/z.masks/0.png", b"")
+    assert [str(place) for _, place in find("memory://bucket/stills")] == ["day1", "day2"]
+    assert [str(place) for _, place in find("memory://bucket/stills/day1")] == ["day1"]
+    outcomes = run(["memory://bucket/stills"], "memory://bucket/out")
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    far.get("/bucket/stills", str(tmp_path / "stills"), recursive=True)
+    here = tmp_path / "here"
+    list(process(plan([tmp_path / "stills"], here), here, Segmenter(BrightEngine()), SETTINGS))
+    made = content(here)
+    assert len(made) == 4
+    for name, data in made.items():
+        assert far.cat(f"/bucket/out/{name}") == data, name
+    assert not list((tmp_path / "cache" / "inputs").rglob("*.png"))
+    (before, _) = run(["memory://bucket/stills"], "memory://bucket/out")
+    assert before.before
+    far.pipe("/bucket/stills/day1/2.png", far.cat("/bucket/stills/day1/10.png"))
+    (changed, _) = run(["memory://bucket/stills"], "memory://bucket/out")
+    assert changed.error is not None and "is of another job" in changed.error
+
+
 def test_what_is_done_is_not_fetched_again(far: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run(["memory://bucket/in/day1/a.mp4"], "memory://bucket/out")
     monkeypatch.setattr("mcdrl_rt.offline.remote.Origin.fetched", None)
@@ -107,8 +134,8 @@ def test_a_video_that_was_changed_is_another(far: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("memory://bucket/gone.mp4", "no video at memory://bucket/gone.mp4"),
-        ("memory://bucket/in/*.mkv", r"no video at memory://bucket/in/\*.mkv"),
+        ("memory://bucket/gone.mp4", "no video and no pictures at memory://bucket/gone.mp4"),
+        ("memory://bucket/in/*.mkv", r"no video and no pictures at memory://bucket/in/\*.mkv"),
         ("nowhere://user:secret@bucket/in", "cannot read nowhere://…@bucket/in: Protocol not known: nowhere"),
     ],
 )

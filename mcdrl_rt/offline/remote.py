@@ -28,7 +28,7 @@ from mcdrl_rt.errors import SinkError, SourceError, first_line
 from mcdrl_rt.offline.settings import summaries_of
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
-from mcdrl_rt.video.playlist import VIDEOS
+from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 
 
 def is_remote(name: str) -> bool:
@@ -38,17 +38,19 @@ def is_remote(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Origin:
-    """A video elsewhere.
+    """A video or a picture elsewhere, or a folder of pictures.
 
     Args:
         url: its address.
         size: bytes.
         version: of its content, as the store has it: an ETag, a checksum, or when it was last changed.
+        pictures: of a folder, the names of those in it.
     """
 
     url: str
     size: int
     version: str
+    pictures: tuple[str, ...] = ()
 
     @property
     def copy(self) -> Path:
@@ -68,17 +70,29 @@ class Origin:
         """
         with _told(SourceError, f"cannot fetch {redacted(self.url)}"):
             if not self.copy.exists():
-                _get(*_files(self.url), self.copy)
+                self._fetch()
         try:
             yield
         finally:  # kept where the process was broken off
             shutil.rmtree(self.copy.parent, ignore_errors=True)
 
+    def _fetch(self) -> None:
+        files, path = _files(self.url)
+        if not self.pictures:
+            _get(files, path, self.copy)
+            return
+        partial = self.copy.with_name(".partial")  # what is there of it is of this very version
+        for name in self.pictures:
+            if not (partial / name).exists():
+                _get(files, f"{path.rstrip('/')}/{name}", partial / name)
+        os.replace(partial, self.copy)
+
 
 def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
-    """The videos that an address stands for, a file's, a folder's or a glob's, and where their results belong.
+    """What an address stands for, a file's, a folder's or a glob's, and where the results of each belong.
 
-    Results of ``process`` are passed over.
+    A folder's videos, or where there is none every folder of pictures in it. What is hidden, and results of
+    ``process``, are passed over.
 
     Raises:
         SourceError: there is none, or the store cannot be read.
@@ -86,14 +100,18 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
     with _told(SourceError, f"cannot read {redacted(given)}"):
         files, path = _files(given)
         if files.isdir(path):
-            there = set(files.find(path))
-            root, found = PurePosixPath(path), [p for p in there if _is_video(p) and there.isdisjoint(summaries_of(p))]
+            root = PurePosixPath(path)
+            found, pictures = _within(files, root)
+            if not found and pictures:
+                places = {folder: folder.relative_to(root) for folder in pictures}
+                places[root] = PurePosixPath(root.name or "pictures")
+                return [(_album(files, folder, names), places[folder]) for folder, names in pictures.items()]
         else:
-            found = sorted(files.glob(path)) if "*" in path or "?" in path else [path]
-            root = PurePosixPath(os.path.commonpath([str(PurePosixPath(p).parent) for p in found] or ["."]))
-        if not found or not files.exists(found[0]):
-            raise SourceError(f"no video at {redacted(given)}")
-        return [(_origin(files, p), PurePosixPath(p).relative_to(root)) for p in sorted(found)]
+            found = [PurePosixPath(p) for p in (files.glob(path) if "*" in path or "?" in path else [path])]
+            root = PurePosixPath(os.path.commonpath([str(p.parent) for p in found] or ["."]))
+        if not found or not files.exists(str(found[0])):
+            raise SourceError(f"no video and no pictures at {redacted(given)}")
+        return [(_origin(files, str(p)), p.relative_to(root)) for p in sorted(found)]
 
 
 class Store:
@@ -191,6 +209,33 @@ def _files(url: str) -> tuple[Any, str]:
     return files, path
 
 
+def _within(files: Any, root: PurePosixPath) -> tuple[list[PurePosixPath], dict[PurePosixPath, list[PurePosixPath]]]:
+    """The videos in a folder and its folders, and its pictures by the folder they lie in."""
+    there = {PurePosixPath(path) for path in files.find(str(root))}
+
+    def is_meant(path: PurePosixPath) -> bool:
+        inner = [path, *(folder for folder in path.parents if folder != root and folder.is_relative_to(root))]
+        results = (one.with_name(name) for one in inner for name in summaries_of(one.name))
+        return not any(one.name.startswith(".") for one in inner) and there.isdisjoint(results)
+
+    meant = sorted(path for path in there if path.suffix.lower() in VIDEOS | PICTURES and is_meant(path))
+    pictures: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for path in meant:
+        if path.suffix.lower() in PICTURES:
+            pictures.setdefault(path.parent, []).append(path)
+    return [path for path in meant if path.suffix.lower() in VIDEOS], pictures
+
+
+def _album(files: Any, folder: PurePosixPath, pictures: Sequence[PurePosixPath]) -> Origin:
+    """A folder of pictures; another of any of them makes it another."""
+    each = [_origin(files, str(path)) for path in pictures]
+    versions = _hash(
+        "\n".join(f"{path.name} {one.size} {one.version}" for path, one in zip(pictures, each, strict=True))
+    )
+    url = files.unstrip_protocol(str(folder))
+    return Origin(url, sum(one.size for one in each), versions, tuple(path.name for path in pictures))
+
+
 def _origin(files: Any, path: str) -> Origin:
     about = files.info(path)
     names = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -217,8 +262,3 @@ def _cache(name: str) -> Path:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _is_video(path: str) -> bool:
-    name = PurePosixPath(path)
-    return name.suffix.lower() in VIDEOS and not name.name.startswith(".")
