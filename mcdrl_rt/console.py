@@ -216,7 +216,8 @@ def report(summary: Summary, as_json: bool) -> None:
     say(f"{summary.source} → {summary.output or 'nothing'}: {stopped}{', '.join(counts)}")
     times = [f"{summary.seconds:.1f} s, {summary.fps:.0f} fps, {summary.realtime:.1f}× real time; {summary.engine}"]
     if segment := summary.stages.get("segment"):
-        times.append(f"{segment['p50_ms']:.1f} ms a frame (p95 {segment['p95_ms']:.1f})")
+        usual, slow = (f"{segment[name]:.{0 if segment[name] >= 100 else 1}f}" for name in ("p50_ms", "p95_ms"))
+        times.append(f"{usual} ms a frame (p95 {slow})")
     if summary.policy == "pass" and summary.mask_age:
         delay, age = summary.stages["video_delay"], summary.mask_age
         times.append(f"video delayed by {delay['p99_ms']:.0f} ms, masks {age['p99_ms']:.0f} ms old (p99)")

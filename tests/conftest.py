@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny; threads that wait for each other cost more
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # so do those of an engine, for a core that another worker has
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -40,6 +44,15 @@ def heeded_signals() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """A program that a test runs in this process sets levels for itself, not for the tests after it."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, (None, "mcdrl_rt"))}
+    yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
