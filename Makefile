@@ -12,7 +12,7 @@ demo: .venv/.run
 	$(BIN)/mcdrl-rt stream --input phantom:size=1280x720,frames=450,seed=15 --output demo.mp4
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow

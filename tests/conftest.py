@@ -22,9 +22,6 @@ ROOT = Path(__file__).parents[1]
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny; threads that wait for each other cost more
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # so do those of an engine, for a core that another worker has
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(worker[2:]) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])] or cores)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
