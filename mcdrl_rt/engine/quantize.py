@@ -23,6 +23,7 @@ from mcdrl_rt.types import BoolArray, UInt8Array
 MAX_DROP = 0.01  # of the mean Dice between the masks of the quantised model and those of the float32 one
 FEWEST_LESIONS = 4  # frames with a lesion among those that judge; empty masks agree whatever the model
 _CALIBRATION = 100  # frames NNCF gathers statistics on; it needs no more
+_RANKING = 16  # frames, those that suffer most, by which it ranks layers: it compiles the model anew for each of them
 
 
 def quantize(model: ov.Model, frames: Sequence[UInt8Array], max_drop: float | None = MAX_DROP) -> ov.Model:
@@ -60,6 +61,9 @@ def quantize(model: ov.Model, frames: Sequence[UInt8Array], max_drop: float | No
                 validation_dataset=nncf.Dataset(shown),
                 validation_fn=_agreement,
                 max_drop=max_drop,
+                advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(
+                    ranking_subset_size=_RANKING
+                ),
             )
     except EngineError:
         raise
