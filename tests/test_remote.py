@@ -11,7 +11,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-from clips import write_clip
+from clips import serving, write_clip
 from streams import BrightEngine
 from test_hands import content
 
@@ -96,6 +96,48 @@ def test_folders_of_pictures_elsewhere_are_procedures(far: Any, tmp_path: Path) 
     far.pipe("/bucket/stills/day1/2.png", far.cat("/bucket/stills/day1/10.png"))
     (changed, _) = run(["memory://bucket/stills"], "memory://bucket/out")
     assert changed.error is not None and "is of another job" in changed.error
+
+
+def test_an_album_that_changes_or_is_gone_is_an_error_and_nothing_of_it_is_kept(far: Any, tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):
+        far.pipe(f"/bucket/.partial/{name}.png", name.encode())
+    ((album, place),) = find("memory://bucket/.partial")
+    assert str(place) == ".partial" and album.pictures == ("1.png", "2.png", "3.png")
+    with album.fetched():
+        assert sorted(path.name for path in album.copy.iterdir()) == ["1.png", "2.png", "3.png"]
+    far.pipe("/bucket/.partial/2.png", b"another")
+    with pytest.raises(SourceError, match=r"memory:///bucket/.partial changed since it was found"), album.fetched():
+        pass
+    far.rm("/bucket/.partial/3.png")
+    with pytest.raises(SourceError, match=r"cannot fetch memory:///bucket/.partial: "), album.fetched():
+        pass
+    assert not list((tmp_path / "cache" / "inputs").iterdir())
+
+
+def test_names_are_the_stores_own(far: Any) -> None:
+    """Keys may hold what paths and addresses do not; a glob's folders are looked into; no folder has an extension."""
+    for name in ("v//a.mp4", "v/k.mp4", "u/a/1.png", "u/a::b/1.png", "s/x.png/1.jpg", "s/y/z.mp4"):
+        far.pipe(f"/bucket/{name}", name.encode())
+    assert [str(place) for _, place in find("memory://bucket/v")] == ["a.mp4", "k.mp4"]
+    for origin, place in find("memory://bucket/u"):
+        with origin.fetched():
+            assert (origin.copy / "1.png").read_bytes() == f"u/{place}/1.png".encode()
+    assert [str(place) for _, place in find("memory://bucket/s/*")] == ["x.png", "z.mp4"]
+    assert [job.place.name for job in plan(["memory://bucket/s/x.png"], Path("out"))] == ["x.png"]
+    assert len(find("memory://")) >= 4
+
+
+def test_web_servers_are_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in" / "d").mkdir(parents=True)
+    (tmp_path / "in" / "d" / "a.mp4").write_bytes(b"video")
+    with serving(tmp_path / "in") as address:
+        ((origin, place),) = find(f"{address}/d/a.mp4")
+        assert (str(place), origin.url) == ("a.mp4", f"{address}/d/a.mp4")
+        with origin.fetched():
+            assert origin.copy.read_bytes() == b"video"
+        for given, expected in ((f"{address}/", "d/a.mp4"), (f"{address}/d", "a.mp4"), (f"{address}/d/*.mp4", "a.mp4")):
+            assert [(one.url, str(place)) for one, place in find(given)] == [(origin.url, expected)]
 
 
 def test_what_is_done_is_not_fetched_again(far: Any, monkeypatch: pytest.MonkeyPatch) -> None:

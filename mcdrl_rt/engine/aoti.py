@@ -71,7 +71,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
 def _try(path: Path, device: str) -> None:
     """Load a package in a process of its own: torch 2.11's end the one they are loaded in, on an H200."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", _LOAD, str(path.absolute()), device]
+    command = [sys.executable, "-P", "-c", _LOAD, str(path.absolute()), device]
     ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or ["without a word"]

@@ -131,7 +131,9 @@ def plan(
             store.refuse_inside(name)
     far = [one for name in elsewhere for one in find(name)]
     origins = {origin.copy: origin for origin, _ in far}
-    files += [(origin.copy, Path(place).with_name(_stem(Path(place)))) for origin, place in far]
+    files += [
+        (one.copy, Path(place) if one.pictures else Path(place).with_name(_stem(Path(place)))) for one, place in far
+    ]
     files = _each_once(files)
 
     def job_of(file: Path, place: Path) -> Job:

@@ -41,21 +41,28 @@ class Origin:
     """A video or a picture elsewhere, or a folder of pictures.
 
     Args:
-        url: its address.
+        files: where it is: fsspec's file system.
+        path: its name there.
         size: bytes.
         version: of its content, as the store has it: an ETag, a checksum, or when it was last changed.
         pictures: of a folder, the names of those in it.
     """
 
-    url: str
+    files: Any
+    path: str
     size: int
     version: str
     pictures: tuple[str, ...] = ()
 
     @property
+    def url(self) -> str:
+        """Its address."""
+        return str(self.files.unstrip_protocol(self.path))
+
+    @property
     def copy(self) -> Path:
         """Where it lies here when it is its turn."""
-        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(self.url).name
+        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(self.path).name
 
     def facts(self) -> dict[str, Any]:
         """What it is, without fetching it; as ``fingerprint.input_facts``."""
@@ -66,26 +73,33 @@ class Origin:
         """Have a copy here, for as long as it takes.
 
         Raises:
-            SourceError: it cannot be fetched.
+            SourceError: it cannot be fetched, or is another one by now.
         """
-        with _told(SourceError, f"cannot fetch {redacted(self.url)}"):
-            if not self.copy.exists():
-                self._fetch()
+        folder = self.copy.parent
+        partial = folder.with_name(f"{folder.name}.partial")
         try:
+            with _told(SourceError, f"cannot fetch {redacted(self.url)}"):
+                if not self.copy.exists():
+                    self._fetch(partial)
             yield
         finally:  # kept where the process was broken off
-            shutil.rmtree(self.copy.parent, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def _fetch(self) -> None:
-        files, path = _files(self.url)
-        if not self.pictures:
-            _get(files, path, self.copy)
-            return
-        partial = self.copy.with_name(".partial")  # what is there of it is of this very version
+    def _fetch(self, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        target = partial / self.copy.name
+        (target if self.pictures else partial).mkdir(parents=True)
         for name in self.pictures:
-            if not (partial / name).exists():
-                _get(files, f"{path.rstrip('/')}/{name}", partial / name)
-        os.replace(partial, self.copy)
+            self.files.get_file(f"{self.path}/{name}", str(target / name))
+        if not self.pictures:
+            self.files.get_file(self.path, str(target))
+        self.files.invalidate_cache()
+        now = _album(self.files, self.path, self.pictures) if self.pictures else _origin(self.files, self.path)
+        if now != self:
+            raise SourceError(f"{redacted(self.url)} changed since it was found; process it again")
+        shutil.rmtree(self.copy.parent, ignore_errors=True)
+        os.replace(partial, self.copy.parent)
 
 
 def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
@@ -99,19 +113,18 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
     """
     with _told(SourceError, f"cannot read {redacted(given)}"):
         files, path = _files(given)
-        if files.isdir(path):
-            root = PurePosixPath(path)
-            found, pictures = _within(files, root)
-            if not found and pictures:
-                places = {folder: folder.relative_to(root) for folder in pictures}
-                places[root] = PurePosixPath(root.name or "pictures")
-                return [(_album(files, folder, names), places[folder]) for folder, names in pictures.items()]
+        if "*" in path or "?" in path:
+            named = {p: about["type"] == "directory" for p, about in sorted(files.glob(path, detail=True).items())}
         else:
-            found = [PurePosixPath(p) for p in (files.glob(path) if "*" in path or "?" in path else [path])]
-            root = PurePosixPath(os.path.commonpath([str(p.parent) for p in found] or ["."]))
-        if not found or not files.exists(str(found[0])):
+            named = {path: files.isdir(path)} if files.exists(path) else {}
+        alone = [p for p, is_folder in named.items() if not is_folder]
+        common = len(os.path.commonprefix([p.split("/")[:-1] for p in alone]))  # noqa: RUF071 (of lists of names)
+        found = [(_origin(files, p), PurePosixPath(*p.split("/")[common:])) for p in alone]
+        for folder in (p for p, is_folder in named.items() if is_folder):
+            found += _within(files, folder.rstrip("/"))
+        if not found:
             raise SourceError(f"no video and no pictures at {redacted(given)}")
-        return [(_origin(files, str(p)), p.relative_to(root)) for p in sorted(found)]
+        return found
 
 
 class Store:
@@ -209,38 +222,42 @@ def _files(url: str) -> tuple[Any, str]:
     return files, path
 
 
-def _within(files: Any, root: PurePosixPath) -> tuple[list[PurePosixPath], dict[PurePosixPath, list[PurePosixPath]]]:
-    """The videos in a folder and its folders, and its pictures by the folder they lie in."""
-    there = {PurePosixPath(path) for path in files.find(str(root))}
+def _within(files: Any, root: str) -> list[tuple[Origin, PurePosixPath]]:
+    """The videos in a folder and its folders, or where there is none those of pictures, and their places in it."""
+    places = {path: PurePosixPath(path.removeprefix(root).lstrip("/")) for path in sorted(files.find(root))}
+    there = set(places.values())
 
-    def is_meant(path: PurePosixPath) -> bool:
-        inner = [path, *(folder for folder in path.parents if folder != root and folder.is_relative_to(root))]
+    def is_meant(place: PurePosixPath) -> bool:
+        inner = [place, *place.parents[:-1]]
         results = (one.with_name(name) for one in inner for name in summaries_of(one.name))
         return not any(one.name.startswith(".") for one in inner) and there.isdisjoint(results)
 
-    meant = sorted(path for path in there if path.suffix.lower() in VIDEOS | PICTURES and is_meant(path))
-    pictures: dict[PurePosixPath, list[PurePosixPath]] = {}
-    for path in meant:
-        if path.suffix.lower() in PICTURES:
-            pictures.setdefault(path.parent, []).append(path)
-    return [path for path in meant if path.suffix.lower() in VIDEOS], pictures
+    meant = {path: place for path, place in places.items() if is_meant(place)}
+    if videos := [path for path, place in meant.items() if place.suffix.lower() in VIDEOS]:
+        return [(_origin(files, path), places[path]) for path in videos]
+    albums: dict[str, list[str]] = {}
+    for path, place in meant.items():
+        if place.suffix.lower() in PICTURES:
+            albums.setdefault(path.rpartition("/")[0], []).append(place.name)
+    name = PurePosixPath(root.rpartition("/")[2] or "pictures")
+    return [
+        (_album(files, folder, pictures), meant[f"{folder}/{pictures[0]}"].parent if folder != root else name)
+        for folder, pictures in albums.items()
+    ]
 
 
-def _album(files: Any, folder: PurePosixPath, pictures: Sequence[PurePosixPath]) -> Origin:
+def _album(files: Any, folder: str, pictures: Sequence[str]) -> Origin:
     """A folder of pictures; another of any of them makes it another."""
-    each = [_origin(files, str(path)) for path in pictures]
-    versions = _hash(
-        "\n".join(f"{path.name} {one.size} {one.version}" for path, one in zip(pictures, each, strict=True))
-    )
-    url = files.unstrip_protocol(str(folder))
-    return Origin(url, sum(one.size for one in each), versions, tuple(path.name for path in pictures))
+    each = [_origin(files, f"{folder}/{name}") for name in pictures]
+    versions = (f"{name} {one.size} {one.version}" for name, one in zip(pictures, each, strict=True))
+    return Origin(files, folder, sum(one.size for one in each), _hash("\n".join(versions)), tuple(pictures))
 
 
 def _origin(files: Any, path: str) -> Origin:
     about = files.info(path)
     names = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
     version = next((str(about[name]) for name in names if about.get(name)), "")
-    return Origin(files.unstrip_protocol(path), int(about.get("size") or 0), version)
+    return Origin(files, path, int(about.get("size") or 0), version)
 
 
 @contextlib.contextmanager
