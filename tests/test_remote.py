@@ -136,6 +136,10 @@ def test_web_servers_are_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (str(place), origin.url) == ("a.mp4", f"{address}/d/a.mp4")
         with origin.fetched():
             assert origin.copy.read_bytes() == b"video"
+        ((signed, place),) = find(f"{address}/d/a.mp4?key=secret/x")
+        assert (str(place), signed.copy.name) == ("a.mp4", "a.mp4")
+        with signed.fetched():
+            assert signed.copy.read_bytes() == b"video"
         for given, expected in ((f"{address}/", "d/a.mp4"), (f"{address}/d", "a.mp4"), (f"{address}/d/*.mp4", "a.mp4")):
             assert [(one.url, str(place)) for one, place in find(given)] == [(origin.url, expected)]
 

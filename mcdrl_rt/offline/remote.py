@@ -62,7 +62,7 @@ class Origin:
     @property
     def copy(self) -> Path:
         """Where it lies here when it is its turn."""
-        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(self.path).name
+        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(_bare(self.path)).name
 
     def facts(self) -> dict[str, Any]:
         """What it is, without fetching it; as ``fingerprint.input_facts``."""
@@ -113,13 +113,14 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
     """
     with _told(SourceError, f"cannot read {redacted(given)}"):
         files, path = _files(given)
-        if "*" in path or "?" in path:
+        if "*" in path or "?" in _bare(path):
             named = {p: about["type"] == "directory" for p, about in sorted(files.glob(path, detail=True).items())}
         else:
             named = {path: files.isdir(path)} if files.exists(path) else {}
         alone = [p for p, is_folder in named.items() if not is_folder]
-        common = len(os.path.commonprefix([p.split("/")[:-1] for p in alone]))  # noqa: RUF071 (of lists of names)
-        found = [(_origin(files, p), PurePosixPath(*p.split("/")[common:])) for p in alone]
+        names = [_bare(p).split("/") for p in alone]
+        common = len(os.path.commonprefix([folders for *folders, _ in names]))  # noqa: RUF071 (of lists)
+        found = [(_origin(files, p), PurePosixPath(*name[common:])) for p, name in zip(alone, names, strict=True)]
         for folder in (p for p, is_folder in named.items() if is_folder):
             found += _within(files, folder.rstrip("/"))
         if not found:
@@ -220,6 +221,11 @@ def _files(url: str) -> tuple[Any, str]:
 
     files, path = fsspec.core.url_to_fs(url)
     return files, path
+
+
+def _bare(path: str) -> str:
+    """A web address without its parameters, which may be a key; any other path."""
+    return path.partition("?")[0] if scheme(path) in ("http", "https") else path
 
 
 def _within(files: Any, root: str) -> list[tuple[Origin, PurePosixPath]]:
