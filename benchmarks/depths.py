@@ -11,6 +11,8 @@ from families import Family
 from resources import energy_meter, joules, peak_mib
 from timing import FEWEST, PARTS, SETTLE_S, figures, paired, rounded, slope, spread, timed
 
+from mcdrl_rt.errors import first_line
+
 Key = tuple[int, str]  # depth, and the form's name
 ENERGY_S = 1.0  # that one form is repeated for, to read its energy
 
@@ -78,7 +80,7 @@ def _ready(family: Family, batch: int) -> tuple[dict[Key, Callable[[], Any]], di
             except RuntimeError as error:  # no room on a GPU: the other forms are measured all the same
                 for known in (built, memory):
                     known.pop(key, None)
-                refused[key] = (str(error).splitlines() or [type(error).__name__])[0]
+                refused[key] = first_line(error)
     missing = [{"depth": d, "batch": batch, "form": name, "why": why} for (d, name), why in refused.items()]
     return built, memory, missing
 

@@ -26,8 +26,7 @@ def bars(parts: dict[str, Any]) -> dict[str, Any]:
         ("kernels within their error bounds", kernels.get("within_bounds"), "is", True),
         ("the operators are the native ones", kernels.get("native"), "is", True),
         ("shipped model, share of labels that differ", _agreement(parts, "label_flips"), "<=", 0.005),
-        # of synthetic frames, whose lesions are a few hundred pixels: what ``mcdrl-rt build`` asks of them
-        ("shipped model, mask IoU", _agreement(parts, "mask_iou"), ">=", 0.9),
+        ("shipped model, mask IoU", _agreement(parts, "mask_iou"), ">=", 0.99),
         ("tests that need a GPU", parts.get("tests", {}).get("passed"), "is", True),
         ("compute-sanitizer finds nothing", parts.get("sanitizer", {}).get("clean"), "is", True),
     ]

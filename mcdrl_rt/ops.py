@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcdrl_rt.errors import first_line
+
 _library = torch.library.Library("mcdrl_rt", "DEF")
 _library.define("intervene(Tensor tokens, Tensor a, Tensor c, Tensor b, int heads, float eps) -> (Tensor, Tensor)")
 _library.define(
@@ -296,8 +298,8 @@ def _load_native() -> None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        logging.getLogger(__name__).warning("%s was built for another torch and is left out: %s", path, reason)
+        warn = logging.getLogger(__name__).warning
+        warn("%s was built for another torch and is left out: %s", path, first_line(error))
 
 
 _load_native()

@@ -17,7 +17,7 @@ import numpy as np
 import openvino as ov
 
 from mcdrl_rt.engine.base import LESION
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.types import BoolArray, UInt8Array
 
 MAX_DROP = 0.01  # of the mean Dice between the masks of the quantised model and those of the float32 one
@@ -68,7 +68,7 @@ def quantize(model: ov.Model, frames: Sequence[UInt8Array], max_drop: float | No
     except EngineError:
         raise
     except Exception as error:  # NNCF's errors have no common base but this
-        raise EngineError(f"cannot quantise this model: {(str(error).splitlines() or [''])[0]}") from error
+        raise EngineError(f"cannot quantise this model: {first_line(error)}") from error
 
 
 def _agreement(compiled: ov.CompiledModel, data: Iterable[tuple[UInt8Array, BoolArray]]) -> float:

@@ -89,11 +89,10 @@ class Origin:
     def _fetch(self, partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         target = partial / self.copy.name
-        (target if self.pictures else partial).mkdir(parents=True)
-        for name in self.pictures:
-            self.files.get_file(f"{self.path}/{name}", str(target / name))
-        if not self.pictures:
-            self.files.get_file(self.path, str(target))
+        wanted = {f"{self.path}/{name}": target / name for name in self.pictures} or {self.path: target}
+        for there, here in wanted.items():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            self.files.get_file(there, str(here))
         self.files.invalidate_cache()
         now = _album(self.files, self.path, self.pictures) if self.pictures else _origin(self.files, self.path)
         if now != self:
