@@ -28,14 +28,24 @@ from mcdrl_rt.types import UInt8Array
 FP32 = Order(precision="fp32")
 
 
-def test_stages_are_told_in_order_and_the_sidecar_is_what_is_returned(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_stages_are_told_in_order_and_the_sidecar_is_what_is_returned(
+    small_checkpoint: Path, data_root: Path, tmp_path: Path
+) -> None:
     stages: list[str] = []
-    content = build_engine(small_checkpoint, tmp_path / "x.xml", FP32, stages.append)
-    assert [stage.split()[0] for stage in stages] == ["reading", "exporting", "compiling", "checking"]
+    video = data_root / "video" / "colonoscopy_560x480_25fps.mp4"
+    content = build_engine(small_checkpoint, tmp_path / "x.xml", Order(precision="fp32", frames=video), stages.append)
+    assert [stage.split()[0] for stage in stages] == ["reading", "reading", "exporting", "compiling", "checking"]
     assert content == read_sidecar(tmp_path / "x.xml")
+    assert content["parity"]["frames"] == 53  # the user's own
+    assert content["frames"] == str(video)
+    assert content["command"]["frames"] == str(video.resolve())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.xml", "x.xml.json"]
+
+
+def test_without_frames_an_engine_is_checked_on_synthetic_ones(small_engine: Path) -> None:
+    content = read_sidecar(small_engine)
     assert content["parity"]["frames"] == 10
     assert content["frames"] == "synthetic"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.xml", "x.xml.json"]
 
 
 def test_engine_too_far_from_the_reference_is_refused_and_nothing_is_left(
@@ -63,14 +73,6 @@ def test_masks_count_more_on_real_frames(monkeypatch: pytest.MonkeyPatch) -> Non
         build.check(engine, engine, frames, "fp16", real=False)
 
 
-def test_an_engine_is_checked_on_the_users_own_frames(small_checkpoint: Path, data_root: Path, tmp_path: Path) -> None:
-    video = data_root / "video" / "colonoscopy_560x480_25fps.mp4"
-    content = build_engine(small_checkpoint, tmp_path / "x.xml", Order(precision="fp32", frames=video))
-    assert content["parity"]["frames"] == 53
-    assert content["frames"] == str(video)
-    assert content["command"]["frames"] == str(video.resolve())
-
-
 @pytest.mark.slow
 def test_onnx_is_for_other_peoples_runtimes(
     small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path
@@ -85,6 +87,7 @@ def test_onnx_is_for_other_peoples_runtimes(
     assert np.mean((score >= 128) != (reference.score >= 128)) <= 0.005
 
 
+@pytest.mark.slow
 def test_a_range_of_batches_is_any_batch_in_onnx(small_checkpoint: Path, pictures: UInt8Array, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     build_engine(small_checkpoint, path, Order(runtime="onnx", batch=(1, 4)))

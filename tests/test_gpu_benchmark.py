@@ -153,11 +153,14 @@ def test_tests_are_judged_one_by_one(benchmark: Any) -> None:
     assert again["failures"] == ["tests/test_b.py::test_three", "tests/test_c.py"]
 
 
-def test_what_there_is_no_time_for_is_told(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("kernels", "compiled", "latency"):
-        status = benchmark_of(benchmark, name, monkeypatch)
-        assert status.startswith("left out for time: "), status
-    assert benchmark.parts["kernels"]["within_bounds"] is None
+@pytest.mark.parametrize(
+    "name", ["kernels", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compiled", "latency"))]
+)
+def test_what_there_is_no_time_for_is_told(benchmark: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    status = benchmark_of(benchmark, name, monkeypatch)
+    assert status.startswith("left out for time: "), status
+    if name == "kernels":
+        assert benchmark.parts[name]["within_bounds"] is None
 
 
 def benchmark_of(benchmark: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -17,14 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from mcdrl_rt.errors import McdrlError, SpecError
-from mcdrl_rt.model.clip import load_clip
+from mcdrl_rt.model.clip import load_clip, tokenizer
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_prompt
 from mcdrl_rt.ops import at_least_float32
 from training.dataset import Item, LesionDataset, training_set
@@ -100,7 +99,7 @@ class PromptPairs(Method):
         prompts = [class_prompt(k) for k in recipe.classes]
         prompts += [confounder_prompt(m) for m in conditions]
         prompts += [class_confounder_prompt(k, m) for k in recipe.classes for m in conditions]
-        self.register_buffer("tokens", open_clip.get_tokenizer(recipe.encoder)(prompts), persistent=False)
+        self.register_buffer("tokens", tokenizer(recipe.encoder)(prompts), persistent=False)
         self.tokens: Tensor
 
     def forward(self, batch: Item, intervene: bool = True) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the expo
 from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.half import to_half
+from mcdrl_rt.model.norms import without_batch_norms
 
 SPEC_KEY = "mcdrl_rt.spec"
 BATCH = "batch"  # the name of the first dimension of a file for any batch
@@ -85,7 +86,7 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
     Raises:
         EngineError: the exporter refused the model.
     """
-    model = to_half(model) if half else model.eval()
+    model = to_half(model) if half else without_batch_norms(model)
     frames = torch.zeros((batch or 2, *model.spec.input_size, 3), dtype=torch.uint8)  # of one, torch makes a constant
     shapes = None if batch else ({0: torch.export.Dim(BATCH)},)
     try:

@@ -16,6 +16,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -127,8 +128,13 @@ def _hushed() -> Iterator[None]:
 @torch.no_grad()
 def encode_texts(clip: Any, name: str, prompts: Sequence[str]) -> Tensor:
     """Text features of ``prompts``, (n, d) float32, of unit length."""
-    tokenizer = open_clip.get_tokenizer(name)
-    return F.normalize(clip.encode_text(tokenizer(list(prompts))).float(), dim=-1)
+    return F.normalize(clip.encode_text(tokenizer(name)(list(prompts))).float(), dim=-1)
+
+
+@cache
+def tokenizer(name: str) -> Any:
+    """The tokenizer of a configuration; one in a process, for it takes longer to make than prompts to encode."""
+    return open_clip.get_tokenizer(name)
 
 
 def dense_encoder(

@@ -11,7 +11,6 @@ launch (``mcdrl_rt::lift``). Exports keep the plain form, of which their compile
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -22,17 +21,16 @@ from torch import Tensor, nn
 
 from mcdrl_rt.model.clip import ClipResNet, ClipViT
 from mcdrl_rt.model.folded import FoldedMCDRL
-from mcdrl_rt.model.half import fold_batch_norms
 from mcdrl_rt.model.head import DetailHead
 from mcdrl_rt.model.intervention import FeedForward, FoldedBlock
+from mcdrl_rt.model.norms import without_batch_norms
 
 QUICK = 1.702  # QuickGELU is silu(1.702·x) / 1.702, and both factors belong to the products around it
 
 
 def fuse(model: FoldedMCDRL) -> FoldedMCDRL:
     """A copy in which every residual branch that can be is fused; before ``to_half``, which rounds the weights."""
-    model = copy.deepcopy(model)
-    fold_batch_norms(model)
+    model = without_batch_norms(model)
     blocks = cast(Sequence[FoldedBlock], model.network.blocks)
     model.network.blocks = nn.ModuleList(FusedCausalBlock(block) for block in blocks)
     if isinstance(model.encoder, ClipViT):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcdrl_rt.errors import SpecError
-from mcdrl_rt.model.clip import DenseFeatures, encode_texts, load_clip
+from mcdrl_rt.model.clip import DenseFeatures, encode_texts, load_clip, tokenizer
 from mcdrl_rt.model.mcdrl import pad_to_stride, to_input_size
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_names
 from mcdrl_rt.ops import at_least_float32, similarity
@@ -153,7 +153,7 @@ class PromptTower(nn.Module):
         # of −∞, which it holds, the moving average of the weights would make NaN
         clip.register_buffer("attn_mask", clip.attn_mask.clamp_min(_MASKED), persistent=False)
         self.clip = clip.requires_grad_(False)
-        self.tokenizer = open_clip.get_tokenizer(name)
+        self.tokenizer = tokenizer(name)
         self.width = clip.token_embedding.embedding_dim
 
     def embed(self, words: str) -> Tensor:
