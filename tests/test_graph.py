@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdrl_rt import ops
+from mcdrl_rt.engine import aoti
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
 from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
@@ -189,17 +190,22 @@ def test_model_the_compiler_refuses_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("crashes", "complaint"),
-    [(False, "does not load: .*is no engine of mcdrl-rt"), (True, "does not load: it crashes; without")],
+    ("python", "complaint"),
+    [
+        ("", "does not load: .*is no engine of mcdrl-rt"),
+        ("kill -SEGV $$", "does not load: it crashes; without"),
+        ("exec sleep 60", "does not load: not within 1 s; without"),
+    ],
 )
 def test_package_that_does_not_load_is_none(
-    small_model: MCDRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: bool, complaint: str
+    small_model: MCDRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str, complaint: str
 ) -> None:
-    if crashes:
-        crashing = tmp_path / "python"
-        crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
-        crashing.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(crashing))
+    if python:
+        other = tmp_path / "python"
+        other.write_text(f"#!/bin/sh\n{python}\n")
+        other.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(other))
+        monkeypatch.setattr(aoti, "_LOAD_S", 1)
 
     def compiled(*_: object, package_path: str, **__: object) -> None:
         no_package(Path(package_path))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mcdrl_rt.model.folded import FoldedMCDRL
 
 SUFFIX = ".pt2"
+_LOAD_S = 600  # longer than any package took to load
 _LOAD = "import pathlib, sys; from mcdrl_rt.engine import aoti; aoti.AotiEngine(pathlib.Path(sys.argv[1]), sys.argv[2])"
 
 
@@ -72,14 +73,21 @@ def _try(path: Path, device: str) -> None:
     """Load a package in a process of its own: torch 2.11's end the one they are loaded in, on an H200."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-c", _LOAD, str(path.absolute()), device]
-    ended = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if ended.returncode:
+    try:
+        ended = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_LOAD_S
+        )
+    except subprocess.TimeoutExpired:
+        what = f"not within {_LOAD_S} s"
+    else:
+        if not ended.returncode:
+            return
         lines = ended.stderr.strip().splitlines() or ["without a word"]
         what = "it crashes" if ended.returncode < 0 else lines[-1].partition(": ")[2] or lines[-1]
-        raise EngineError(
-            f"what torch {torch.__version__} compiled for {device} does not load: {what}; without a package, "
-            f"--engine torch runs the same model{' in a CUDA graph' if device != 'cpu' else ''}"
-        )
+    raise EngineError(
+        f"what torch {torch.__version__} compiled for {device} does not load: {what}; without a package, "
+        f"--engine torch runs the same model{' in a CUDA graph' if device != 'cpu' else ''}"
+    )
 
 
 class AotiEngine(TensorEngine):
