@@ -58,6 +58,7 @@ def _sizes(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
 
 
 def _others(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
+    fastest, slowest = (pick(row["ms"][0] for row in rows) for pick in (min, max))
     for row in rows:
         if row["shipped"]:
             continue
@@ -66,7 +67,7 @@ def _others(axes: Axes, rows: Sequence[dict[str, Any]], dice: str) -> None:
         axes.errorbar(
             middle, row[dice], xerr=[[middle - low], [high - middle]], fmt=mark, color=color, elinewidth=0.7, capsize=2
         )
-        left = middle > 0.8 * max(other["ms"][0] for other in rows)  # else it would run out of the picture
+        left = middle > fastest + 0.75 * (slowest - fastest)  # else it would run out of the picture
         axes.annotate(
             row["title"], (middle, row[dice]), xytext=(-6, 5) if left else (6, -11), textcoords="offset points",
             fontsize=8, ha="right" if left else "left",

@@ -4,14 +4,14 @@
 
 Only ratios within one run are compared, never times: one form by another, deep by shallow, the pipeline by the floor;
 the lower, the better. A ratio may move by as much as the spreads of both runs allow, and by 5 % in any case; where
-that is more than a half, the machine is too unsteady to judge. A result of another kind of machine (processor, cores,
-GPU, fastest precision) only says which of two is the faster. One line for each ratio, then one JSON line; the exit
-status is 1 where something got worse.
+that is more than a half, one that moved less is not said to be as before: the machine is too unsteady. A result of
+another kind of machine (processor, cores, GPU, fastest precision) only says which of two is the faster. Forms that a
+stored result calls ``unsound`` are passed over. One line for each ratio, then one JSON line; the exit status is 1 where
+something got worse or could not be run, 3 where nothing could be judged.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import subprocess
@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from outputs import Parser, run_main
 from ratios import RATIOS, Ratio, alike
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
         what: its name.
         stored, now: its values.
         tolerance: by what share it may move.
-        verdict: ``as before``, ``better``, ``WORSE`` or ``unsteady``.
+        verdict: ``as before``, ``better``, ``WORSE``, ``unsteady`` or ``not judged``.
     """
 
     what: str
@@ -54,7 +55,7 @@ class Verdict(NamedTuple):
 
 def main() -> None:
     """Run, compare, and end with one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, keeps=False)
     parser.add_argument("--only", nargs="+", choices=tuple(SHORT), default=list(SHORT))
     given = parser.parse_args()
     verdicts: list[Verdict] = []
@@ -80,11 +81,13 @@ def main() -> None:
         verdicts += found
         for one in found:
             values = f"stored {one.stored:.3f}   now {one.now:.3f}   (may move by {one.tolerance:.0%})"
-            print(f"  {one.verdict:<9}  {one.what}: {values}", flush=True)
+            print(f"  {one.verdict:<10}  {one.what}: {values}", flush=True)
     worse = [one.what for one in verdicts if one.verdict == "WORSE"]
     unsteady = sum(one.verdict == "unsteady" for one in verdicts)
     words = [f"{len(verdicts)} ratios, {len(worse)} got worse"]
     words += [f"{unsteady} too unsteady to judge"] if unsteady else []
+    judged = [one for one in verdicts if one.verdict not in ("unsteady", "not judged")]
+    words += [] if judged or failed else ["nothing was judged"]
     words += [f"failed: {', '.join(failed)}"] if failed else []
     print("; ".join(words))
     ratios = [one._asdict() for one in verdicts]
@@ -92,6 +95,8 @@ def main() -> None:
     print(json.dumps({"benchmark": "check", **told}))
     if worse or failed:
         sys.exit(1)
+    if not judged:
+        sys.exit(3)
 
 
 def run(name: str) -> dict[str, Any]:
@@ -144,24 +149,27 @@ def choose(now: dict[str, Any], stored: dict[Path, dict[str, Any]]) -> tuple[Pat
 def compare(stored: dict[str, Any], now: dict[str, Any], same_kind: bool) -> list[Verdict]:
     """A verdict for every ratio that both results have, on the same kind of machine or another."""
     ratios = RATIOS[now["benchmark"]]
-    before, after = ratios(stored), ratios(now)
-    return [judge(what, before[what], after[what], same_kind) for what in after if what in before]
+    before, after, unsound = ratios(stored), ratios(now), stored.get("unsound", [])
+    known = [what for what in after if what in before and not any(form in what for form in unsound)]
+    return [judge(what, before[what], after[what], same_kind) for what in known]
 
 
 def judge(what: str, before: Ratio, after: Ratio, same_kind: bool) -> Verdict:
     """Whether one ratio moved by more than its spreads allow."""
     tolerance = max(LEAST, SPREADS * (before.spread**2 + after.spread**2) ** 0.5)
     moved = after.value / before.value
-    if tolerance > MOST:
+    if not same_kind and before.value >= 1:
+        verdict = "not judged"
+    elif (moved if same_kind else after.value) > 1 + tolerance:
+        verdict = "WORSE"
+    elif tolerance > MOST:
         verdict = "unsteady"
     elif not same_kind:
-        verdict = "WORSE" if before.value < 1 and after.value > 1 + tolerance else "as before"
-    elif moved > 1 + tolerance:
-        verdict = "WORSE"
+        verdict = "as before"
     else:
         verdict = "better" if moved < 1 / (1 + tolerance) else "as before"
     return Verdict(what, round(before.value, 4), round(after.value, 4), round(tolerance, 4), verdict)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -22,24 +22,28 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except McdrlError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"error: {': '.join(filter(None, (error.filename, error.strerror or str(error))))}") from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 class Parser(argparse.ArgumentParser):
-    """The command line of a benchmark whose result can be kept; it complains in one line.
+    """The command line of a benchmark; it complains in one line.
 
     Args:
         description: the program's docstring.
         draws: there is a plot to be had.
+        keeps: its result can be kept.
     """
 
-    def __init__(self, description: str | None, draws: bool = False) -> None:
+    def __init__(self, description: str | None, draws: bool = False, keeps: bool = True) -> None:
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         if draws:
             self.add_argument("--plot", type=Path, metavar="FILE", help=f"also draw it: {', '.join(_DRAWN)}")
-        self.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
+        if keeps:
+            self.add_argument("--save", metavar="NAME", help="also write benchmarks/results/NAME.json")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and leave."""
@@ -71,8 +75,8 @@ def try_to_write(path: Path) -> None:
     Raises:
         McdrlError: it cannot.
     """
-    existed = path.exists()
     try:
+        existed = path.exists()
         path.open("ab").close()
     except OSError as error:
         raise McdrlError(f"cannot write {path}: {error.strerror}") from error
@@ -83,12 +87,12 @@ def try_to_write(path: Path) -> None:
 def finish(
     result: dict[str, Any], arguments: argparse.Namespace, draw: Callable[[dict[str, Any], Path], None] | None = None
 ) -> None:
-    """Keep the result and draw it if that was asked for, and print it."""
+    """Print the result, keep it and draw it if that was asked for."""
+    print(json.dumps(result), flush=True)  # first: what was measured is not lost with a full disk
     if arguments.save:
         (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
     if draw is not None and arguments.plot:
         draw(result, arguments.plot)
-    print(json.dumps(result))
 
 
 def count(text: str) -> int:

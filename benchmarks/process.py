@@ -11,6 +11,7 @@ is of one round, and what is told is the median. Memory is the most that a proce
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import statistics
@@ -46,8 +47,8 @@ def main() -> None:
         decode_and_encode(*arguments.plain)
         return
     check_outputs(arguments)
-    if arguments.minutes <= 0:
-        raise McdrlError(f"--minutes is more than 0, not {arguments.minutes:g}")
+    if not 0 < arguments.minutes < math.inf:
+        raise McdrlError(f"--minutes is a number above 0, not {arguments.minutes:g}")
     if arguments.video and not arguments.video.is_file():
         raise McdrlError(f"there is no file {arguments.video}")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 matplotlib.use("Agg")
 COLORS = {"fp32": "#4878a8", "bf16": "#e08214", "int8": "#35978f"}
 _SIDE = 4.2  # of a panel, in inches
+_OFF = 1.5  # how far above its line a text begins
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -42,12 +43,11 @@ def _panel(axes: Axes, engine: dict[str, Any], ceilings: dict[str, Any]) -> None
             axes.axhline(peak, color="#cccccc", linewidth=0.8, linestyle="--", zorder=1)
             axes.text(2700, peak * 1.04, name, color="#999999", fontsize=7, ha="right", va="bottom")
     peak = gops[precision]
-    for size, where, style in ((max(copies), "memory", "-"), (min(copies), "cache", ":")):
-        rate = copies[size]
+    for rate, where, style in ((copies[max(copies)], "memory", "-"), (max(copies.values()), "cache", ":")):
         axes.plot(x, np.minimum(peak, rate * x), color="#444444", linewidth=1.3, linestyle=style, zorder=2)
         axes.text(
-            0.5, rate * 0.5 * 1.3, f"{where}, {rate:.0f} GB/s", fontsize=7, color="#444444", rotation_mode="anchor",
-            rotation=np.degrees(np.arctan(rate)), transform_rotates_text=True,
+            0.5, rate * 0.5 * _OFF, f"{where}, {rate:.0f} GB/s", fontsize=7, color="#444444", rotation_mode="anchor",
+            rotation=np.degrees(np.arctan(rate * _OFF)), transform_rotates_text=True,
         )  # fmt: skip
     axes.text(2700, peak * 1.05, f"{precision}, {peak:.0f}", fontsize=8, ha="right", va="bottom", color="#222222")
     counted = {name: part for name, part in engine["parts"].items() if part["gop"] and part["ms"]}
