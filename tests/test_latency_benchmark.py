@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -208,6 +209,20 @@ def test_trying_to_write_leaves_nothing_and_takes_nothing(tmp_path: Path) -> Non
     try_to_write(tmp_path / "old.png")
     assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
     assert (tmp_path / "old.png").read_bytes() == b"picture"
+
+
+def test_what_was_measured_is_printed_though_it_cannot_be_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from outputs import finish, run_main
+
+    def draw(result: dict[str, Any], path: Path) -> None:
+        path.write_bytes(b"a picture")  # into a folder that went away meanwhile
+
+    arguments = argparse.Namespace(save=None, plot=tmp_path / "gone" / "plot.png")
+    with pytest.raises(SystemExit, match=r"^error: .*gone/plot\.png: No such file or directory$"):
+        run_main(lambda: finish({"benchmark": "x"}, arguments, draw))
+    assert json.loads(capsys.readouterr().out) == {"benchmark": "x"}
 
 
 def test_report_shows_every_figure_of_the_stored_result_beside_the_papers(
