@@ -131,10 +131,10 @@ def _curves(axis: Any, model: dict[str, Any], batch: int, figure: str) -> None:
 
     rows = [row for row in model["rows"] if row["batch"] == batch]
     for form in dict.fromkeys(form for row in rows for form in row[figure]):
-        points = [(row["depth"], row[figure][form]) for row in rows if form in row[figure]]
-        spreads = [row.get("spread_ms", {}).get(form) or 0 for row in rows if form in row[figure]]
+        known = [row for row in rows if form in row[figure]]
+        depths, values = [row["depth"] for row in known], [row[figure][form] for row in known]
+        spreads = [row.get("spread_ms", {}).get(form) or 0 for row in known]
         bars = [spread / 2 for spread in spreads] if figure == "p50_ms" else None
-        depths, values = zip(*points, strict=True)
         axis.errorbar(depths, values, bars, marker="o", markersize=4, capsize=2, elinewidth=0.8, label=form)
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,26 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         try_to_write(plot)
     if name is not None:
         try_to_write(RESULTS / f"{name}.json")
+
+
+def check_file(path: Path | None) -> None:
+    """Before anything is measured: is a file that was named there?
+
+    Raises:
+        McdrlError: it is not.
+    """
+    if path is not None and not path.is_file():
+        raise McdrlError(f"there is no file {path}")
+
+
+def check_minutes(minutes: float) -> None:
+    """Can a video be so long?
+
+    Raises:
+        McdrlError: it cannot.
+    """
+    if not 0 < minutes < math.inf:
+        raise McdrlError(f"--minutes is a number above 0, not {minutes:g}")
 
 
 def try_to_write(path: Path) -> None:

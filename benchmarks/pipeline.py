@@ -32,13 +32,12 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
-from outputs import Parser, check_outputs, count, finish, run_main
+from outputs import Parser, check_file, check_outputs, count, finish, run_main
 from process import decode_and_encode
 from stream import write_clip
 
 from mcdrl_rt import Segmenter
 from mcdrl_rt.engine.base import RawOutput
-from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.stream.pipeline import Stream
 from mcdrl_rt.stream.policy import Policy
 from mcdrl_rt.stream.supervisor import Supervisor
@@ -81,8 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=count, default=3)
     arguments = parser.parse_args()
     check_outputs(arguments)
-    if arguments.video and not arguments.video.is_file():
-        raise McdrlError(f"there is no file {arguments.video}")
+    check_file(arguments.video)
     logging.getLogger().setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         video, target = arguments.video or Path(folder) / "in.mp4", Path(folder) / "out.mp4"

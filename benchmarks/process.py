@@ -11,7 +11,6 @@ is of one round, and what is told is the median. Memory is the most that a proce
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 import statistics
@@ -24,7 +23,7 @@ from typing import Any
 
 import av
 from machine import describe
-from outputs import Parser, check_outputs, count, finish, run_main
+from outputs import Parser, check_file, check_minutes, check_outputs, count, finish, run_main
 from stream import write_clip
 
 from mcdrl_rt.errors import McdrlError
@@ -47,10 +46,8 @@ def main() -> None:
         decode_and_encode(*arguments.plain)
         return
     check_outputs(arguments)
-    if not 0 < arguments.minutes < math.inf:
-        raise McdrlError(f"--minutes is a number above 0, not {arguments.minutes:g}")
-    if arguments.video and not arguments.video.is_file():
-        raise McdrlError(f"there is no file {arguments.video}")
+    check_minutes(arguments.minutes)
+    check_file(arguments.video)
     with tempfile.TemporaryDirectory() as folder:
         video = arguments.video or synthetic(Path(folder), arguments.size, arguments.fps, arguments.minutes * 60)
         rounds = [measure(video, Path(folder), shlex.split(arguments.options)) for _ in range(arguments.rounds)]

@@ -18,11 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 from machine import describe
-from outputs import Parser, check_outputs, count, finish, run_main
+from outputs import Parser, check_file, check_outputs, count, finish, run_main
 from timing import interleaved
 
 from mcdrl_rt import Segmenter
-from mcdrl_rt.errors import McdrlError
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.motion import Motion
@@ -53,8 +52,7 @@ def main() -> None:
     parser.add_argument("--runs", type=count, default=40, help="of each timing")
     arguments = parser.parse_args()
     check_outputs(arguments)
-    if arguments.clip and not arguments.clip.is_file():
-        raise McdrlError(f"there is no file {arguments.clip}")
+    check_file(arguments.clip)
     logging.getLogger().setLevel(logging.ERROR)
     cv2.setNumThreads(1)  # the cost is that of one core
     segmenter, rows = Segmenter.load(), []

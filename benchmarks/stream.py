@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe
-from outputs import Parser, check_outputs, count, finish, run_main
-
-from mcdrl_rt.errors import McdrlError
+from outputs import Parser, check_minutes, check_outputs, count, finish, run_main
 
 CLIP_S = 10  # of video that is rendered
 
@@ -39,8 +37,7 @@ def main() -> None:
     parser.add_argument("--output", action="append", help="as of mcdrl-rt stream; default null")
     arguments = parser.parse_args()
     check_outputs(arguments)
-    if not 0 < arguments.minutes < math.inf:
-        raise McdrlError(f"--minutes is a number above 0, not {arguments.minutes:g}")
+    check_minutes(arguments.minutes)
     outputs = arguments.output or ["null"]
     with tempfile.TemporaryDirectory() as folder:
         clips = record(Path(folder), arguments.size, arguments.fps, arguments.minutes * 60)
