@@ -16,7 +16,7 @@ from miniature import write_site
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
 from training.conditions import PLAIN
-from training.dataset import EpochBatches, Item, LesionDataset
+from training.dataset import EpochBatches, Item, LesionDataset, blank
 from training.sites import load_site
 
 
@@ -67,13 +67,36 @@ def test_what_was_drawn_is_what_is_said(tmp_path: Path) -> None:
 
 def test_part_without_lesion_has_none(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=4))
-    dataset = LesionDataset(samples, (64, 64), augmentation="none", lesion_free=1.0)
+    dataset = LesionDataset(samples, (64, 64), augmentation="none", lesion_free_rate=1.0)
     found = [dataset[epoch, i] for epoch in range(10) for i in range(4)]
     without = [item for item in found if not item.labels.any()]
     assert len(without) > 4
     for item in without:
         red, _, blue = item.pixels.float().mean(dim=(1, 2))
         assert abs(red - blue) < 15
+
+
+def test_blank_pictures_show_nothing_and_differ(tmp_path: Path) -> None:
+    samples = load_site(write_site(tmp_path / "site", count=4))
+    dataset = LesionDataset(samples, (64, 64), augmentation="none", blank_rate=1.0)
+    found = [dataset[epoch, i] for epoch in range(5) for i in range(4)]
+    assert not any(item.labels.any() for item in found)
+    assert np.std([float(item.pixels.float().mean()) for item in found]) > 20
+    pixels = LesionDataset(samples, (64, 64)).pixels[0]
+    shuffled = np.random.default_rng(0).permutation(pixels.reshape(-1, 3)).reshape(pixels.shape)
+    for seed in range(10):  # of the picture's shapes nothing is left
+        one, other = (blank(np.random.default_rng(seed), p).astype(int) for p in (pixels, shuffled))
+        assert np.abs(one - other).max() <= 1
+    some = LesionDataset(samples, (64, 64), augmentation="none", blank_rate=0.3)
+    share = np.mean([not some[epoch, i].labels.any() for epoch in range(40) for i in range(4)])
+    assert 0.2 < share < 0.4
+
+
+def test_other_rates_share_the_pictures(tmp_path: Path) -> None:
+    dataset = LesionDataset(load_site(write_site(tmp_path / "site", count=3)), (64, 64), conditions=("blood",))
+    other = dataset.with_rates(condition_rate=1.0, lesion_free_rate=0.0)
+    assert other.pixels is dataset.pixels and dataset.condition_rate == 0
+    assert torch.equal(dataset[0, 1].shown, torch.zeros(1)) and torch.equal(other[0, 1].shown, torch.ones(1))
 
 
 def test_plain_pictures_alone_lend_their_colours(tmp_path: Path) -> None:

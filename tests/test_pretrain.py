@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from miniature import write_site
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.clip import load_clip
 from training import pretrain as pretraining
-from training.dataset import Item, LesionDataset
+from training.dataset import Item, LesionDataset, training_set
 from training.launch import make_fabric
 from training.methods.base import start_model
 from training.pretrain import PromptPairs, pretrain, selection_recall
@@ -48,7 +49,7 @@ def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_pat
         (64, 64),
         conditions=pairs.spec.confounders,
         condition_rate=0.7,
-        lesion_free=0.5,
+        lesion_free_rate=0.5,
     )
     batch = Item(*(torch.stack(side) for side in zip(*(dataset[0, i] for i in range(8)), strict=True)))
     optimizer = torch.optim.AdamW(pairs.parameters(), 1e-3)
@@ -66,9 +67,10 @@ def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_pat
 
 def test_what_was_pretrained_is_where_training_starts(recipe: Recipe, tmp_path: Path) -> None:
     samples = load_site(tmp_path / "tiny")
-    weights = pretrain(FABRIC, recipe, tmp_path, samples, tmp_path / "run")
+    dataset = partial(training_set, FABRIC, recipe, samples)
+    weights = pretrain(FABRIC, recipe, tmp_path, dataset, tmp_path / "run")
     made = weights.stat().st_mtime_ns
-    assert pretrain(FABRIC, recipe, tmp_path, samples, tmp_path / "run") == weights
+    assert pretrain(FABRIC, recipe, tmp_path, dataset, tmp_path / "run") == weights
     assert weights.stat().st_mtime_ns == made  # done is done
     model, other = (start_model(recipe, tmp_path, path) for path in (weights, None))
     clip = load_clip(recipe.encoder, weights)

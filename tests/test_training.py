@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -26,7 +27,7 @@ from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
 from training import loop
 from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
-from training.launch import claim, make_fabric
+from training.launch import add_arguments, claim, make_fabric
 from training.loop import Trainer
 from training.recipe import Recipe, lineage
 from training.sites import load_site
@@ -334,6 +335,15 @@ def test_pretrained_weights_without_a_network_are_one_line(
     err = capsys.readouterr().err
     assert err.startswith("error: cannot load ViT-L-14 with pretrained='openai'") and "is this machine online?" in err
     assert err.count("\n") == 1
+
+
+def test_settings_can_be_named_together_or_one_by_one() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    fixed = ["small.toml", "--output", "run"]
+    together = parser.parse_args([*fixed, "--set", "depth=1", "alpha=0.3"]).set
+    assert together == parser.parse_args([*fixed, "--set", "depth=1", "--set", "alpha=0.3"]).set
+    assert parser.parse_args(fixed).set == [] and together == ["depth=1", "alpha=0.3"]
 
 
 def test_command_line_ends_with_one_line_on_a_users_error(

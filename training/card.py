@@ -80,7 +80,7 @@ _HISTORY = """- Earlier models were measured on CVC-ClinicDB: a trial (224×224,
 # of the shipped model: what its sites cannot tell
 _UNTOLD = """
 
-Every image it was measured on shows a polyp: how often it marks one where there is none is not known."""
+Every image it was measured on shows a polyp: how often it marks one in a whole picture without one is not known."""
 
 
 def write_card(checkpoint: Path, spec: ModelSpec, measured: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any]) -> str:
         readout=_readout(measured.get("readout", {})),
         engine=measured["engine"],
         table=_table(measured["sites"]),
-        limits=_limits(spec.name, measured.get("empty", {})),
+        limits=_limits(spec.name, measured),
         recipes=_recipes(recipes),
     )
 
@@ -174,10 +174,14 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _limits(name: str, empty: Mapping[str, float]) -> str:
-    """What it makes of pictures without content, and what else its figures cannot tell."""
+def _limits(name: str, measured: Mapping[str, Any]) -> str:
+    """What it makes of pictures without lesion, and of none, and what else its figures cannot tell."""
     lines = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""]
-    if empty:
+    if free := {site: found for site, found in measured.get("without_lesion", {}).items() if found}:
+        lines += ["", "Of parts of these images that show no lesion (0.35 to 0.7 of the sides of each), it marks:"]
+        lines += ["", "| | parts | more than 1 % marked | area marked |", "|---|---|---|---|"]
+        lines += [f"| {site} | {f['pictures']} | {f['marked']:.0%} | {f['area']:.1%} |" for site, f in free.items()]
+    if empty := measured.get("empty", {}):
         lines += ["", "Of a picture of one colour, which shows nothing (a white card, a fogged lens), it marks:"]
         lines += ["", "| picture | share marked |", "|---|---|"]
         lines += [f"| {title} | {share:.0%} |" for title, share in empty.items()]

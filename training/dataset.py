@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
@@ -23,6 +23,7 @@ from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw
 from training.recipe import Recipe
 from training.sites import Sample, class_ids, read_sample
 from training.style import restyle, tone
+from training.views import random_view
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
 Key = tuple[int, int]  # epoch and index: all that the randomness of an item depends on, beside the seed
@@ -43,13 +44,14 @@ class LesionDataset(Dataset[Item]):
         samples: real images.
         size: (height, width).
         classes: the K lesion classes; labels are their places, from 1.
-        augmentation: ``none``, ``plain`` or ``endoscopy`` (see ``augmentation``).
+        augmentation: ``none``, ``plain`` or ``endoscopy`` (``training.views``).
         phantom_count: synthetic frames added to them; their lesions are of the first class.
         seed: of everything random.
         conditions: the M names of the confounder dictionary.
         condition_rate: share of the pictures that get one of the conditions.
         style_rate: share of the pictures that take on colours of another one.
-        lesion_free: share of the pictures shown by a part without lesion, where there is one.
+        lesion_free_rate: share of the pictures shown by a part without lesion, where there is one.
+        blank_rate: share of the pictures in whose place nothing is seen (see ``blank``).
         skip_bad: leave out images that cannot be read, in ``skipped``, instead of raising.
 
     Raises:
@@ -69,11 +71,13 @@ class LesionDataset(Dataset[Item]):
         conditions: Sequence[str] = (),
         condition_rate: float = 0.0,
         style_rate: float = 0.0,
-        lesion_free: float = 0.0,
+        lesion_free_rate: float = 0.0,
+        blank_rate: float = 0.0,
         skip_bad: bool = False,
     ) -> None:
         self.seed, self.conditions = seed, tuple(conditions)
-        self.condition_rate, self.style_rate, self.lesion_free = condition_rate, style_rate, lesion_free
+        self.condition_rate, self.style_rate = condition_rate, style_rate
+        self.lesion_free_rate, self.blank_rate = lesion_free_rate, blank_rate
         keep = size if augmentation == "none" else (round(size[0] * MARGIN), round(size[1] * MARGIN))
         self.skipped: list[str] = []
         pairs = [_prepare(*pair, keep) for pair in self._read(samples, classes, skip_bad)]
@@ -106,6 +110,12 @@ class LesionDataset(Dataset[Item]):
                     raise SourceError(f"{error}; mend it, or set bad_images='skip'") from error
                 self.skipped.append(str(error))
 
+    def with_rates(self, *, condition_rate: float, lesion_free_rate: float) -> LesionDataset:
+        """The same pictures, drawn at other rates."""
+        other = copy.copy(self)
+        other.condition_rate, other.lesion_free_rate = condition_rate, lesion_free_rate
+        return other
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -113,11 +123,13 @@ class LesionDataset(Dataset[Item]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         pixels, labels = self.pixels[index], self.labels[index]
-        if rng.random() < self.lesion_free:
+        if rng.random() < self.lesion_free_rate:
             pixels, labels = _without_lesion(rng, pixels, labels)
+        if rng.random() < self.blank_rate:
+            pixels, labels = blank(rng, pixels), np.zeros_like(labels)
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-                torch.manual_seed(int(rng.integers(2**62)))
+                torch.default_generator.manual_seed(int(rng.integers(2**62)))
                 picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
             pixels, labels = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)), mask.numpy()
         if self.tones and rng.random() < self.style_rate:
@@ -158,14 +170,8 @@ class EpochBatches(Sampler[list[Key]]):
             yield [(self.epoch, int(index)) for index in indices]
 
 
-def training_set(
-    fabric: Fabric,
-    recipe: Recipe,
-    samples: Sequence[Sample],
-    condition_rate: float | None = None,
-    lesion_free: float = 0.0,
-) -> LesionDataset:
-    """The recipe's data set, ``condition_rate`` in place of its own if given; what had to be left out is said."""
+def training_set(fabric: Fabric, recipe: Recipe, samples: Sequence[Sample]) -> LesionDataset:
+    """The recipe's data set; what had to be left out is said."""
     dataset = LesionDataset(
         samples,
         recipe.input_size,
@@ -174,9 +180,10 @@ def training_set(
         phantom_count=recipe.phantom_count,
         seed=recipe.seed,
         conditions=confounder_names(recipe.confounders),
-        condition_rate=recipe.condition_rate if condition_rate is None else condition_rate,
+        condition_rate=recipe.condition_rate,
         style_rate=recipe.style_rate,
-        lesion_free=lesion_free,
+        lesion_free_rate=recipe.lesion_free_rate,
+        blank_rate=recipe.blank_rate,
         skip_bad=recipe.bad_images == "skip",
     )
     for reason in dataset.skipped:
@@ -184,27 +191,6 @@ def training_set(
     if dataset.skipped:
         fabric.print(f"left out {len(dataset.skipped)} of {len(samples)} images that cannot be read")
     return dataset
-
-
-def random_view(size: tuple[int, int], augmentation: str) -> v2.Transform:
-    """Random views of one picture and its mask, at ``size``.
-
-    ``plain`` is what any segmentation training does: flips, shift and scale, colour. ``endoscopy`` adds what is the
-    instrument's: it turns freely about its axis, no two processors share colours, and it is often out of focus.
-    """
-    scope = augmentation == "endoscopy"
-    angle, shear = (180, 8) if scope else (15, 0)
-    views: list[v2.Transform] = [
-        v2.RandomHorizontalFlip(),
-        v2.RandomVerticalFlip(),
-        v2.RandomAffine(angle, (0.1, 0.1), (0.6, 1.5), shear, interpolation=v2.InterpolationMode.BILINEAR),
-        v2.Resize(size, antialias=True),
-        v2.ColorJitter(0.35, 0.35, 0.35, 0.04),
-    ]
-    if scope:
-        views.append(v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.3)], 0.1))
-        views.append(v2.RandomApply([v2.GaussianBlur(7, (0.3, 2.0))], 0.2))
-    return v2.Compose(views)
 
 
 def _prepare(pixels: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
@@ -215,14 +201,48 @@ def _prepare(pixels: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> t
     return picture, cv2.resize(labels[rows, columns], target, interpolation=cv2.INTER_NEAREST)
 
 
-def _without_lesion(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
-    """A part of the picture without lesion, at the picture's size; the picture itself if none is found."""
+def lesion_free_part(rng: np.random.Generator, labels: UInt8Array) -> tuple[slice, slice] | None:
+    """Rows and columns of a random part of a picture that shows no lesion, 0.35 to 0.7 of its sides; None if not found.
+
+    Args:
+        rng: decides which part.
+        labels: (H, W), 0 where there is no lesion.
+    """
     height, width = labels.shape
     for _ in range(8):
         share = rng.uniform(0.35, 0.7)
         rows, columns = int(height * share), int(width * share)
         top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-        if not labels[top : top + rows, left : left + columns].any():
-            part = pixels[top : top + rows, left : left + columns]
-            return np.asarray(cv2.resize(part, (width, height)), np.uint8), np.zeros_like(labels)
-    return pixels, labels
+        part = slice(top, top + rows), slice(left, left + columns)
+        if not labels[part].any():
+            return part
+    return None
+
+
+def _without_lesion(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+    """A part of the picture without lesion, at the picture's size; the picture itself if none is found."""
+    part = lesion_free_part(rng, labels)
+    if part is None:
+        return pixels, labels
+    return np.asarray(cv2.resize(pixels[part], labels.shape[::-1]), np.uint8), np.zeros_like(labels)
+
+
+def blank(rng: np.random.Generator, pixels: UInt8Array) -> UInt8Array:
+    """What a camera gives that sees nothing: fogged, against the wall, before a white card, or out of the body.
+
+    Args:
+        rng: decides what.
+        pixels: (H, W, 3) uint8, RGB; its colours may be taken.
+
+    Returns:
+        One colour with slow changes over it, and noise, of the same shape.
+    """
+    height, width = pixels.shape[:2]
+    if rng.random() < 0.5:
+        colour = pixels.reshape(-1, 3).mean(axis=0) * rng.uniform(0.5, 1.8)
+    else:
+        colour = rng.uniform(10, 255) * rng.uniform(0.85, 1.0, 3)
+    coarse = rng.normal(0, rng.uniform(0, 40), (4, 4)).astype(np.float32)
+    slow = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, rng.uniform(0, 8), pixels.shape)
+    return np.asarray(np.clip(colour + slow[..., None] + noise, 0, 255), np.uint8)

@@ -31,6 +31,7 @@ from training.overlays import contact_sheet
 from training.recipe import Recipe, lineage
 
 SHOWN = 8  # held-out pictures on an epoch's contact sheet
+JUDGED = 8  # held-out pictures that go through the network together
 
 
 @dataclass
@@ -182,17 +183,18 @@ class Trainer:
             return {}
         fabric, method = self.fabric, self.result
         sums = torch.zeros(3, device=fabric.device)  # Dice, recall, images
-        for index in range(fabric.global_rank, len(self.held), fabric.world_size):
-            item = self.held[0, index]
-            lesion = (item.labels > 0).to(fabric.device)
-            if not lesion.any():
-                continue
+        own = range(fabric.global_rank, len(self.held), fabric.world_size)
+        for first in range(0, len(own), JUDGED):
+            items = [self.held[0, index] for index in own[first : first + JUDGED]]
+            pixels, labels = (torch.stack(side).to(fabric.device) for side in list(zip(*items, strict=True))[:2])
             with fabric.autocast():
-                out = method.predict(method.normalise(item.pixels.to(fabric.device).unsqueeze(0)))
-            found = out.logits[0].argmax(dim=0) > 0
-            cells = upsample_cells(out.selected, method.spec.grid_stride, lesion.shape)[0].float()
-            dice = 2 * (found & lesion).sum() / (found.sum() + lesion.sum())
-            sums += torch.stack([dice, cells[lesion].mean(), dice.new_ones(())])
+                out = method.predict(method.normalise(pixels))
+            found, lesion = out.logits.argmax(dim=1) > 0, labels > 0  # (B, H, W)
+            cells = upsample_cells(out.selected, method.spec.grid_stride, lesion.shape[1:])
+            area = lesion.sum(dim=(1, 2))
+            dice = 2 * (found & lesion).sum(dim=(1, 2)) / (found.sum(dim=(1, 2)) + area).clamp_min(1)
+            recall = (cells & lesion).sum(dim=(1, 2)) / area.clamp_min(1)
+            sums += torch.stack([dice, recall, torch.ones_like(dice)])[:, area > 0].sum(dim=1)
         sums = fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         dice, recall = (float(v) for v in (sums[:2] / sums[2].clamp_min(1)))
         if self.progressed.epochs > self.judged_from:

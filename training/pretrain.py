@@ -13,7 +13,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def main() -> int:
         kept, held = split_sites(arguments.data, recipe.train_sites, recipe.validation_share, recipe.seed)
         fabric = make_fabric(recipe.precision, arguments.device)
         claim(fabric, recipe, arguments.output)
-        weights = pretrain(fabric, recipe, arguments.data, kept, arguments.output, arguments.workers)
+        dataset = partial(training_set, fabric, recipe, kept)
+        weights = pretrain(fabric, recipe, arguments.data, dataset, arguments.output, arguments.workers)
         recall = {"before": selection_recall(recipe, arguments.data, None, held)}
         recall["after"] = selection_recall(recipe, arguments.data, weights, held)
     except McdrlError as error:
@@ -60,8 +62,18 @@ def main() -> int:
     return 0
 
 
-def pretrain(fabric: Fabric, recipe: Recipe, data: Path, samples: list[Sample], run: Path, workers: int = 1) -> Path:
+def pretrain(
+    fabric: Fabric, recipe: Recipe, data: Path, dataset: Callable[[], LesionDataset], run: Path, workers: int = 1
+) -> Path:
     """Train image and text tower together, or take up where that stopped; returns the weights' path.
+
+    Args:
+        fabric: launched.
+        recipe: the run's choices.
+        data: the folder of the sites, and of the encoder's weights.
+        dataset: gives the recipe's training set; not asked where the weights are there already.
+        run: folder of ``clip.safetensors`` and ``pretraining/``.
+        workers: processes that load data.
 
     Raises:
         SpecError: the recipe's encoder cannot be built or its weights are missing.
@@ -75,12 +87,12 @@ def pretrain(fabric: Fabric, recipe: Recipe, data: Path, samples: list[Sample], 
     clip = load_clip(recipe.encoder, recipe.pretrained or None)
     if recipe.encoder_weights:
         load_trunk(clip.get_submodule("visual.trunk"), data / recipe.encoder_weights)
-    dataset = training_set(fabric, recipe, samples, CONDITION_RATE, LESION_FREE)
+    pictures = dataset().with_rates(condition_rate=CONDITION_RATE, lesion_free_rate=LESION_FREE)
     recipe = dataclasses.replace(
         recipe, epochs=recipe.pretrain_epochs, lr=recipe.pretrain_lr, weight_decay=0.05, warmup_epochs=0.3, ema=0.0
     )
     recipe = dataclasses.replace(recipe, patience=0, schedule="cosine")
-    pairs = Trainer(fabric, recipe, PromptPairs(clip, recipe), folder, dataset, workers=workers).train()
+    pairs = Trainer(fabric, recipe, PromptPairs(clip, recipe), folder, pictures, workers=workers).train()
     if fabric.is_global_zero:
         save_weights(pairs.get_submodule("clip"), path)
     fabric.barrier()

@@ -1,4 +1,4 @@
-"""What a model makes of pictures whose content is known: of a condition drawn on them, and of none at all.
+"""What a model makes of pictures whose content is known: of a condition drawn on them, of no lesion, and of nothing.
 
 Does the confounder readout read? A condition is drawn on a picture; the weight of that condition has to rise.
 
@@ -7,7 +7,7 @@ Does the confounder readout read? A condition is drawn on a picture; the weight 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
 from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, apply_condition
+from training.dataset import lesion_free_part
 
 PHANTOM_SIZE = (288, 352)
 EMPTY_SIZE = (576, 720)
@@ -62,6 +63,30 @@ def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_
             rose = [weight(site, i, wanted) > weight("white-light", i, wanted) for i in range(count)]
             shares[site] = round(float(np.mean(rose)), 4)
     return shares
+
+
+def marked_without_lesion(
+    segmenter: Segmenter, pictures: Iterable[tuple[UInt8Array, UInt8Array]], seed: int = 0
+) -> dict[str, float]:
+    """What is marked on parts of pictures that show no lesion.
+
+    Args:
+        segmenter: what is measured.
+        pictures: pixels (H, W, 3) and labels (H, W) of each; one that is lesion all over has no such part.
+        seed: of the parts' places.
+
+    Returns:
+        ``pictures``, how many had a part without lesion; ``marked``, the share of them of which more than 1 % is
+        marked; ``area``, the mean share that is. Empty where no picture had one.
+    """
+    shares = []
+    for i, (pixels, labels) in enumerate(pictures):
+        if (part := lesion_free_part(np.random.default_rng((seed, i)), labels)) is not None:
+            shares.append(float((segmenter(np.ascontiguousarray(pixels[part])).labels > 0).mean()))
+    if not shares:
+        return {}
+    marked = float(np.mean([share > 0.01 for share in shares]))
+    return {"pictures": len(shares), "marked": round(marked, 4), "area": round(float(np.mean(shares)), 4)}
 
 
 def marked_on_empty(segmenter: Segmenter, seed: int = 0) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Recipe:
         augmentation: random views of an image: ``none``, ``plain`` (flips, scale, colour) or ``endoscopy`` (also free
             rotation, processor colours and blur).
         style_rate: share of the images that take on colours of another one (``training.style``).
+        lesion_free_rate: share of the images shown by a part of them that has no lesion, where there is one.
+        blank_rate: share of the images in whose place nothing is seen: one colour, and noise.
         phantom_count: synthetic frames rendered once and mixed into every epoch.
         epochs, causal_from_epoch: length, and the first epoch with the intervention network on (0-based).
         batch_size: images in an optimiser step, over all processes.
@@ -82,6 +84,8 @@ class Recipe:
     condition_rate: float = 0.0
     augmentation: str = "endoscopy"
     style_rate: float = 0.0
+    lesion_free_rate: float = 0.0
+    blank_rate: float = 0.0
     phantom_count: int = 0
     epochs: int = 30
     causal_from_epoch: int = 6

@@ -23,6 +23,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]
         for polygon in sample.polygons:  # one by one: where two overlap, both together would leave a hole
             cv2.fillPoly(labels, [np.round(np.array(polygon)).astype(np.int32)], label)
         return pixels, labels
-    mask = read_pixels(sample.mask).max(axis=2)
+    mask = np.asarray(reduce(cv2.max, cv2.split(read_pixels(sample.mask))), np.uint8)
     if 0 < (most := int(mask.max())) < 128:
         raise SourceError(f"{sample.mask} marks nothing: lesion is 128 or more, its highest value is {most}")
     if mask.shape != pixels.shape[:2]:

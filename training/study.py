@@ -23,6 +23,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lightning_fabric import Fabric
 
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.segmenter import Segmenter
+from training.dataset import training_set
 from training.evaluate import MethodEngine, evaluate, write_evaluation
 from training.launch import make_fabric
 from training.pretrain import pretrain
@@ -53,6 +55,7 @@ PRETRAINING = (
     "bad_images",
     "augmentation",
     "style_rate",
+    "blank_rate",
     "phantom_count",
     "batch_size",
     "accumulate",
@@ -148,7 +151,8 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
         shared = {name: value for name, value in asdict(recipe).items() if name in PRETRAINING}
         key = sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
         kept, _ = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-        weights = pretrain(fabric, recipe, data, kept, output / "pretrained" / key, workers)
+        dataset = partial(training_set, fabric, recipe, kept)
+        weights = pretrain(fabric, recipe, data, dataset, output / "pretrained" / key, workers)
         run.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, run.folder / "clip.safetensors")
     method = train(fabric, recipe, data, run.folder, workers)

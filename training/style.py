@@ -28,25 +28,23 @@ class Tone(NamedTuple):
 
 def tone(pixels: UInt8Array) -> Tone:
     """The tone of a picture (H, W, 3) uint8 RGB."""
-    return _tone_of(_lab(pixels))
+    return _tone_of(np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), np.uint8))
 
 
 def restyle(rng: np.random.Generator, pixels: UInt8Array, other: Tone) -> UInt8Array:
     """A picture (H, W, 3) uint8 RGB moved towards another's tone, by a random part of the way."""
-    lab = _lab(pixels)
+    lab = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB), np.uint8)
     own, share = _tone_of(lab), np.float32(rng.uniform())
     mean = own.mean + share * (other.mean - own.mean) + rng.normal(size=3).astype(np.float32) * _DRIFT
     spread = own.spread + share * (other.spread - own.spread)
     spread = spread * np.exp(rng.normal(0, _STRETCH, 3).astype(np.float32))
-    moved = (lab - own.mean) * (spread / np.maximum(own.spread, 1)) + mean
-    return np.asarray(cv2.cvtColor(np.clip(moved, 0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB), np.uint8)
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    moved = (levels - own.mean) * (spread / np.maximum(own.spread, 1)) + mean  # what each level becomes, (256, 3)
+    table = np.clip(moved, 0, 255).astype(np.uint8)[:, None]
+    return np.asarray(cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB), np.uint8)
 
 
-def _lab(pixels: UInt8Array) -> FloatArray:
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB).astype(np.float32)
-
-
-def _tone_of(lab: FloatArray) -> Tone:
-    lit = lab[lab[..., 0] > _DARK]
-    lit = lit if len(lit) >= 100 else lab.reshape(-1, 3)
-    return Tone(lit.mean(axis=0), lit.std(axis=0))
+def _tone_of(lab: UInt8Array) -> Tone:
+    lit = cv2.compare(lab[..., 0], _DARK, cv2.CMP_GT)
+    mean, spread = cv2.meanStdDev(lab, mask=lit if cv2.countNonZero(lit) >= 100 else None)
+    return Tone(mean[:, 0].astype(np.float32), spread[:, 0].astype(np.float32))

@@ -16,6 +16,8 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -71,12 +73,12 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         )
     claim(fabric, recipe, run)
     kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-    method = build_method(recipe, data, _weights_to_start_from(fabric, recipe, data, kept, run, workers))
-    dataset = training_set(fabric, recipe, kept)
+    dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before what else can fail
+    method = build_method(recipe, data, _weights_to_start_from(fabric, recipe, data, dataset, run, workers))
     held_set = held_out_set(recipe, held) if held else None
-    trainer = Trainer(fabric, recipe, method, run, dataset, held_set, workers)
+    trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
     fabric.print(
-        f"{recipe.method} on {len(dataset)} images ({recipe.phantom_count} of them synthetic), {len(held)} held out, "
+        f"{recipe.method} on {len(dataset())} images ({recipe.phantom_count} of them synthetic), {len(held)} held out, "
         f"{fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
     )
     result = trainer.train()
@@ -91,11 +93,11 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
 
 
 def _weights_to_start_from(
-    fabric: Fabric, recipe: Recipe, data: Path, kept: list[Sample], run: Path, workers: int
+    fabric: Fabric, recipe: Recipe, data: Path, dataset: Callable[[], LesionDataset], run: Path, workers: int
 ) -> Path | None:
     """Those of ``start`` or of pretraining, kept in the run's folder; None where the recipe has neither."""
     if recipe.pretrains:
-        return pretrain(fabric, recipe, data, kept, run, workers)
+        return pretrain(fabric, recipe, data, dataset, run, workers)
     if not recipe.start:
         return None
     path, source = run / START, start_path(recipe)

@@ -70,7 +70,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
 
 
 def _try(path: Path, device: str) -> None:
-    """Load a package in a process of its own: torch 2.11's end the one they are loaded in, on an H200."""
+    """Load a package in a process of its own: one with a C++ library inside ends the one that it is loaded in."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-c", _LOAD, str(path.absolute()), device]
     try:
