@@ -16,7 +16,7 @@ from miniature import write_site
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
 from training.conditions import PLAIN
-from training.dataset import EpochBatches, Item, LesionDataset, blank
+from training.dataset import PARTS, EpochBatches, Item, LesionDataset, blank, part_of
 from training.sites import load_site
 
 
@@ -65,12 +65,39 @@ def test_what_was_drawn_is_what_is_said(tmp_path: Path) -> None:
     assert len(said) > 2
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.floats(0, 0.3), st.booleans())
+def test_part_is_of_the_kind_that_is_asked_for(height: int, width: int, seed: int, dense: float, lesion: bool) -> None:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((height, width)) < dense**3).astype(np.uint8)
+    part = part_of(rng, labels, lesion)
+    smallest = [max(1, int(side * PARTS[0])) for side in labels.shape]
+    views = np.lib.stride_tricks.sliding_window_view(labels, smallest)
+    if part is None:  # no place is free, or there is nothing to be seen
+        assert views.any(axis=(2, 3)).all() or (lesion and not labels.any())
+    else:
+        shown = labels[part]
+        assert bool(shown.any()) is lesion
+        shares = [shown.shape[i] / labels.shape[i] for i in range(2)]
+        assert all(smallest[i] <= shown.shape[i] for i in range(2)) and max(shares) <= 1
+        assert all(share <= PARTS[1] or shown.shape[i] == 1 for i, share in enumerate(shares))
+
+
+def test_how_large_a_part_is_says_nothing_of_the_lesion() -> None:
+    labels = np.zeros((90, 90), np.uint8)
+    labels[20:55, 15:60] = 1
+    sides = {
+        lesion: [part_of(np.random.default_rng(seed), labels, lesion)[0] for seed in range(200)]  # type: ignore[index]
+        for lesion in (False, True)
+    }
+    assert [s.stop - s.start for s in sides[True]] == [s.stop - s.start for s in sides[False]]
+
+
 def test_part_without_lesion_has_none(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=4))
-    dataset = LesionDataset(samples, (64, 64), augmentation="none", lesion_free_rate=1.0)
+    dataset = LesionDataset(samples, (64, 64), augmentation="none", part_rate=1.0)
     found = [dataset[epoch, i] for epoch in range(10) for i in range(4)]
     without = [item for item in found if not item.labels.any()]
-    assert len(without) > 4
+    assert 10 < len(without) < 30  # half, give or take
     for item in without:
         red, _, blue = item.pixels.float().mean(dim=(1, 2))
         assert abs(red - blue) < 15
@@ -78,9 +105,18 @@ def test_part_without_lesion_has_none(tmp_path: Path) -> None:
 
 def test_blank_pictures_show_nothing_and_differ(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=4))
-    dataset = LesionDataset(samples, (64, 64), augmentation="none", blank_rate=1.0)
+    dataset = LesionDataset(
+        samples,
+        (64, 64),
+        augmentation="none",
+        blank_rate=1.0,
+        conditions=confounder_names(12),
+        condition_rate=1.0,
+        style_rate=1.0,
+    )
     found = [dataset[epoch, i] for epoch in range(5) for i in range(4)]
-    assert not any(item.labels.any() for item in found)
+    assert not any(item.labels.any() or item.shown.any() for item in found)
+    assert max(float(item.pixels.float().diff(dim=2).abs().mean()) for item in found) < 12  # no style's contrast
     assert np.std([float(item.pixels.float().mean()) for item in found]) > 20
     pixels = LesionDataset(samples, (64, 64)).pixels[0]
     shuffled = np.random.default_rng(0).permutation(pixels.reshape(-1, 3)).reshape(pixels.shape)
@@ -94,7 +130,7 @@ def test_blank_pictures_show_nothing_and_differ(tmp_path: Path) -> None:
 
 def test_other_rates_share_the_pictures(tmp_path: Path) -> None:
     dataset = LesionDataset(load_site(write_site(tmp_path / "site", count=3)), (64, 64), conditions=("blood",))
-    other = dataset.with_rates(condition_rate=1.0, lesion_free_rate=0.0)
+    other = dataset.with_rates(condition_rate=1.0, part_rate=0.0)
     assert other.pixels is dataset.pixels and dataset.condition_rate == 0
     assert torch.equal(dataset[0, 1].shown, torch.zeros(1)) and torch.equal(other[0, 1].shown, torch.ones(1))
 

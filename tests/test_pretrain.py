@@ -49,7 +49,7 @@ def test_loss_falls_where_pictures_and_prompts_can_agree(recipe: Recipe, tmp_pat
         (64, 64),
         conditions=pairs.spec.confounders,
         condition_rate=0.7,
-        lesion_free_rate=0.5,
+        part_rate=0.5,
     )
     batch = Item(*(torch.stack(side) for side in zip(*(dataset[0, i] for i in range(8)), strict=True)))
     optimizer = torch.optim.AdamW(pairs.parameters(), 1e-3)

@@ -29,6 +29,7 @@ from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.launch import add_arguments, claim, make_fabric
 from training.loop import Trainer
+from training.methods import build_method
 from training.recipe import Recipe, lineage
 from training.sites import load_site
 from training.train import load_method, train
@@ -214,6 +215,22 @@ def test_patience_judges_no_epoch_before_the_causal_network_is_trained(tiny: Rec
     train(FABRIC, recipe, tmp_path, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progressed"]
     assert state["best_epoch"] == 3 and state["epochs"] == 4
+
+
+def test_pictures_judged_together_are_judged_as_each_alone(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = LesionDataset(load_site(tmp_path / "tiny"), tiny.input_size)
+    held.labels[3] = 0  # which takes no part
+    figures = []
+    for together in (1, 4, 100):
+        monkeypatch.setattr(loop, "JUDGED", together)
+        method = build_method(tiny, tmp_path)
+        run = Trainer(FABRIC, tiny, method, tmp_path / "run", held, held)
+        figures.append(run.validate())
+        held.labels[3:4], held.labels[4:5] = held.labels[4:5].copy(), held.labels[3:4].copy()
+        held.pixels[3:4], held.pixels[4:5] = held.pixels[4:5].copy(), held.pixels[3:4].copy()
+    assert figures[0] == figures[1] == figures[2] and 0 < figures[0]["held_recall"] <= 1
 
 
 def test_damaged_state_is_named(tiny: Recipe, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.types import ModelSpec
+from training.dataset import PARTS
 from training.methods.causal import without_contrast
 from training.recipe import RECIPES, Recipe, lineage, load_recipe
 
@@ -176,9 +177,9 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
 
 def _limits(name: str, measured: Mapping[str, Any]) -> str:
     """What it makes of pictures without lesion, and of none, and what else its figures cannot tell."""
-    lines = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""]
+    lines, (low, high) = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""], PARTS
     if free := {site: found for site, found in measured.get("without_lesion", {}).items() if found}:
-        lines += ["", "Of parts of these images that show no lesion (0.35 to 0.7 of the sides of each), it marks:"]
+        lines += ["", f"Of parts of these images that show no lesion ({low} to {high} of the sides of each), it marks:"]
         lines += ["", "| | parts | more than 1 % marked | area marked |", "|---|---|---|---|"]
         lines += [f"| {site} | {f['pictures']} | {f['marked']:.0%} | {f['area']:.1%} |" for site, f in free.items()]
     if empty := measured.get("empty", {}):

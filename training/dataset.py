@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.prompts import confounder_names
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import random_sample
 from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
@@ -26,6 +26,7 @@ from training.style import restyle, tone
 from training.views import random_view
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
+PARTS = (0.35, 0.7)  # sides of a part of a picture, as shares of the picture's
 Key = tuple[int, int]  # epoch and index: all that the randomness of an item depends on, beside the seed
 
 
@@ -50,7 +51,7 @@ class LesionDataset(Dataset[Item]):
         conditions: the M names of the confounder dictionary.
         condition_rate: share of the pictures that get one of the conditions.
         style_rate: share of the pictures that take on colours of another one.
-        lesion_free_rate: share of the pictures shown by a part without lesion, where there is one.
+        part_rate: share of the pictures shown by a part of them, half of these parts without lesion (see ``part_of``).
         blank_rate: share of the pictures in whose place nothing is seen (see ``blank``).
         skip_bad: leave out images that cannot be read, in ``skipped``, instead of raising.
 
@@ -71,13 +72,13 @@ class LesionDataset(Dataset[Item]):
         conditions: Sequence[str] = (),
         condition_rate: float = 0.0,
         style_rate: float = 0.0,
-        lesion_free_rate: float = 0.0,
+        part_rate: float = 0.0,
         blank_rate: float = 0.0,
         skip_bad: bool = False,
     ) -> None:
         self.seed, self.conditions = seed, tuple(conditions)
         self.condition_rate, self.style_rate = condition_rate, style_rate
-        self.lesion_free_rate, self.blank_rate = lesion_free_rate, blank_rate
+        self.part_rate, self.blank_rate = part_rate, blank_rate
         keep = size if augmentation == "none" else (round(size[0] * MARGIN), round(size[1] * MARGIN))
         self.skipped: list[str] = []
         pairs = [_prepare(*pair, keep) for pair in self._read(samples, classes, skip_bad)]
@@ -110,10 +111,10 @@ class LesionDataset(Dataset[Item]):
                     raise SourceError(f"{error}; mend it, or set bad_images='skip'") from error
                 self.skipped.append(str(error))
 
-    def with_rates(self, *, condition_rate: float, lesion_free_rate: float) -> LesionDataset:
+    def with_rates(self, *, condition_rate: float, part_rate: float) -> LesionDataset:
         """The same pictures, drawn at other rates."""
         other = copy.copy(self)
-        other.condition_rate, other.lesion_free_rate = condition_rate, lesion_free_rate
+        other.condition_rate, other.part_rate = condition_rate, part_rate
         return other
 
     def __len__(self) -> int:
@@ -123,23 +124,24 @@ class LesionDataset(Dataset[Item]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         pixels, labels = self.pixels[index], self.labels[index]
-        if rng.random() < self.lesion_free_rate:
-            pixels, labels = _without_lesion(rng, pixels, labels)
-        if rng.random() < self.blank_rate:
+        if rng.random() < self.part_rate:
+            pixels, labels = _by_a_part(rng, pixels, labels)
+        nothing = rng.random() < self.blank_rate
+        if nothing:
             pixels, labels = blank(rng, pixels), np.zeros_like(labels)
         if self.transform is not None:
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
                 torch.default_generator.manual_seed(int(rng.integers(2**62)))
                 picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
             pixels, labels = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)), mask.numpy()
+        if nothing:
+            return _item(pixels, labels, np.zeros(len(self.conditions), np.float32))
         if self.tones and rng.random() < self.style_rate:
             pixels = restyle(rng, pixels, self.tones[int(rng.integers(len(self.tones)))])
         drawn = draw_conditions(self.conditions, rng, self.condition_rate) if self.condition_rate else ()
         for name in drawn:
             pixels, labels = apply_condition(name, rng, pixels, labels)
-        shown = shown_conditions((*self.shown[index], *drawn), self.conditions)
-        picture = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        return Item(picture, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(shown))
+        return _item(pixels, labels, shown_conditions((*self.shown[index], *drawn), self.conditions))
 
 
 class EpochBatches(Sampler[list[Key]]):
@@ -182,7 +184,7 @@ def training_set(fabric: Fabric, recipe: Recipe, samples: Sequence[Sample]) -> L
         conditions=confounder_names(recipe.confounders),
         condition_rate=recipe.condition_rate,
         style_rate=recipe.style_rate,
-        lesion_free_rate=recipe.lesion_free_rate,
+        part_rate=recipe.part_rate,
         blank_rate=recipe.blank_rate,
         skip_bad=recipe.bad_images == "skip",
     )
@@ -201,30 +203,47 @@ def _prepare(pixels: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> t
     return picture, cv2.resize(labels[rows, columns], target, interpolation=cv2.INTER_NEAREST)
 
 
-def lesion_free_part(rng: np.random.Generator, labels: UInt8Array) -> tuple[slice, slice] | None:
-    """Rows and columns of a random part of a picture that shows no lesion, 0.35 to 0.7 of its sides; None if not found.
+def part_of(rng: np.random.Generator, labels: UInt8Array, lesion: bool) -> tuple[slice, slice] | None:
+    """Rows and columns of a random part of a picture, ``PARTS`` of its sides: one that shows a lesion, or one of none.
+
+    Both kinds are as large, so that how far a picture is enlarged says nothing of what is on it.
 
     Args:
-        rng: decides which part.
+        rng: decides how large the part is and where.
         labels: (H, W), 0 where there is no lesion.
+        lesion: whether some of it is to be seen.
+
+    Returns:
+        None where the smallest part, wherever it is, shows a lesion, or where there is none to be seen.
     """
     height, width = labels.shape
-    for _ in range(8):
-        share = rng.uniform(0.35, 0.7)
-        rows, columns = int(height * share), int(width * share)
-        top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-        part = slice(top, top + rows), slice(left, left + columns)
-        if not labels[part].any():
-            return part
+    marked = cv2.integral((labels > 0).astype(np.uint8))  # (H + 1, W + 1)
+    for share in (rng.uniform(*PARTS), PARTS[0]):
+        rows, columns = max(1, int(height * share)), max(1, int(width * share))
+        low, high = marked[:-rows], marked[rows:]
+        areas = high[:, columns:] - high[:, :-columns] - low[:, columns:] + low[:, :-columns]  # of a part at each place
+        if (areas == 0).any():
+            places = np.flatnonzero((areas > 0) == lesion)
+            if not len(places):
+                return None
+            top, left = divmod(int(places[rng.integers(len(places))]), areas.shape[1])
+            return slice(top, top + rows), slice(left, left + columns)
     return None
 
 
-def _without_lesion(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
-    """A part of the picture without lesion, at the picture's size; the picture itself if none is found."""
-    part = lesion_free_part(rng, labels)
+def _by_a_part(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+    """A part of the picture, at the picture's size; the picture itself if there is none of the kind that is drawn."""
+    part = part_of(rng, labels, bool(rng.random() < 0.5))
     if part is None:
         return pixels, labels
-    return np.asarray(cv2.resize(pixels[part], labels.shape[::-1]), np.uint8), np.zeros_like(labels)
+    size = labels.shape[::-1]
+    nearest = cv2.resize(labels[part], size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.resize(pixels[part], size), np.uint8), np.asarray(nearest, np.uint8)
+
+
+def _item(pixels: UInt8Array, labels: UInt8Array, shown: FloatArray) -> Item:
+    picture = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return Item(picture, torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(shown))
 
 
 def blank(rng: np.random.Generator, pixels: UInt8Array) -> UInt8Array:

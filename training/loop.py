@@ -186,7 +186,8 @@ class Trainer:
         own = range(fabric.global_rank, len(self.held), fabric.world_size)
         for first in range(0, len(own), JUDGED):
             items = [self.held[0, index] for index in own[first : first + JUDGED]]
-            pixels, labels = (torch.stack(side).to(fabric.device) for side in list(zip(*items, strict=True))[:2])
+            pixels = torch.stack([item.pixels for item in items]).to(fabric.device)
+            labels = torch.stack([item.labels for item in items]).to(fabric.device)
             with fabric.autocast():
                 out = method.predict(method.normalise(pixels))
             found, lesion = out.logits.argmax(dim=1) > 0, labels > 0  # (B, H, W)

@@ -35,7 +35,7 @@ from training.methods.base import Method, load_trunk, model_spec, save_weights, 
 from training.recipe import Recipe, load_recipe
 from training.sites import Sample, split_sites
 
-LESION_FREE = 0.35  # share of the pictures without lesion: without them every picture would fit every class prompt
+PART_RATE = 0.35  # half of the parts show no lesion: without such every picture would fit every class prompt
 CONDITION_RATE = 0.8
 
 
@@ -87,7 +87,7 @@ def pretrain(
     clip = load_clip(recipe.encoder, recipe.pretrained or None)
     if recipe.encoder_weights:
         load_trunk(clip.get_submodule("visual.trunk"), data / recipe.encoder_weights)
-    pictures = dataset().with_rates(condition_rate=CONDITION_RATE, lesion_free_rate=LESION_FREE)
+    pictures = dataset().with_rates(condition_rate=CONDITION_RATE, part_rate=PART_RATE)
     recipe = dataclasses.replace(
         recipe, epochs=recipe.pretrain_epochs, lr=recipe.pretrain_lr, weight_decay=0.05, warmup_epochs=0.3, ema=0.0
     )

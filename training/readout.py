@@ -15,7 +15,7 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
 from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, apply_condition
-from training.dataset import lesion_free_part
+from training.dataset import part_of
 
 PHANTOM_SIZE = (288, 352)
 EMPTY_SIZE = (576, 720)
@@ -72,16 +72,16 @@ def marked_without_lesion(
 
     Args:
         segmenter: what is measured.
-        pictures: pixels (H, W, 3) and labels (H, W) of each; one that is lesion all over has no such part.
+        pictures: pixels (H, W, 3) and labels (H, W) of each; a lesion that is not in them counts as none.
         seed: of the parts' places.
 
     Returns:
-        ``pictures``, how many had a part without lesion; ``marked``, the share of them of which more than 1 % is
-        marked; ``area``, the mean share that is. Empty where no picture had one.
+        ``pictures``, how many have a part without lesion (``part_of``); ``marked``, the share of them of which more
+        than 1 % is marked; ``area``, the mean share that is. Empty where no picture has one.
     """
     shares = []
     for i, (pixels, labels) in enumerate(pictures):
-        if (part := lesion_free_part(np.random.default_rng((seed, i)), labels)) is not None:
+        if (part := part_of(np.random.default_rng((seed, i)), labels, lesion=False)) is not None:
             shares.append(float((segmenter(np.ascontiguousarray(pixels[part])).labels > 0).mean()))
     if not shares:
         return {}

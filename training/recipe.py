@@ -42,7 +42,7 @@ class Recipe:
         augmentation: random views of an image: ``none``, ``plain`` (flips, scale, colour) or ``endoscopy`` (also free
             rotation, processor colours and blur).
         style_rate: share of the images that take on colours of another one (``training.style``).
-        lesion_free_rate: share of the images shown by a part of them that has no lesion, where there is one.
+        part_rate: share of the images shown by a part of them; half of these parts have no lesion.
         blank_rate: share of the images in whose place nothing is seen: one colour, and noise.
         phantom_count: synthetic frames rendered once and mixed into every epoch.
         epochs, causal_from_epoch: length, and the first epoch with the intervention network on (0-based).
@@ -84,7 +84,7 @@ class Recipe:
     condition_rate: float = 0.0
     augmentation: str = "endoscopy"
     style_rate: float = 0.0
-    lesion_free_rate: float = 0.0
+    part_rate: float = 0.0
     blank_rate: float = 0.0
     phantom_count: int = 0
     epochs: int = 30
@@ -142,6 +142,9 @@ class Recipe:
             "patience, but no validation_share to go by": self.patience and not self.validation_share,
             "no epochs": self.epochs < 1,
             "a learning rate that is not above 0": min(self.lr, self.encoder_lr, self.pretrain_lr) <= 0,
+            "a rate outside [0, 1]": not all(
+                0 <= rate <= 1 for rate in (self.condition_rate, self.style_rate, self.part_rate, self.blank_rate)
+            ),
             "a deployed_alpha outside [0, 1]": not 0 <= self.deployed_alpha <= 1,
             "a seed below 0": self.seed < 0,
             "an ema outside [0, 1)": not 0 <= self.ema < 1,

@@ -73,7 +73,7 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         )
     claim(fabric, recipe, run)
     kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
-    dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before what else can fail
+    dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
     method = build_method(recipe, data, _weights_to_start_from(fabric, recipe, data, dataset, run, workers))
     held_set = held_out_set(recipe, held) if held else None
     trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
@@ -103,8 +103,8 @@ def _weights_to_start_from(
     path, source = run / START, start_path(recipe)
     read_spec(source)
     if fabric.is_global_zero and not path.is_file():
-        with whole(path) as partial:
-            shutil.copyfile(source, partial)
+        with whole(path) as unfinished:
+            shutil.copyfile(source, unfinished)
     fabric.barrier()
     return path
 

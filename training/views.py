@@ -1,7 +1,7 @@
 """Random views of a picture and its mask: where the scope is turned to, and what its processor makes of the colours.
 
-torchvision's transforms, but for two that OpenCV does in a tenth of the time: a picture is moved and brought to size in
-one step, and hue is turned in whole steps of 8 bits.
+torchvision's transforms, but for two that OpenCV does in a sixth of the time: a picture is moved and brought to size in
+one step, and hue is turned in steps of 8 bits.
 """
 
 from __future__ import annotations
@@ -60,12 +60,19 @@ class RandomPlace(v2.Transform):
         angle, shear = (math.radians((2 * draw - 1) * most) for draw, most in ((turn, self.angle), (slant, self.shear)))
         scale = SCALES[0] + zoom * (SCALES[1] - SCALES[0])
         shift = [(2 * draw - 1) * SHIFT * side for draw, side in ((right, width), (down, height))]
-        return {"matrix": placement((height, width), self.size, angle, shear, scale, (shift[0], shift[1]))}
+        matrix = placement((height, width), self.size, angle, shear, scale, (shift[0], shift[1]))
+        return {"matrix": matrix, "shrunk": scale * min(self.size[0] / height, self.size[1] / width)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        mask = isinstance(inpt, tv_tensors.Mask)
-        how = cv2.INTER_NEAREST if mask else cv2.INTER_LINEAR
-        moved = cv2.warpAffine(_rows(inpt), params["matrix"], self.size[::-1], flags=how)
+        pixels, matrix, shrunk = _rows(inpt), params["matrix"], params["shrunk"]
+        if isinstance(inpt, tv_tensors.Mask):
+            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        else:
+            if shrunk < 0.75:  # between four pixels of many, others would be passed over
+                height, width = pixels.shape[:2]
+                pixels = cv2.resize(pixels, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
+                matrix = matrix @ resizing(pixels.shape[:2], (height, width))
+            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_LINEAR)
         return tv_tensors.wrap(_planes(np.asarray(moved, np.uint8)), like=inpt)
 
 
@@ -83,7 +90,7 @@ class RandomHue(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         colours = cv2.cvtColor(_rows(inpt), cv2.COLOR_RGB2HSV_FULL)
-        colours[..., 0] += np.uint8(params["turn"])  # 256 steps are a full turn
+        colours[..., 0] += np.uint8(params["turn"])  # 256 steps are a full turn, and go round by themselves
         turned = cv2.cvtColor(colours, cv2.COLOR_HSV2RGB_FULL)
         return tv_tensors.wrap(_planes(np.asarray(turned, np.uint8)), like=inpt)
 
@@ -111,6 +118,13 @@ def placement(
     new_middle = np.array([target[1] - 1, target[0] - 1]) / 2
     linear = resized[:, None] * sheared
     return np.column_stack([linear, new_middle + resized * np.array(shift) - linear @ middle]).astype(np.float32)
+
+
+def resizing(size: tuple[int, int], target: tuple[int, int]) -> FloatArray:
+    """The (3, 3) matrix from pixels (x, y) of a picture of ``size`` (height, width) to those of one of ``target``."""
+    (high, wide), (rows, columns) = size, target
+    across, down = columns / wide, rows / high
+    return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]], np.float32)
 
 
 def _rows(picture: Tensor) -> UInt8Array:
