@@ -21,7 +21,7 @@ from training.card import render_card
 from training.conditions import PHANTOM_CONDITIONS
 from training.evaluate import evaluate
 from training.launch import make_fabric
-from training.readout import marked_on_empty, marked_without_lesion, readout_on_phantom, readout_on_real
+from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
 from training.recipe import Recipe
 from training.sites import split_sites
 from training.train import train
@@ -126,16 +126,17 @@ def test_what_is_marked_on_pictures_without_content_is_measured(red: Segmenter) 
     assert shares["orange-pink"] == 1 and shares["orange-pink with noise"] > 0.99
 
 
-def test_what_is_marked_without_a_lesion_is_measured(red: Segmenter) -> None:
-    plain = np.full((80, 100, 3), (90, 90, 90), np.uint8)
+def test_parts_with_and_without_a_lesion_are_measured(red: Segmenter) -> None:
+    pixels = np.full((80, 100, 3), 90, np.uint8)
     labels = np.zeros((80, 100), np.uint8)
     labels[:, :20] = 1
-    reddish = plain.copy()
-    reddish[:, 60:] = (200, 40, 40)  # called a lesion, and is none
-    assert marked_without_lesion(red, [(plain, labels)] * 5) == {"pictures": 5, "marked": 0.0, "area": 0.0}
-    wrong = marked_without_lesion(red, [(reddish, labels)] * 20)
-    assert wrong["pictures"] == 20 and 0.5 < wrong["marked"] <= 1 and 0.2 < wrong["area"] < 0.8
-    assert marked_without_lesion(red, [(plain, np.ones_like(labels))]) == {}
+    seen, wrong = pixels.copy(), pixels.copy()
+    seen[:, :20] = wrong[:, 60:] = (200, 40, 40)  # called a lesion: which it is, and which it is not
+    right = measure_parts(red, [(seen, labels)] * 10)
+    assert right == {"parts": 10, "marked": 0.0, "area": 0.0, "dice": right["dice"]} and right["dice"] > 0.9
+    found = measure_parts(red, [(wrong, labels)] * 20)
+    assert found["parts"] == 20 and 0.5 < found["marked"] <= 1 and 0.2 < found["area"] < 0.8 and found["dice"] == 0
+    assert measure_parts(red, [(pixels, np.ones_like(labels)), (pixels, np.zeros_like(labels))]) == {}
 
 
 def test_card_is_made_of_what_was_measured(
@@ -169,8 +170,8 @@ def test_card_is_made_of_what_was_measured(
     assert card == render_card(read_spec(run / "tiny.safetensors"), measured)
     assert f"| mean Dice | {measured['sites']['here (held out)']['dice']:.3f} |" in card
     assert f"| motion blur | {measured['readout']['real']['motion blur']:.0%} |" in card
-    free = measured["without_lesion"]["there (unseen)"]
-    assert f"| there (unseen) | {free['pictures']} | {free['marked']:.0%} | {free['area']:.1%} |" in card
+    parts = measured["parts"]["there (unseen)"]
+    assert f"| there (unseen) | {parts['parts']} | {parts['marked']:.0%} | {parts['area']:.1%} |" in card
     assert f"| grey with noise | {measured['empty']['grey with noise']:.0%} |" in card
     kept = json.loads((run / "evaluation.json").read_text())
     assert len(kept["sites"]["there"]["images"]["dice"]) == 3 and kept["recipe"]["name"] == "tiny"

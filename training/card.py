@@ -178,10 +178,13 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
 def _limits(name: str, measured: Mapping[str, Any]) -> str:
     """What it makes of pictures without lesion, and of none, and what else its figures cannot tell."""
     lines, (low, high) = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""], PARTS
-    if free := {site: found for site, found in measured.get("without_lesion", {}).items() if found}:
-        lines += ["", f"Of parts of these images that show no lesion ({low} to {high} of the sides of each), it marks:"]
-        lines += ["", "| | parts | more than 1 % marked | area marked |", "|---|---|---|---|"]
-        lines += [f"| {site} | {f['pictures']} | {f['marked']:.0%} | {f['area']:.1%} |" for site, f in free.items()]
+    if parts := {site: found for site, found in measured.get("parts", {}).items() if found}:
+        lines += ["", f"On parts of these images, {low} to {high} of their sides, enlarged:", ""]
+        lines += ["| | parts | without lesion: more than 1 % marked | area marked | with some of one: Dice |"]
+        lines += ["|---|---|---|---|---|"]
+        for site, found in parts.items():
+            marked, area, dice = f"{found['marked']:.0%}", f"{found['area']:.1%}", f"{found['dice']:.3f}"
+            lines += [f"| {site} | {found['parts']} | {marked} | {area} | {dice} |"]
     if empty := measured.get("empty", {}):
         lines += ["", "Of a picture of one colour, which shows nothing (a white card, a fogged lens), it marks:"]
         lines += ["", "| picture | share marked |", "|---|---|"]

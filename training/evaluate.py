@@ -31,7 +31,7 @@ from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.launch import whole
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
-from training.readout import marked_on_empty, marked_without_lesion, readout_on_phantom, readout_on_real
+from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
 from training.recipe import lineage
 from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample, split_sites
 from training.train import Method, load_method
@@ -89,8 +89,8 @@ def main() -> int:
             "engine": segmenter.engine.name,
             "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
             "readout": measure_readout(segmenter, sites),
-            "without_lesion": {
-                _title(name, scores): marked_without_lesion(segmenter, map(read_sample, scores.samples))
+            "parts": {
+                _title(name, scores): measure_parts(segmenter, map(read_sample, scores.samples))
                 for name, scores in sites.items()
             },
             "empty": marked_on_empty(segmenter),

@@ -65,10 +65,10 @@ def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_
     return shares
 
 
-def marked_without_lesion(
+def measure_parts(
     segmenter: Segmenter, pictures: Iterable[tuple[UInt8Array, UInt8Array]], seed: int = 0
 ) -> dict[str, float]:
-    """What is marked on parts of pictures that show no lesion.
+    """What is marked on parts of pictures that show no lesion, and how well on parts as large that show some of one.
 
     Args:
         segmenter: what is measured.
@@ -76,17 +76,22 @@ def marked_without_lesion(
         seed: of the parts' places.
 
     Returns:
-        ``pictures``, how many have a part without lesion (``part_of``); ``marked``, the share of them of which more
-        than 1 % is marked; ``area``, the mean share that is. Empty where no picture has one.
+        ``parts``, how many pictures have one without lesion (``part_of``); ``marked``, the share of these parts of
+        which more than 1 % is marked; ``area``, the mean share that is; ``dice``, the mean over parts with lesion.
+        Empty where no picture has both.
     """
-    shares = []
+    areas, dice = [], []
     for i, (pixels, labels) in enumerate(pictures):
-        if (part := part_of(np.random.default_rng((seed, i)), labels, lesion=False)) is not None:
-            shares.append(float((segmenter(np.ascontiguousarray(pixels[part])).labels > 0).mean()))
-    if not shares:
+        free, lesion = (part_of(np.random.default_rng((seed, i)), labels, lesion=kind) for kind in (False, True))
+        if free is not None and lesion is not None:
+            marked, found = (segmenter(np.ascontiguousarray(pixels[part])).labels > 0 for part in (free, lesion))
+            truth = labels[lesion] > 0
+            areas.append(float(marked.mean()))
+            dice.append(2 * int((found & truth).sum()) / int(found.sum() + truth.sum()))
+    if not areas:
         return {}
-    marked = float(np.mean([share > 0.01 for share in shares]))
-    return {"pictures": len(shares), "marked": round(marked, 4), "area": round(float(np.mean(shares)), 4)}
+    figures = {"marked": np.mean([area > 0.01 for area in areas]), "area": np.mean(areas), "dice": np.mean(dice)}
+    return {"parts": len(areas)} | {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def marked_on_empty(segmenter: Segmenter, seed: int = 0) -> dict[str, float]:
