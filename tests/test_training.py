@@ -210,6 +210,23 @@ def test_checkpoint_is_trained_further_on_views_it_has_not_seen(
     assert lineage(again.spec.provenance) == lineage(spec.provenance)
 
 
+def test_start_keeps_its_share_of_the_weights(tiny: Recipe, tmp_path: Path) -> None:
+    train(FABRIC, dataclasses.replace(tiny, epochs=1, causal_from_epoch=0), tmp_path, tmp_path / "first")
+    start = tmp_path / "first" / "tiny.safetensors"
+    further = dataclasses.replace(tiny, start=str(start), epochs=1, causal_from_epoch=0)
+    before = load_checkpoint(start).state_dict()
+    after = train(FABRIC, further, tmp_path, tmp_path / "all").state_dict()
+    quarter = dataclasses.replace(further, start_share=0.25)
+    for _ in range(2):  # a finished run that is started again ends the same
+        mixed = train(FABRIC, quarter, tmp_path, tmp_path / "mixed").state_dict()
+        for name, value in before.items():
+            if value.is_floating_point():
+                trained = after[f"network.{name}"]
+                torch.testing.assert_close(mixed[f"network.{name}"], 0.25 * value + 0.75 * trained)
+    weights = load_checkpoint(tmp_path / "mixed" / "tiny.safetensors").encoder.trunk.conv_stem.weight
+    torch.testing.assert_close(weights, mixed["network.encoder.trunk.conv_stem.weight"], rtol=1e-3, atol=1e-4)
+
+
 def test_patience_judges_no_epoch_before_the_causal_network_is_trained(tiny: Recipe, tmp_path: Path) -> None:
     recipe = dataclasses.replace(tiny, epochs=4, causal_from_epoch=2, patience=1, validation_share=0.2, lr=1e-9)
     train(FABRIC, recipe, tmp_path, tmp_path / "run")

@@ -33,6 +33,8 @@ class Recipe:
         encoder_weights: a safetensors file for the image trunk, relative to the data folder; empty for none.
         start: a checkpoint of ``mcdrl-rt`` to train further, in place of those weights and of pretraining: a file, or
             ``mcdrl-small``, the shipped one; empty for none.
+        start_share: of the start's weights in those kept, the rest being the trained ones' (WiSE-FT, arXiv 2109.01903):
+            what was known is forgotten less, and what is new learned less.
         mean, std: what those weights expect.
         train_sites: folders of the training sites under the data folder.
         validation_share: of every training site, whole groups, held out for the selection rule and for reporting.
@@ -68,6 +70,7 @@ class Recipe:
     pretrained: str = ""
     encoder_weights: str = ""
     start: str = ""
+    start_share: float = 0.0
     input_size: tuple[int, int] = (224, 224)
     grid_stride: int = 0
     classes: tuple[str, ...] = ("polyp",)
@@ -138,6 +141,8 @@ class Recipe:
         problems = {
             "no train_sites": not self.train_sites,
             f"a start, which is for method mcdrl, not {self.method}": self.start and self.method != "mcdrl",
+            "a start_share outside [0, 1)": not 0 <= self.start_share < 1,
+            "a start_share, but no start": self.start_share and not self.start,
             "a validation_share outside [0, 1)": not 0 <= self.validation_share < 1,
             "patience, but no validation_share to go by": self.patience and not self.validation_share,
             "no epochs": self.epochs < 1,

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ from training.dataset import LesionDataset, training_set
 from training.launch import add_arguments, claim, make_fabric, whole
 from training.loop import Trainer
 from training.methods import Method, build_method
-from training.methods.base import save_weights, start_path
+from training.methods.base import save_weights, start_model, start_path
 from training.methods.causal import Causal
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, recipe_from
@@ -82,6 +83,8 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         f"{fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
     )
     result = trainer.train()
+    if recipe.start_share and isinstance(result, Causal):
+        _towards_start(result, recipe, data, run)
     if fabric.is_global_zero:
         save_weights(result, run / "method.safetensors")
         if isinstance(result, Causal) and result.spec.depth:
@@ -107,6 +110,15 @@ def _weights_to_start_from(
             shutil.copyfile(source, unfinished)
     fabric.barrier()
     return path
+
+
+@torch.no_grad()
+def _towards_start(method: Causal, recipe: Recipe, data: Path, run: Path) -> None:
+    """Give the weights of the run's start their share, in place."""
+    start = start_model(recipe, data, run / START).state_dict()
+    for name, value in method.network.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(start[name].to(value.device), recipe.start_share)
 
 
 def held_out_set(recipe: Recipe, samples: list[Sample]) -> LesionDataset:
