@@ -177,9 +177,9 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
 
 def _limits(name: str, measured: Mapping[str, Any]) -> str:
     """What it makes of pictures without lesion, and of none, and what else its figures cannot tell."""
-    lines, (low, high) = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""], PARTS
+    lines = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""]
     if parts := {site: found for site, found in measured.get("parts", {}).items() if found}:
-        lines += ["", f"On parts of these images, {low} to {high} of their sides, enlarged:", ""]
+        lines += ["", f"On parts of these images, {PARTS[0]} to {PARTS[1]} of their sides, enlarged:", ""]
         lines += ["| | parts | without lesion: more than 1 % marked | area marked | with some of one: Dice |"]
         lines += ["|---|---|---|---|---|"]
         for site, found in parts.items():

@@ -38,8 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes")
     parser.add_argument("--output", type=Path, required=True, help="folder for the run's state, logs and checkpoint")
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
-    settings = parser.add_argument("--set", action="extend", nargs="*", default=[], metavar="NAME=VALUE")
-    settings.help = "settings in place of the recipe's"
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings in place of the recipe's",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--workers", type=int, default=1, help="processes that load data, for each that trains")
 

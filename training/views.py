@@ -114,10 +114,9 @@ def placement(
     turned = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     sheared = scale * turned @ np.array([[1, -math.tan(shear)], [0, 1]])
     middle = np.array([size[1] - 1, size[0] - 1]) / 2  # pixel centres are whole numbers
-    resized = np.array([target[1] / size[1], target[0] / size[0]])
-    new_middle = np.array([target[1] - 1, target[0] - 1]) / 2
-    linear = resized[:, None] * sheared
-    return np.column_stack([linear, new_middle + resized * np.array(shift) - linear @ middle]).astype(np.float32)
+    placed = np.eye(3)
+    placed[:2, :2], placed[:2, 2] = sheared, middle + shift - sheared @ middle
+    return np.asarray(resizing(size, target)[:2] @ placed, np.float32)
 
 
 def resizing(size: tuple[int, int], target: tuple[int, int]) -> FloatArray:
