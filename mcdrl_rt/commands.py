@@ -249,6 +249,8 @@ def process(
     from mcdrl_rt.video.names import plain
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
+    if not output:
+        raise SinkError("the name of the output folder is empty")
     settings = offline.Settings(
         annotated=not no_annotated,
         masks=forms,
@@ -263,8 +265,8 @@ def process(
     with failures(", ".join(inputs), as_json):
         jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
     if dry_run:
-        for job in jobs:
-            _list(job, settings, store, as_json)
+        if not all([_list(job, settings, store, as_json) for job in jobs]):
+            raise typer.Exit(1)
         return
     offline.make_folder(folder) if store is None else store.prepare()
     load = offline.Loader(model, engine, precision, device)
@@ -358,16 +360,21 @@ def doctor() -> None:
         console.print(line, soft_wrap=True)
 
 
-def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> None:
-    """What a procedure would become."""
+def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> bool:
+    """Tell what a procedure would become, or why it would not, and whether it would."""
     from mcdrl_rt.video.names import legible
 
+    if (problem := job.problem) is not None:
+        say(problem, "error:", "bold red")
+        print_failure(job.title, problem, as_json)
+        return False
     results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
     with contextlib.nullcontext() if store is None else store.recalled(job.summary):
         if as_json:
             print_json({"source": job.title, "results": results, "state": job.state})
         else:
             print("\n  ".join([f"{job.title} ({job.state})", *map(legible, results)]))
+    return True
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

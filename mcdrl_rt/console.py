@@ -243,7 +243,7 @@ def failures(source: str, as_json: bool) -> Iterator[None]:
     """Tell programs, too, of what cannot be begun."""
     try:
         yield
-    except McdrlError as error:
+    except (McdrlError, OSError) as error:
         print_failure(source, error, as_json)
         raise
 

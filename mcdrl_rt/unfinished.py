@@ -15,8 +15,8 @@ def begun(path: Path) -> Path:
     return path
 
 
-def keep(path: Path) -> None:
-    """It stays after all."""
+def ended(path: Path) -> None:
+    """It is gone, has another name by now, or stays after all."""
     _paths.discard(path)
 
 

@@ -823,6 +823,13 @@ def test_an_archive_gets_a_bar_for_all_and_a_list_before(
     states = [json.loads(line) for line in again.out.splitlines()]
     assert [one["state"] for one in states] == ["done", "done"]
     assert all(Path(result).is_file() for one in states for result in one["results"])
+    gone = here("process", folder, folder / "c.mp4", "--output", out, "--dry-run")
+    assert (gone.code, len(gone.out.splitlines())) == (1, 12)
+    assert gone.err == f"error: no such file: {folder / 'c.mp4'}\n"
+    told = here("process", folder, folder / "c.mp4", "--output", out, "--dry-run", "--json").out.splitlines()
+    assert json.loads(told[2]) == {"source": f"{folder / 'c.mp4'}", "error": f"no such file: {folder / 'c.mp4'}"}
+    nowhere = here("process", folder, "--output", "", "--dry-run")
+    assert (nowhere.code, nowhere.err) == (1, "error: the name of the output folder is empty\n")
 
 
 # --- what starting costs ------------------------------------------------------------------------------------------

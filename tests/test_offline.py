@@ -19,6 +19,7 @@ import pytest
 from clips import picture, read_pixels, read_pts, write_clip
 from pycocotools.coco import COCO
 
+from mcdrl_rt import unfinished
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError, SinkError, SourceError
 from mcdrl_rt.offline import Job, Outcome, Settings, plan, process
@@ -146,6 +147,8 @@ def test_plan_refuses_what_cannot_work(archive: Path, tmp_path: Path) -> None:
         with pytest.raises(kind, match=message):
             plan(inputs, output)
     assert not out.exists()
+    with pytest.raises(SinkError, match=r"cannot make the output folder .*/out: .*/notes\.txt is not a folder"):
+        plan([archive], archive / "notes.txt" / "out")
 
 
 def test_a_dot_in_a_name_without_extension_is_part_of_it(tmp_path: Path) -> None:
@@ -184,6 +187,7 @@ def test_plan_takes_globs_and_lists(archive: Path, tmp_path: Path) -> None:
         ("@other.txt\n", "the list .*list.txt names another list; name both"),
         ("nowhere/*.mp4\n", r"no file matches nowhere/\*\.mp4"),
         ("gone.mp4\n", r"no such file or folder: gone\.mp4"),
+        ("a.mp4\0b.mp4\0", r"the list .*list.txt has zero bytes in it; write one name a line \(find -print"),
     ],
 )
 def test_plan_refuses_a_list_of_nothing(content: str | None, message: str, tmp_path: Path) -> None:
@@ -569,6 +573,12 @@ def test_jobs_in_folders_of_one_another_do_not_meet(archive: Path, tmp_path: Pat
     with pytest.raises(SinkError, match="another job is at work in"):
         run([archive / "a.mp4"], out / other)
     assert [outcome.error for outcome in at_work] == [None]
+
+
+def test_nothing_of_what_is_done_is_kept_in_memory(archive: Path, tmp_path: Path) -> None:
+    before = set(unfinished._paths)
+    assert [outcome.error for outcome in run([archive], tmp_path / "out", Settings(masks=MASKS))] == [None, None]
+    assert unfinished._paths == before
 
 
 def test_a_job_that_did_not_one_segment_stands_in_nobodys_way(archive: Path, tmp_path: Path) -> None:

@@ -82,6 +82,20 @@ def test_the_last_frame_is_shown_as_long_as_it_was(tmp_path: Path) -> None:
     assert lengths == [980_000] * 3
 
 
+def test_frames_within_a_millisecond_are_all_there(tmp_path: Path) -> None:
+    pts = [0, 10, 3600, 3610, 7200]
+    path = write_clip(tmp_path / "a.mp4", pts=pts, time_base=Fraction(1, 90_000), codec_options={"bf": "0"})
+    (outcome,) = run([path], tmp_path / "out")
+    assert outcome.error is None and outcome.summary is not None and outcome.summary.problem is None
+    labels = read_pts(outcome.job.result(".labels.mkv"))
+    assert labels == [MILLISECOND * time for time in (0, 1, 40, 41, 80)]
+    assert read_pts(outcome.job.result(".annotated.mp4")) == [Fraction(time, 90_000) for time in pts]
+    many = write_clip(tmp_path / "b.mp4", pts=range(9), time_base=Fraction(1, 90_000), codec_options={"bf": "0"})
+    (outcome,) = run([many], tmp_path / "out")
+    assert outcome.summary is not None and "shown up to 0.008 s late" in (outcome.summary.problem or "")
+    assert len(read_pts(outcome.job.result(".labels.mkv"))) == 9
+
+
 def test_what_cannot_be_cut_is_done_at_once(tmp_path: Path) -> None:
     """A clock that jumps back."""
     path = joined(tmp_path / "ab.ts", transport(tmp_path / "a.ts", 900_000, 20), transport(tmp_path / "b.ts", 0, 20))

@@ -171,8 +171,8 @@ def test_masks_that_were_deleted_meanwhile_are_made_again(clip: Path, tmp_path: 
     assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
 
 
-@pytest.mark.parametrize("lost", ["all masks", "a mask", "table"])
-def test_what_is_lost_after_masks_were_moved_is_made_again_or_told_of(
+@pytest.mark.parametrize("lost", ["all masks", "a mask", "a part's mask", "table"])
+def test_what_is_lost_before_all_is_done_is_made_again(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     out = tmp_path / "out"
@@ -185,13 +185,12 @@ def test_what_is_lost_after_masks_were_moved_is_made_again_or_told_of(
         shutil.rmtree(out / "a.masks")
     elif lost == "a mask":
         min((out / "a.masks").glob("*.png")).unlink()
+    elif lost == "a part's mask":
+        min((out / "a.parts" / "00001.masks").glob("*.png")).unlink()
     else:
         (out / "a.frames.parquet").unlink()
         (out / "a.parts" / "00001.frames.parquet").unlink()
     (outcome,) = run([clip], out, PIECES)
-    if lost == "a mask":
-        assert outcome.error is not None and "a.masks were deleted; delete " in outcome.error
-        return
     assert outcome.error is None and len(list((out / "a.masks").glob("*.png"))) == 40
     assert pq.read_table(out / "a.frames.parquet").num_rows == 40
 
@@ -247,6 +246,69 @@ def test_pictures_are_told_apart_by_name(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_text("of a Mac")
     (folder / "Thumbs.db").write_text("of Windows")
     assert run([folder], out, Settings(masks=("coco",), report=False))[0].before
+
+
+def test_results_that_lie_among_pictures_are_not_taken_for_them(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(folder / f"{number}.png"), picture(number))
+    run([folder / "0.png"], folder)
+    assert (folder / "0.annotated.mp4").exists()
+    for private in (False, True):
+        (outcome,) = run([folder], out / str(private), Settings(private=private))
+        assert outcome.summary is not None and outcome.summary.frames_out == 3
+    assert pq.read_table(out / "False" / "in.frames.parquet")["file"].to_pylist() == ["0.png", "1.png", "2.png"]
+
+
+def test_a_picture_may_be_called_anything(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(cv2.imencode(".png", picture(0))[1].tobytes())
+    (folder / os.fsdecode(b"\xfe.png")).write_text("no picture")
+    (outcome,) = run([folder], out, Settings(masks=("coco", "ffv1")))
+    assert outcome.summary is not None and "\N{REPLACEMENT CHARACTER}.png" in (outcome.summary.problem or "")
+    assert pq.read_table(out / "in.frames.parquet")["file"].to_pylist() == ["\N{REPLACEMENT CHARACTER}.png"]
+    assert json.loads((out / "in.masks.json").read_text())["images"][0]["file_name"] == "\N{REPLACEMENT CHARACTER}.png"
+
+
+def test_a_name_that_cannot_be_looked_up_costs_nothing_else(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, long = tmp_path / "closed" / "b.mp4", tmp_path / f"{'n' * 300}.mp4"
+    looked_up = Path.stat
+
+    def refused(self: Path, **options: Any) -> Any:  # nothing is closed to root
+        if self == closed:
+            raise PermissionError(13, "Permission denied", str(self))
+        return looked_up(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    errors = [outcome.error or "" for outcome in run([closed, clip, long], tmp_path / "out")]
+    assert errors[:2] == [f"cannot read {closed}: permission denied", ""] and "file name too long" in errors[2]
+    with pytest.raises(SourceError, match=r"cannot read .*closed/b\.mp4: permission denied"):
+        plan([closed], tmp_path / "out")
+
+
+def test_clearing_that_is_broken_off_stands_in_nobodys_way(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    begin([clip], out, PIECES)
+    content = json.loads((out / "a.parts" / "manifest.json").read_text())
+    (out / "a.parts" / "manifest.json").write_text(json.dumps(content | {"done": {}}))
+    remove = Path.unlink
+
+    def broken_off(self: Path, missing_ok: bool = False) -> None:
+        remove(self, missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            run([clip], out, PIECES)
+    assert any((out / "a.parts").iterdir())
+    assert [outcome.error for outcome in run([clip], out, PIECES)] == [None]
 
 
 def test_what_was_touched_is_read_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

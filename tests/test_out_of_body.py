@@ -42,6 +42,26 @@ def test_what_leaves_a_doubt_neither_ends_a_view_nor_begins_one() -> None:
     assert seen((ROOM, 1), (tissue(0), 8), (doubtful, 1), (tissue(0), 12)) == [True] * 20 + [False] * 2
 
 
+def test_what_is_shown_does_not_depend_on_where_one_begins_to_look_once_that_is_known() -> None:
+    doubtful = ROOM.copy()
+    doubtful[:216] = tissue(0)[:216]
+    pictures = [tissue(0)] * 15 + [doubtful] * 10 + [ROOM] + [doubtful] * 5 + [tissue(0)] * 25
+    frames = [Frame(pixels, index, Fraction(1, 10), index) for index, pixels in enumerate(pictures)]
+    whole = OutOfBody()
+    said = [whole(frame) for frame in frames]
+    known = 0
+    for begin in range(len(frames)):
+        outside = OutOfBody(from_start=begin == 0)
+        for frame in frames[begin:]:
+            one = outside(frame)
+            if outside.is_known:
+                assert one == said[frame.index]
+                known += 1
+            else:
+                assert one  # as long as it is not known, nothing is shown
+    assert known > 700
+
+
 @pytest.mark.parametrize("before", [tissue(0), ROOM])
 def test_in_the_dark_nothing_changes(before: UInt8Array) -> None:
     first, *rest = seen((before, 1), (DARK, 30))

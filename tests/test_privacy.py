@@ -98,6 +98,24 @@ def test_a_name_on_the_picture_is_found_however_few_keyframes_there_are(tmp_path
     assert verdict is None if moves else verdict is not None and "its picture hardly moves" in verdict
 
 
+def test_a_room_is_blanked_wherever_segments_begin(tmp_path: Path) -> None:
+    seen = [*[tissue] * 24, *[None] * 10, *[tissue] * 8, *[None] * 20, *[tissue] * 60]  # one look of 0.4 s between
+    shown = [ROOM if one is None else one(index) for index, one in enumerate(seen)]
+    options = {"g": "2", "bf": "0", "crf": "10"}
+    video = write_clip(
+        tmp_path / "a.mkv", size=SIZE, pts=range(len(shown)), pictures=shown, rate=Fraction(20), codec_options=options
+    )
+    dark = {}
+    for segment_s in (60.0, 1.0, 0.1):
+        recording = open_recording(video, private=True)
+        dark[segment_s] = []
+        for segment in recording.segments(segment_s):
+            with recording.open(segment) as source:
+                dark[segment_s] += [not frame.pixels.any() for frame in source]
+    assert dark[60.0] == [False] * 24 + [True] * 38 + [True] * 25 + [False] * 35
+    assert dark[1.0] == dark[0.1] == dark[60.0]
+
+
 def test_a_name_is_the_same_each_time_and_another_for_another_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def test_times_and_shares_are_written_for_people() -> None:
         "10:00:00.0",
     ]
     assert [clock(s, 0) for s in (59.6, 3600)] == ["1:00", "1:00:00"]
+    assert [clock(s) for s in (-62.25, -0.01)] == ["\u22121:02.2", "0:00.0"]
     shares = {0.5: "50.0 %", 0.0421: "4.2 %", 0.0005: "0.05 %", 0.00001: "under 0.01 %"}
     assert [percent(share) for share in shares] == list(shares.values())
 
@@ -361,6 +362,23 @@ def test_the_keyboard_does_what_the_mouse_does(browser: Browser, filmed: Path) -
     browser.ask(SEEKED)
     assert 6 <= browser.ask("video.currentTime") <= 10
     assert browser.complaints == []
+
+
+def test_a_click_finds_its_moment_in_a_video_that_begins_before_zero(browser: Browser, tmp_path: Path) -> None:
+    areas = np.zeros((100, 2), int)
+    areas[50:75, 0] = 30
+    video = write_clip(tmp_path / "case.mp4", pts=range(100), size=(96, 128))
+    table = write_table(tmp_path / "frames.parquet", frames_of(areas, list(range(-55, 45))))
+    write_report(tmp_path / "report.html", table, FACTS, None, video, -2.2)
+    browser.open(tmp_path / "report.html")
+    browser.ask(READY)
+    browser.ask("video.muted = true; track.focus()")
+    browser.press("PageDown")
+    browser.ask(SEEKED)
+    assert browser.ask("[video.currentTime.toFixed(3), track.ariaValueNow]") == ["2.000", "-0.2"]
+    browser.ask("video.dispatchEvent(new Event('timeupdate'))")
+    assert browser.ask("[clock(now, 1), findings[0].ariaCurrent]") == ["\u22120:00.2", "true"]
+    assert "\u22120:00.2 – 0:00.8" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])

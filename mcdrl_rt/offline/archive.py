@@ -121,9 +121,6 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
 def _locked(output: Path) -> Iterator[None]:
     """Keep other jobs out, those in folders around this one too; a process that dies lets go of the lock."""
     lock = FileLock(output / LOCK)
-    for folder in output.resolve().parents:
-        if (folder / LOCK).exists() and not _is_free(folder):
-            raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
     try:
         (output / LOCK).open("ab").close()  # a lock that cannot be made looks to FileLock as if others held it
         lock.acquire(timeout=0)
@@ -131,7 +128,10 @@ def _locked(output: Path) -> Iterator[None]:
         raise SinkError(f"another job is at work in {output}: wait for it, or choose another output folder") from None
     except (OSError, NotImplementedError) as error:
         raise SinkError(f"cannot work in the folder {output}: {reason(error)}") from None
-    try:
+    try:  # those around it after it: of two jobs that begin at once, one sees the other
+        for folder in output.resolve().parents:
+            if (folder / LOCK).exists() and not _is_free(folder):
+                raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
         yield
     finally:
         lock.release()

@@ -17,7 +17,7 @@ from mcdrl_rt.engine.sidecar import FILES, file_hash, runtime_of, versions
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.video.output import reason
-from mcdrl_rt.video.playlist import PICTURES
+from mcdrl_rt.video.playlist import pictures_of
 
 Fingerprint = Mapping[str, Mapping[str, Any]]
 
@@ -80,15 +80,12 @@ def stamp(source: Path) -> str:
 
 
 def _files(source: Path) -> Iterable[Path]:
-    """The files that an input consists of; of a folder, its pictures: others come and go."""
+    """The files that an input consists of."""
     if not source.exists():
         raise SourceError(f"no such file: {source}")
     if not (source.is_file() or source.is_dir()):
         raise SourceError(f"{source} is neither a file nor a folder of pictures")
-    if source.is_file():
-        return [source]
-    shown = (path for path in source.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith("."))
-    return sorted(path for path in shown if path.is_file())
+    return pictures_of(source)
 
 
 def is_fingerprint(value: Any) -> TypeGuard[Fingerprint]:

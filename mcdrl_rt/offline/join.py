@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.manifest import Manifest, keep_names, write_json
+from mcdrl_rt.offline.manifest import Manifest, discard, keep_names, write_json
 from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
@@ -61,8 +61,6 @@ def finish(
         whole = kind.whole(manifest.folder)
         problems += kind.join(chunks, whole, about)
         _move(whole, job.result(kind.end))
-        if kind.moves and _masks(job.result(kind.end)) < sum(chunk.frames for chunk in chunks):
-            raise SourceError(f"masks in {job.result(kind.end)} were deleted; delete {job.parts} too, to make all anew")
     told = list(dict.fromkeys(text for text in problems if text))
     if settings.private:
         told = [nameless(text, recording.path) for text in told]
@@ -80,7 +78,7 @@ def finish(
     keep_names(job.summary.parent)  # the results' names before that which says they are there
     _move(done, job.summary)
     keep_names(job.summary.parent)
-    shutil.rmtree(manifest.folder, ignore_errors=True)
+    discard(manifest.folder)
     return summary
 
 
@@ -123,22 +121,15 @@ def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fract
         video = job.result(".annotated.mp4")
         with contextlib.closing(Pictures(video, origin_s)) as pictures:
             # the page names the video by the way from it, and they will lie beside each other
-            write_report(whole, table, about, pictures, folder / video.name)
+            write_report(whole, table, about, pictures, folder / video.name, float(origin_s))
     _move(whole, job.result(".report.html"))
 
 
-def _masks(folder: Path) -> int:
-    """How many pictures there are."""
-    return sum(1 for _ in folder.glob("*.png"))
-
-
 def _move(whole: Path, target: Path) -> None:
-    """Put a result in its place, unless that was done before an interruption; of a folder, what is not there yet."""
+    """Put a result in its place, which one from before an interruption may have."""
     try:
-        if whole.is_dir() and target.is_dir():
-            for inner in whole.iterdir():
-                os.replace(inner, target / inner.name)
-        elif whole.exists():
-            os.replace(whole, target)
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(whole, target)
     except OSError as error:
         raise SinkError(f"cannot write {target}: {reason(error)}") from None

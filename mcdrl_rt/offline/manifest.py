@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,15 @@ class Manifest:
     def parts(self) -> list[Part]:
         """What is done, in the segments' order."""
         return [self.done[number] for number in sorted(self.done)]
+
+
+def discard(folder: Path) -> None:
+    """Delete what a procedure is worked on in, its manifest last: whose folder it is can be told until it is gone."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != MANIFEST:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def size_of(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 
 from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.container import video_stream
 from mcdrl_rt.video.rgb import ToPicture
 
 _EARLY_S = 1e-6  # floating point must not lead to the frame after
@@ -24,7 +25,7 @@ class Pictures:
 
     def __init__(self, path: Path, origin_s: Fraction) -> None:
         self._container = av.open(f"file:{path.absolute()}")
-        self._stream = self._container.streams.video[0]
+        self._stream = video_stream(self._container, path.name)
         self._origin_s = float(origin_s)
         self._to_picture = ToPicture()
 

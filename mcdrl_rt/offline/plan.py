@@ -68,6 +68,16 @@ class Job:
             return "done" if self.summary.exists() else "begun" if self.parts.exists() else "new"
         return "new"
 
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be done, as far as can be told without reading what it is read from."""
+        try:
+            if self.origin is None:
+                stamp(self.source)
+        except SourceError as error:
+            return legible(str(error))
+        return None
+
     def name(self, settings: Settings) -> str:
         """What it is called in its results."""
         return legible(self.place.name if settings.private else self.source.name or self.place.name)
@@ -109,20 +119,25 @@ def plan(
         SourceError: no input exists, one holds nothing to see, or two would get the same name.
         SinkError: the output folder is an input or lies in one, or a result would replace an input or another's.
     """
+    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(there):
+        raise SinkError(f"cannot make the output folder {output}: {there} is not a folder")
     given = _listed(inputs)
     paths = _named(name for name in given if not is_remote(name))
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
     lost: list[SourceError] = []
-    alone = [path for path in paths if not path.is_dir()]
+    alone = _places([path for path in paths if not os.path.isdir(path)])
     for path in paths:
         try:
-            files += _within(path, output) if path.is_dir() else [(path, _place(path, alone))]
+            if path in alone:
+                files.append((path, alone[path]))
+                _look_at(path)
+            else:
+                files += _within(path, output)
         except SourceError as error:
-            files.append((path, Path(_real(path).name)))
             lost.append(error)
-        if not path.exists():
-            what = "file matches" if glob.has_magic(str(path)) else "such file or folder:"
-            lost.append(SourceError(f"no {what} {legible(str(path))}"))
+            if path not in alone:
+                files.append((path, Path(_real(path).name)))
     if lost and len(lost) == len(files) and len(paths) == len(given):
         raise lost[0]
     elsewhere = [name for name in given if is_remote(name)]
@@ -147,8 +162,8 @@ def plan(
             names += [Path(_stem(file)), Path(file.name)]
         choices = [job_of(file, name) for name in dict.fromkeys(names)]
         jobs.append(next((job for job in choices if _has_results(job)), choices[0]))
-    places = [job.place for job in jobs]
-    twice = sorted({legible(_stem(job.source)) for job in jobs if places.count(job.place) > 1})
+    places = Counter(job.place for job in jobs)
+    twice = sorted({legible(_stem(job.source)) for job in jobs if places[job.place] > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
     owned = {job.result(end): job for job in jobs for end in (".masks", ".parts")}
@@ -206,7 +221,7 @@ def _listed(inputs: Iterable[str | Path]) -> list[str]:
     for given in map(str, inputs):
         if not given:
             raise SourceError("an input is an empty name")
-        is_list = given.startswith("@") and not Path(given).exists()
+        is_list = given.startswith("@") and not os.path.exists(given)
         named += map(plain, _lines(Path(given[1:])) if is_list else [given])
     return named
 
@@ -215,7 +230,7 @@ def _named(inputs: Iterable[str]) -> list[Path]:
     """What the inputs stand for; a file may be called anything, and is never taken for a glob."""
     paths: list[Path] = []
     for given in inputs:
-        if Path(given).exists():
+        if os.path.exists(given):
             paths.append(Path(given))
         elif glob.has_magic(given):
             paths += map(Path, sorted(glob.glob(given, recursive=True)) or [given])
@@ -228,9 +243,11 @@ def _lines(listed: Path) -> Sequence[str]:
     """The lines of a list that say something; what begins with # is for people."""
     try:
         content = os.fsdecode(listed.read_bytes().removeprefix(codecs.BOM_UTF8))  # names are bytes, of any kind
-        lines = [line.strip() for line in content.splitlines()]
     except OSError as error:
         raise SourceError(f"cannot read the list {listed}: {reason(error)}") from None
+    if "\0" in content:
+        raise SourceError(f"the list {listed} has zero bytes in it; write one name a line (find -print, not -print0)")
+    lines = [line.strip() for line in content.splitlines()]
     named = [line for line in lines if line and not line.startswith("#")]
     if any(line.startswith("@") for line in named):
         raise SourceError(f"the list {listed} names another list; name both")
@@ -239,12 +256,29 @@ def _lines(listed: Path) -> Sequence[str]:
     return named
 
 
-def _place(path: Path, alone: list[Path]) -> Path:
-    """Where a named file's results go: under its name, or, where others have it too, where it is among them all."""
-    if sum(_stem(other) == _stem(path) for other in alone) == 1:
-        return Path(_stem(path))
-    common = os.path.commonpath([Path(os.path.abspath(other)).parent for other in alone])
-    return Path(os.path.abspath(path)).relative_to(common).with_name(_stem(path))
+def _places(named: Sequence[Path]) -> dict[Path, Path]:
+    """Where named files' results go: under their names, or, where others have it too, where it is among them all."""
+    stems, whole = Counter(map(_stem, named)), [Path(os.path.abspath(path)) for path in named]
+    common = os.path.commonpath([path.parent for path in whole]) if len(stems) < len(named) else ""
+    return {
+        path: Path(_stem(path)) if stems[_stem(path)] == 1 else full.relative_to(common).with_name(_stem(path))
+        for path, full in zip(named, whole, strict=True)
+    }
+
+
+def _look_at(path: Path) -> None:
+    """Make sure that a file may be there.
+
+    Raises:
+        SourceError: it is not, or nobody may know.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        what = "file matches" if glob.has_magic(str(path)) else "such file or folder:"
+        raise SourceError(f"no {what} {legible(str(path))}") from None
+    except OSError as error:
+        raise SourceError(f"cannot read {legible(str(path))}: {reason(error)}") from None
 
 
 def _stem(path: Path) -> str:
@@ -296,7 +330,7 @@ def _folders(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def _is_result(path: Path) -> bool:
     """Whether it was made by ``process``: the summary of its procedure lies beside it."""
-    return any(path.with_name(name).exists() for name in summaries_of(path.name))
+    return any(os.path.exists(path.with_name(name)) for name in summaries_of(path.name))
 
 
 def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:

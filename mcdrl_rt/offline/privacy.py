@@ -25,7 +25,7 @@ from mcdrl_rt.types import Frame, UInt8Array
 from mcdrl_rt.video.field import blanked, field_of
 from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.out_of_body import OutOfBody
-from mcdrl_rt.video.playlist import matching_files
+from mcdrl_rt.video.playlist import pictures_of
 from mcdrl_rt.video.source import Source
 
 _LETTERS = 16
@@ -38,13 +38,14 @@ class Deidentified(Source):
         source: opened; closed with this one.
         field: (H, W) uint8 of the whole procedure, from ``field_of``; None to look at each frame by itself, as for
             pictures, which need not belong together.
+        outside: has seen the frames before the source's first; see ``follow``.
     """
 
-    def __init__(self, source: Source, field: UInt8Array | None) -> None:
+    def __init__(self, source: Source, field: UInt8Array | None, outside: OutOfBody | None = None) -> None:
         self._take_facts(source)
         self.frame_count, self.live = source.frame_count, source.live
         self.source, self._field = source, field
-        self._outside = OutOfBody()
+        self._outside = outside or OutOfBody()
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self.source:
@@ -59,9 +60,14 @@ class Deidentified(Source):
         field = self._field
         if field is None:  # pictures, none of which says where the next was taken
             field, self._outside = field_of([frame.pixels]), OutOfBody()
-        if field is None or self._outside(frame, field if field.shape == frame.size else None):
+        if field is None or is_outside(self._outside, frame, field):
             return np.zeros_like(frame.pixels)
         return blanked(frame.pixels, field)
+
+
+def is_outside(outside: OutOfBody, frame: Frame, field: UInt8Array) -> bool:
+    """Whether the next frame is from outside the body; ``field`` is of the procedure, and fits most of its frames."""
+    return outside(frame, field if field.shape == frame.size else None)
 
 
 def pseudonym(place: Path) -> Path:
@@ -83,7 +89,7 @@ def nameless(message: str, recording: Path) -> str:
     """
     instead = {str(recording): "the recording", recording.name: "the recording"}
     with contextlib.suppress(SourceError):  # it may be gone by now
-        for number, file in enumerate(matching_files(str(recording)) or (), 1):
+        for number, file in enumerate(pictures_of(recording) if recording.is_dir() else (), 1):
             instead |= {str(file): f"picture {number}", file.name: f"picture {number}"}
     instead |= {legible(name): what for name, what in instead.items()}
     names = "|".join(re.escape(name) for name in sorted(instead, key=len, reverse=True))

@@ -13,7 +13,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
-from mcdrl_rt.offline.manifest import Manifest, read_json, size_of, write_json
+from mcdrl_rt.offline.manifest import Manifest, discard, read_json, size_of, write_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording, open_recording
@@ -66,7 +66,7 @@ def done_before(job: Job, fingerprint: Fingerprint, address: Callable[[Path], st
         summary = Summary(**content["summary"])
     except (KeyError, TypeError):
         raise SourceError(f"{job.summary} is no summary of a procedure; move it away, or delete it") from None
-    shutil.rmtree(job.parts, ignore_errors=True)  # it may have been stopped in clearing up
+    discard(job.parts)  # it may have been stopped in clearing up
     return summary
 
 
@@ -110,7 +110,7 @@ def carry_out(
             raise
         finally:
             if not manifest.done:
-                shutil.rmtree(manifest.folder, ignore_errors=True)
+                discard(manifest.folder)
 
 
 def _known(summary: Path, stamped: str | None) -> Mapping[str, Any] | None:
@@ -176,22 +176,17 @@ def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerpri
         for left in job.parts.glob(".*"):  # what a killed process left
             left.unlink(missing_ok=True)
         for number, part in list(manifest.done.items()):
-            sizes = {kind.end: size_of(kind.part(job.parts, number)) for kind in crew.kinds if not _moved(job, kind)}
-            if part.frames and sizes != {end: part.sizes[end] for end in sizes}:
+            sizes = {kind.end: size_of(kind.part(job.parts, number)) for kind in crew.kinds}
+            if part.frames and sizes != part.sizes:
                 del manifest.done[number]
         return manifest
     _refuse_foreign(job, crew, ours=manifest is not None)
-    shutil.rmtree(job.parts, ignore_errors=True)  # not one segment was done
+    discard(job.parts)  # not one segment was done
     make_folder(job.parts)
     segments = recording.segments(crew.settings.segment_s)
     manifest = Manifest(job.parts, fingerprint, segments, stamp=stamped, name=job.name(crew.settings))
     manifest.save()  # whose folder it is
     return manifest
-
-
-def _moved(job: Job, kind: Product) -> bool:
-    """Whether the parts of a kind may be in the whole already, and not in their places."""
-    return kind.moves and (kind.whole(job.parts).exists() or job.result(kind.end).exists())
 
 
 def _refuse_foreign(job: Job, crew: Crew, ours: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mcdrl_rt.errors import SinkError
+from mcdrl_rt.offline.manifest import keep_names
 from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.types import Shown, VideoFormat
 from mcdrl_rt.video.chunks import Chunk, join
@@ -48,11 +50,9 @@ class Product(ABC):
 
     Attributes:
         end: of its name, after the procedure's or the segment's.
-        moves: whether joining moves what the parts hold, and leaves nothing of them.
     """
 
     end: str
-    moves = False
 
     def part(self, folder: Path, number: int) -> Path:
         """Where a segment's lies."""
@@ -72,7 +72,7 @@ class Product(ABC):
 
     @abstractmethod
     def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
-        """Make one of all segments' that have a frame, in their order; of what was put in its place already, nothing.
+        """Make one of all segments' that have a frame, in their order; what they are made of stays.
 
         Returns:
             What people should know of it.
@@ -122,21 +122,30 @@ class _Pictures(Product):
     """The same as a folder of PNG pictures."""
 
     end = ".masks"
-    moves = True
 
     def open(self, part: Path, about: About) -> Sink:
         return _Kept(str(part), about.format)
 
     def join(self, chunks: Sequence[Chunk], whole: Path, about: About) -> list[str]:
-        """Pictures are moved, so that an interruption loses none: what is left is moved the next time."""
         try:
-            for chunk in chunks:
-                for picture in chunk.path.iterdir():
-                    whole.mkdir(exist_ok=True)
-                    os.replace(picture, whole / picture.name)
+            shutil.rmtree(whole, ignore_errors=True)  # from before an interruption
+            whole.mkdir()
+            for number, chunk in enumerate(chunks):
+                for file in chunk.path.iterdir():
+                    if number == 0 or file.suffix == ".png":  # what is beside them is the same in all
+                        _link(file, whole / file.name)
+            keep_names(whole)
         except OSError as error:
             raise SinkError(f"cannot write masks into {whole}: {reason(error)}") from None
         return []
+
+
+def _link(file: Path, name: Path) -> None:
+    """Another name for a file, or a copy where file systems have one name for each."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copyfile(file, name)
 
 
 class _Coco(Product):

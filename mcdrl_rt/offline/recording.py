@@ -11,18 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.offline.pictures import Pictures
-from mcdrl_rt.offline.privacy import Deidentified
+from mcdrl_rt.offline.privacy import Deidentified, is_outside
 from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.field import field_of_video
-from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of, read_through
-from mcdrl_rt.video.playlist import PICTURES, Playlist, matching_files
+from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of, lead, read_through
+from mcdrl_rt.video.out_of_body import OutOfBody
+from mcdrl_rt.video.playlist import PICTURES, Playlist, pictures_of
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
 
 _SAMPLES = 60
+_LEAD_S, _LEAD_GROWS = 3.0, 4  # that is looked at before a segment at first, and how many times longer next
 _STILL = "its picture hardly moves: whatever on it may be writing was blanked, with some of what is beside it"
 
 
@@ -48,6 +51,10 @@ class Recording(ABC):
     @abstractmethod
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
         """The same segments of the same recording, always."""
+
+    def lead(self, segment: Segment, seconds: float) -> Segment | None:
+        """What can be read of the time before one of them; see ``video.index.lead``."""
+        return None
 
     @abstractmethod
     def open(self, segment: Segment) -> Source:
@@ -113,6 +120,9 @@ class _File(Recording):
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
         return cut(self._index, segment_s)
 
+    def lead(self, segment: Segment, seconds: float) -> Segment | None:
+        return lead(self._index, segment, seconds)
+
     def open(self, segment: Segment) -> Source:
         return open_segment(self._index, segment)
 
@@ -135,7 +145,7 @@ def _spread(index: VideoIndex) -> list[int]:
 class _Pictures(Recording):
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_source(str(path)) as source:
+        with Playlist(path.name, pictures_of(path), {}) as source:
             self.format, self.frames = source.format, source.frame_count
 
     def samples(self) -> Iterator[UInt8Array]:
@@ -145,14 +155,11 @@ class _Pictures(Recording):
         return (Segment(0, None, None),)
 
     def open(self, segment: Segment) -> Source:
-        return Playlist(self.path.name, self._files(), {})
+        return Playlist(self.path.name, pictures_of(self.path), {})
 
     def read_through(self) -> None:
-        for file in self._files():
+        for file in pictures_of(self.path):
             read_through(file)
-
-    def _files(self) -> list[Path]:
-        return matching_files(str(self.path)) or [self.path]
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return None
@@ -179,7 +186,20 @@ class _Private(Recording):
         return self._recording.segments(segment_s)
 
     def open(self, segment: Segment) -> Source:
-        return Deidentified(self._recording.open(segment), self._field)
+        return Deidentified(self._recording.open(segment), self._field, self._outside_before(segment))
+
+    def _outside_before(self, segment: Segment) -> OutOfBody:
+        """What has seen as many of the frames before a segment as it takes to know where it begins."""
+        outside, seconds = OutOfBody(), _LEAD_S
+        while self._field is not None and (lead := self._recording.lead(segment, seconds)) is not None:
+            outside = OutOfBody(from_start=lead.start is None)
+            with contextlib.suppress(SourceError), self._recording.open(lead) as source:  # damage is told of elsewhere
+                for frame in source:
+                    is_outside(outside, frame, self._field)
+            if outside.is_known:
+                break
+            seconds *= _LEAD_GROWS
+        return outside
 
     def read_through(self) -> None:
         self._recording.read_through()

@@ -26,6 +26,7 @@ import platformdirs
 
 from mcdrl_rt.errors import SinkError, SourceError, first_line
 from mcdrl_rt.offline.settings import summaries_of
+from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -213,6 +214,7 @@ def _get(files: Any, there: str, here: Path) -> None:
     partial = partial_path(here)
     files.get_file(there, str(partial))
     os.replace(partial, here)
+    ended(partial)
 
 
 def _files(url: str) -> tuple[Any, str]:

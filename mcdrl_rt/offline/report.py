@@ -38,6 +38,7 @@ def write_report(
     facts: Mapping[str, str],
     thumbnail: Thumbnail | None = None,
     video: Path | None = None,
+    video_from_s: float = 0.0,
     *,
     bridged_gap_s: float = 1.0,
     shortest_s: float = 0.2,
@@ -51,6 +52,7 @@ def write_report(
         thumbnail: gives the frame at a time of the table in seconds, lesions drawn, (H, W, 3) uint8, RGB, or None where
             there is none; asked for in order of time.
         video: the annotated video; the page points to it by its path from the page's own folder.
+        video_from_s: the time of the table that is zero in the video.
         bridged_gap_s, shortest_s: see ``findings.Finder``.
 
     Raises:
@@ -76,7 +78,7 @@ def write_report(
         pictures=pictures,
         pictured=sum(picture is not None for picture in pictures.values()),
         video=None if video is None else _relative(video, target.parent),
-        data=_data(seen),
+        data=_data(seen) | {"video_from": video_from_s},
         bridged_gap_s=bridged_gap_s,
         shortest_s=shortest_s,
     )
@@ -131,11 +133,12 @@ def clock(seconds: float, digits: int = 1) -> str:
     >>> clock(62.25), clock(3600, 0)
     ('1:02.2', '1:00:00')
     """
-    units = round(max(0.0, seconds) * 10**digits)
+    units = round(abs(seconds) * 10**digits)
+    sign = "\N{MINUS SIGN}" if seconds < 0 and units else ""
     whole, part = divmod(units, 10**digits)
     minutes, hours = whole // 60 % 60, whole // 3600
     text = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
-    return f"{text}:{whole % 60:02d}" + (f".{part:0{digits}d}" if digits else "")
+    return f"{sign}{text}:{whole % 60:02d}" + (f".{part:0{digits}d}" if digits else "")
 
 
 def percent(share: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mcdrl_rt.errors import SinkError
+from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.output import partial_path, reason
 
 
@@ -48,9 +49,11 @@ class WholeFile:
             os.fsync(self.file.fileno())  # a power cut must not leave a named ruin
             self.file.close()
             self._partial.replace(self._target)
+        ended(self._partial)
 
     def abort(self) -> None:
         """Discard it; what had its name before is untouched."""
         with contextlib.suppress(OSError):  # a full disk takes no last bytes, and they are thrown away
             self.file.close()
         self._partial.unlink(missing_ok=True)
+        ended(self._partial)

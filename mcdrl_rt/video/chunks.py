@@ -19,6 +19,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 
 from mcdrl_rt.errors import SinkError
+from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.audio import Audio
 from mcdrl_rt.video.file import FORMATS, container_options, flush_to_disk
 from mcdrl_rt.video.output import partial_path, reason
@@ -59,6 +60,7 @@ def join(chunks: Sequence[Chunk], target: Path, audio: Path | None = None) -> li
         raise SinkError(f"cannot write {target}: {reason(error)}") from None
     finally:
         partial.unlink(missing_ok=True)
+        ended(partial)
         if sound:
             sound.close()
     return sound.problems if sound else []

@@ -23,7 +23,7 @@ import av
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Shown, VideoFormat
-from mcdrl_rt.unfinished import keep
+from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.audio import Audio
 from mcdrl_rt.video.encoder import H264, Encoder
 from mcdrl_rt.video.output import Sink, Timeline, check_folder, numbered, partial_path, reason
@@ -60,7 +60,8 @@ class VideoFile(Sink):
         format: of the frames to come.
         audio: a file whose sound goes with the pictures, on the same clock; with or without any.
         joinable: no picture is stored before one that is shown earlier, so that packets of several files can follow
-            each other (``chunks.join``). H.264 is an eighth larger for it, and done in two thirds of the time.
+            each other (``chunks.join``), and none is left out because another is shown in the same millisecond.
+            H.264 is an eighth larger for it, and done in two thirds of the time.
         grey: the pixels' channels are alike: FFV1 stores them as one, in a fifth of the time.
 
     Raises:
@@ -80,7 +81,8 @@ class VideoFile(Sink):
         check_folder(target, self._partial)
         self._muxer = FORMATS[target.suffix.lower()][0]
         # AVI counts frames from its start, so a late first frame would become hours of filler
-        self._timeline = Timeline(_grid(self._muxer, format), from_zero=format.live or self._muxer == "avi")
+        from_zero = format.live or self._muxer == "avi"
+        self._timeline = Timeline(_grid(self._muxer, format), from_zero, keep_all=joinable)
         self._frame_s = 1 / format.rate
         self._in_order = joinable or self._muxer == "avi"  # which has no presentation times
         self._audio: Audio | None = None
@@ -161,12 +163,14 @@ class VideoFile(Sink):
             self.abort()
             raise
         self._ended.set()
+        ended(self._partial)
 
     def abort(self) -> None:
         """Discard everything written; what had the target's name before is untouched."""
         if not self._ended.is_set():
             self._release()
             self._partial.unlink(missing_ok=True)
+            ended(self._partial)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._live and kind is not None and issubclass(kind, Exception):
@@ -195,7 +199,7 @@ class VideoFile(Sink):
             os.truncate(self._partial, self._whole.size)
             flush_to_disk(self._partial)
             kept = _beside_others(self._partial, self._target)
-        keep(kept)
+        ended(self._partial)
         return SinkError(f"{text}; the first {float(self._whole.length_s):.0f} s are kept in {kept}")
 
     def _release(self) -> None:

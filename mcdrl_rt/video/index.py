@@ -161,6 +161,19 @@ def cut(index: VideoIndex, segment_s: float) -> tuple[Segment, ...]:
     return tuple(Segment(number, start, end) for number, (start, end) in enumerate(edges))
 
 
+def lead(index: VideoIndex, segment: Segment, seconds: float) -> Segment | None:
+    """What is shown before one of the segments of ``cut``, for ``seconds`` at least or from the beginning on.
+
+    Returns:
+        It has no ``start`` where it is from the beginning; None before the first segment.
+    """
+    if segment.start is None:
+        return None
+    until = segment.start - seconds / index.format.time_base
+    starts = [keyframe for keyframe in index.keyframes[1:] if keyframe <= until]
+    return Segment(segment.number, starts[-1] if starts else None, segment.start)
+
+
 class _Scan:
     """Sees all packets of a stream, in their order.
 

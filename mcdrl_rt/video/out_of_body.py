@@ -28,12 +28,19 @@ class OutOfBody:
     """Follows the frames of one video, in their order.
 
     What may be outside counts as outside at once; inside again is believed after a second that leaves no doubt.
+
+    Args:
+        from_start: the first frame is the video's; else what came before may have been outside.
+
+    Attributes:
+        is_known: what it says does not depend on what came before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, from_start: bool = True) -> None:
         self._inside = False
         self._since_s: float | None = None  # inside, after a look outside
-        self._began = False
+        self._began = not from_start
+        self.is_known = from_start
 
     def __call__(self, frame: Frame, field: UInt8Array | None = None) -> bool:
         """Whether this frame is, or may be, from outside.
@@ -46,7 +53,7 @@ class OutOfBody:
         if share is None:
             return not self._inside
         if share < TISSUE:
-            self._inside, self._since_s = False, None
+            self._inside, self._since_s, self.is_known = False, None, True
         elif share < SURE:  # neither: who is inside stays there, who is outside waits
             self._since_s = None
         elif not self._began:
@@ -55,6 +62,7 @@ class OutOfBody:
             self._since_s = frame.pts_s if self._since_s is None else self._since_s
             self._inside = frame.pts_s - self._since_s >= _SURE_S
         self._began = True
+        self.is_known |= self._inside
         return not self._inside
 
 

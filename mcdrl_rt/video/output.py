@@ -74,16 +74,23 @@ class Sink(ABC):
 class Timeline:
     """Places frames on the grid of times that an output can store, and turns away those that have no place on it.
 
+    Args:
+        time_base: seconds from one time of the grid to the next.
+        from_zero: the first frame's time is zero in the output.
+        keep_all: a frame that would need a place between two of the grid gets the next one, and is not turned away.
+
     Attributes:
         origin_s: time of the source that is zero in the output; known from the first frame on.
         dropped: frames whose time did not come after that of the frame before.
         crowded: frames for which the grid has no time of their own.
+        late_s: the most that a frame's place is after its time.
     """
 
-    def __init__(self, time_base: Fraction, from_zero: bool) -> None:
-        self.time_base, self._from_zero = time_base, from_zero
+    def __init__(self, time_base: Fraction, from_zero: bool, keep_all: bool = False) -> None:
+        self.time_base, self._from_zero, self._keep_all = time_base, from_zero, keep_all
         self.origin_s = Fraction(0)
         self.dropped = self.crowded = 0
+        self.late_s = Fraction(0)
         self._last: tuple[int, Fraction] | None = None  # place given, and the latest time seen
 
     def place(self, frame: Frame) -> int | None:
@@ -94,13 +101,16 @@ class Timeline:
         pts = round((time_s - self.origin_s) / self.time_base)
         if self._last is not None and pts <= self._last[0]:
             # re-timing it would be a lie, and no container takes time that runs backwards
-            if time_s > self._last[1]:
+            if time_s <= self._last[1]:
+                self.dropped += 1
+                return None
+            if not self._keep_all:
                 self.crowded += 1
                 self._last = self._last[0], time_s
-            else:
-                self.dropped += 1
-            return None
+                return None
+            pts = self._last[0] + 1
         self._last = pts, time_s
+        self.late_s = max(self.late_s, pts * self.time_base + self.origin_s - time_s)
         return pts
 
     @property
@@ -118,6 +128,11 @@ class Timeline:
             problems.append(
                 f"{self.crowded} frames not written: they follow each other faster than this format can tell apart; "
                 "write .mp4 or .mov, which keep every time exactly"
+            )
+        if self.late_s > 2 * self.time_base:
+            problems.append(
+                f"some frames are shown up to {float(self.late_s):.3f} s late: they follow each other faster than this "
+                "format can tell apart"
             )
         return problems
 

@@ -18,6 +18,7 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
 from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.decoder import Video
+from mcdrl_rt.video.names import legible
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 VIDEOS = frozenset(
@@ -40,8 +41,7 @@ def matching_files(uri: str) -> list[Path] | None:
     if "://" in uri or path.is_file():  # a file may be called anything
         return None
     if path.is_dir():
-        files = [file for file in path.iterdir() if not file.name.startswith(".")]
-        found = _of_kind(files, VIDEOS) or _of_kind(files, PICTURES)
+        found = _of_kind(path, VIDEOS) or _of_kind(path, PICTURES)
         missing = f"{uri} holds no video and no pictures"
     elif glob.has_magic(uri):
         found = [Path(name) for name in glob.glob(uri, recursive=True) if Path(name).is_file()]
@@ -53,6 +53,18 @@ def matching_files(uri: str) -> list[Path] | None:
         return None
     if not found:
         raise SourceError(missing)
+    return sorted(found, key=_natural)
+
+
+def pictures_of(path: Path) -> list[Path]:
+    """A picture, or all those of a folder, frame10 after frame9, whatever else lies there.
+
+    Raises:
+        SourceError: there is none.
+    """
+    found = _of_kind(path, PICTURES) if path.is_dir() else [path]
+    if not found:
+        raise SourceError(f"{path} holds no video and no pictures")
     return sorted(found, key=_natural)
 
 
@@ -110,7 +122,7 @@ class Playlist(Source):
             except SourceError as error:
                 self._unreadable.append(str(error))
                 continue
-            self._file = file.name if _is_picture(file) else ""
+            self._file = legible(file.name) if _is_picture(file) else ""
             if self._file:
                 video.rate = self._picture_rate
             return video
@@ -142,8 +154,9 @@ class Playlist(Source):
         return "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "") or None
 
 
-def _of_kind(files: list[Path], suffixes: frozenset[str]) -> list[Path]:
-    return [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
+def _of_kind(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    shown = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return [file for file in shown if file.suffix.lower() in suffixes and file.is_file()]
 
 
 def _numbered(path: Path) -> list[Path]:
