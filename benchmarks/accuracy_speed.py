@@ -44,7 +44,9 @@ from mcdrl_rt.types import ModelSpec, UInt8Array
 from mcdrl_rt.video.region import crop_and_resize, find_region
 from training.evaluate import Deployed, SiteScores, evaluate, evenly
 from training.metrics import paired_bootstrap
-from training.sites import data_root, read_pixels, split_sites
+from training.recipe import recipe_from
+from training.sites import data_root, read_pixels
+from training.split import split_sites
 from training.train import load_method
 
 SIZES, ALPHAS = (192, 224, 256, 288, 320, 352), (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -179,8 +181,7 @@ def exported(method: Deployed) -> bytes:
 
 def calibration(data: Path, spec: ModelSpec) -> list[UInt8Array]:
     """Images the model was trained on, at their own size."""
-    recipe = _training(spec)
-    kept, _ = split_sites(data, recipe["train_sites"], recipe["validation_share"], recipe["seed"])
+    kept, _ = split_sites(data, recipe_from(_training(spec)))
     return [read_pixels(sample.image) for sample in evenly(kept, CALIBRATION)]
 
 

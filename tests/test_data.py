@@ -50,7 +50,13 @@ def test_pictures_that_are_no_site_are_told(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(archive, monkeypatch) == 0
-    assert "holds pictures" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "holds pictures" not in out and "neither image nor mask" not in out
+    for place in ("images/more/x.png", "masks/orphan.png"):
+        (archive / "noise" / place).parent.mkdir(exist_ok=True)
+        (archive / "noise" / place).write_bytes((archive / "noise" / "masks" / "im0.png").read_bytes())
+    assert run(archive, monkeypatch) == 0
+    assert "  2 are neither image nor mask: images/more/x.png, masks/orphan.png\n" in capsys.readouterr().out
     (archive / "noise").rename(archive / "other")
     (archive / "other" / "images").rename(archive / "other" / "Images")
     assert run(archive, monkeypatch) == 0

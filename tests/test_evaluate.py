@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from miniature import write_site
 
 from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.model.checkpoint import read_spec
 from mcdrl_rt.model.prompts import confounder_names
 from mcdrl_rt.segmenter import Segmenter
@@ -23,7 +25,7 @@ from training.evaluate import evaluate
 from training.launch import make_fabric
 from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
 from training.recipe import Recipe
-from training.sites import split_sites
+from training.split import Split, split_sites
 from training.train import train
 
 
@@ -66,7 +68,7 @@ def test_held_out_part_and_unseen_sites_are_measured_and_nothing_else(red: Segme
     (tmp_path / "no site").mkdir()
     sites = evaluate(red, tmp_path)
     assert {name: site.unseen for name, site in sites.items()} == {"here": False, "there": True}
-    _, held = split_sites(tmp_path, ["here"], 0.25, 4)
+    _, held = split_sites(tmp_path, Recipe(name="x", train_sites=("here",), validation_share=0.25, seed=4))
     assert sites["here"].samples == held and len(held) == 2
     assert len(sites["there"].scores) == 3
     figures = sites["there"].figures()
@@ -82,8 +84,38 @@ def test_what_a_models_start_was_trained_on_is_not_unseen(red: Segmenter, tmp_pa
     red.engine.spec = dataclasses.replace(red.spec, provenance=provenance)
     sites = evaluate(Segmenter(red.engine), tmp_path)
     assert {name: site.unseen for name, site in sites.items()} == {"there": False, "here": False, "elsewhere": True}
-    assert sites["there"].samples == split_sites(tmp_path, ["there"], 0.5, 1)[1]
-    assert sites["here"].samples == split_sites(tmp_path, ["here"], 0.25, 4)[1]
+    for name, share, seed in (("there", 0.5, 1), ("here", 0.25, 4)):
+        recipe = Recipe(name="x", train_sites=(name,), validation_share=share, seed=seed)
+        assert sites[name].samples == split_sites(tmp_path, recipe)[1]
+
+
+def test_images_that_come_later_and_bad_ones_change_nothing(
+    red: Segmenter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = write_site(tmp_path / "here", count=8)
+    recipe = Recipe(name="x", train_sites=("here", "gone"), validation_share=0.25, seed=4, bad_images="skip")
+    kept, held = split_sites(tmp_path, dataclasses.replace(recipe, train_sites=("here",)))
+    provenance = {
+        "recipe": json.dumps(dataclasses.asdict(recipe)),
+        "images": Split.of(kept, held, tmp_path).to_json(),
+    }
+    red.engine.spec = dataclasses.replace(red.spec, provenance=provenance)
+    for i in range(30):
+        for part in ("images", "masks"):
+            shutil.copy(here / part / "im0.png", here / part / f"a{i}.png")
+    assert evaluate(red, tmp_path)["here"].samples == held
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "30 images have come to here since it was trained on: not measured",
+        f"gone, which it was trained on, is not in {tmp_path}: not measured",
+    ]
+    held[0].image.write_bytes(b"no picture")
+    assert evaluate(red, tmp_path)["here"].samples == held[1:]
+    assert f"left out: cannot read {held[0].image}" in capsys.readouterr().err
+    strict = json.dumps(dataclasses.asdict(recipe) | {"bad_images": "stop"})
+    red.engine.spec = dataclasses.replace(red.spec, provenance=provenance | {"recipe": strict})
+    with pytest.raises(SourceError, match="cannot read"):
+        evaluate(red, tmp_path)
 
 
 def test_site_of_a_class_the_model_does_not_know_is_left_out_aloud(

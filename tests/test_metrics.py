@@ -37,6 +37,16 @@ def test_right_place_under_a_wrong_name_is_not_right() -> None:
     assert (score.dice, score.iou, score.accuracy, score.recall) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_what_is_marked_beside_a_lesion_counts_whatever_it_is_called() -> None:
+    truth, found = np.zeros((2, 4, 4), np.uint8)
+    truth[0], found[0] = 2, 2
+    found[3, :2] = 1
+    one = score_image(found, truth, truth > 0)
+    found[3, :2] = 2
+    other = score_image(found, truth, truth > 0)
+    assert dataclasses.asdict(one) == dataclasses.asdict(other) and one.dice == pytest.approx(0.8)
+
+
 def test_lesion_seen_where_none_is_costs_everything() -> None:
     found = np.zeros((3, 4), np.uint8)
     found[0, 0] = 3

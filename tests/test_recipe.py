@@ -33,6 +33,10 @@ def test_the_papers_recipe_has_no_loss_of_ours() -> None:
 
 def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text('name = "x"\nepochs = 3\ninput_size = [64, 96]')
+    own = load_recipe(ROOT / "training" / "recipes" / "small.toml", ["alpha=0.3"])
+    assert (own.alpha, own.deployed_alpha) == (0.3, 0.0)  # and not another recipe's
+    both = load_recipe(ROOT / "training" / "recipes" / "small.toml", ["deployed_alpha=0.4"])
+    assert (both.alpha, both.deployed_alpha) == (0.5, 0.4)
     recipe = load_recipe(tmp_path / "r.toml", ["epochs=5", 'classes=["polyp", "cyst"]'])
     assert recipe == Recipe(name="x", epochs=5, input_size=(64, 96), classes=("polyp", "cyst"))
 
@@ -57,6 +61,16 @@ def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
         ('name = "x"', ["train_sites=[]"], "has no train_sites"),
         ('name = "x"', ["epochs=0"], "has no epochs"),
         ('name = "x"', ["lr=-1"], "has a learning rate that is not above 0"),
+        ('name = "x"', ["lr=nan"], "unusable lr: nan"),
+        ('name = "x"', ["warmup_epochs=inf"], "unusable warmup_epochs: inf"),
+        ('name = "x"', ["patience=-1"], "has a patience below 0"),
+        ('name = "x"', ["dice=-1.0", "phantom_count=-5"], "has a dice, phantom_count below 0"),
+        ('name = "x"', ["temperature=0"], "has a temperature, or a dense_scale, that is not above 0"),
+        ('name = "a/b"', [], "has a name that no file can have"),
+        ('name = "method"', [], "has a name that no file can have"),
+        ('name = "x"', ['train_sites=["a", "b/"]'], r"train_sites that are no names of folders .* \('b/'\)"),
+        ('name = "x"', ['train_sites=["a", "a"]'], "has a site twice in train_sites"),
+        ('name = "x"\nbase = 3', [], "base is the name of a recipe's file, not 3"),
         ('name = "x"', ["deployed_alpha=7"], r"has a deployed_alpha outside \[0, 1\]"),
         ('name = "x"', ["start_share=0.5"], "has a start_share, but no start"),
         ('name = "x"\nstart = "mcdrl-small"', ["start_share=1"], "has a start_share outside"),

@@ -12,7 +12,8 @@ import pytest
 from miniature import write_pair, write_site
 
 from mcdrl_rt.errors import SourceError, SpecError
-from training.sites import MANIFESTS, Sample, hold_out, load_site, read_pixels, read_sample, scan_site
+from training.sites import MANIFESTS, load_site, read_pixels, read_sample, scan_site
+from training.split import hold_out
 
 PLAIN_LAYOUT = '[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"'
 
@@ -224,13 +225,3 @@ def test_kvasir_is_1000_images_with_lesions(data_root: Path) -> None:
     assert len(samples) == 1000
     for sample in samples[::250]:
         assert 0 < read_sample(sample)[1].mean() < 1
-
-
-def test_hold_out_is_disjoint_whole_and_the_same_whatever_the_order() -> None:
-    samples = [Sample(Path(f"{i:03}.png"), Path("m.png"), str(i)) for i in range(50)]
-    kept, held = hold_out(samples, 10, seed=3)
-    assert (len(kept), len(held)) == (40, 10)
-    assert {*kept, *held} == set(samples)
-    assert hold_out(samples[::-1], 10, seed=3) == (kept, held)
-    assert hold_out(samples, 10, seed=4)[1] != held
-    assert held != samples[:10]

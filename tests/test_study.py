@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_every_variant_is_trained_on_the_other_sites_and_measured_on_all(finishe
         assert result.figures["dice"] == pytest.approx(np.mean(result.images["dice"]), abs=1e-3)
         assert 0 <= result.held_dice <= 1
         assert not (result.folder / "last.pt").exists() and (result.folder / "method.safetensors").exists()
-    pretrained = [path for path in (finished / "runs" / "pretrained").iterdir()]
+    pretrained = [path for path in (finished / "runs" / "pretrained").iterdir() if path.is_dir()]
     assert len(pretrained) == 2  # one for each site left out, shared by the variants
 
 
@@ -93,6 +94,27 @@ def test_what_is_done_is_not_done_again(finished: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(study, "execute", lambda *_: pytest.fail("done again"))
     arguments = (finished / "study.toml", "--output", finished / "runs", "--data", finished / "data")
     assert command(monkeypatch, study, *arguments) == 0
+
+
+def test_a_study_of_other_settings_is_not_taken_for_done(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study, "execute", lambda *_: pytest.fail("done again"))
+    path = finished / "longer.toml"
+    path.write_text(STUDY.replace("epochs = 1", "epochs = 2"))
+    assert command(monkeypatch, study, path, "--output", finished / "runs", "--data", finished / "data") == 1
+    assert "holds a run with other settings (epochs); name another --output" in capsys.readouterr().err
+
+
+def test_a_run_that_studies_share_counts_once(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "more")
+    once = report.load_results([finished / "runs"])
+    assert len(report.load_results([finished / "runs", tmp_path / "more"])) == len(once) == 6
+    path = next((tmp_path / "more").rglob("evaluation.json"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"recipe": content["recipe"] | {"epochs": 5}}))
+    with pytest.raises(SpecError, match="have one name and differ; report on them apart"):
+        report.load_results([finished / "runs", tmp_path / "more"])
 
 
 def test_parts_of_a_study_are_all_of_it(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,7 +168,8 @@ def test_report_without_weights_or_data_has_the_tables(
     arguments = (tmp_path / "kept", "--output", tmp_path / "report", "--data", tmp_path / "gone")
     assert command(monkeypatch, report, *arguments) == 0
     assert not list((tmp_path / "report").glob("panels*"))
-    assert "## CVC-ClinicDB left out" in (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## CVC-ClinicDB left out" in text and "paper: Table 1" in text  # the name tells which site of theirs it is
 
 
 def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
@@ -200,6 +223,11 @@ def test_papers_figures(variant: str, letter: str, expected: list[tuple[str, flo
         ('recipe = "tiny.toml"\nleave_out = ["gone"]\n[variants.a]', "leaves out gone, and .* has CVC-ClinicDB, north"),
         ('recipe = "tiny.toml"\n[variants.a]\nalfa = 1', "a study sets alfa, which no recipe has"),
         ('recipe = "tiny.toml"\n[variants.a]\nalpha = "x"', "unusable alpha"),
+        ('recipe = "tiny.toml"\nseeds = 3\n[variants.a]', "seeds is a list of numbers"),
+        ('recipe = "tiny.toml"\nleave_out = "north"\n[variants.a]', "leave_out is a list of sites"),
+        ('recipe = "tiny.toml"\nvariants = ["a"]', "variants and set are tables of settings"),
+        ('recipe = "tiny.toml"\n[variants.a]\nseed = 1', "sets seed, which seeds and leave_out are for"),
+        ('recipe = "tiny.toml"\n[variants."w/o x"]\n[variants."w-o-x"]', "w/o x and w-o-x would share a folder"),
         (f'recipe = "{ROOT}/training/recipes/finetune.toml"\n[variants.a]', "starts from a checkpoint may have seen"),
     ],
 )

@@ -32,6 +32,7 @@ from training.loop import Trainer
 from training.methods import build_method
 from training.recipe import Recipe, lineage
 from training.sites import load_site
+from training.split import Split, split_sites
 from training.train import load_method, train
 
 FABRIC = make_fabric("32-true", "cpu")
@@ -155,6 +156,64 @@ def test_finished_run_is_left_alone_and_another_recipes_is_refused(tiny: Recipe,
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(SpecError, match=r"holds a run with other settings \(epochs, lr\); name another --output"):
         train(FABRIC, dataclasses.replace(recipe, epochs=4, lr=1e-4), tmp_path, tmp_path / "run")
+
+
+def test_what_a_run_was_shown_is_kept_and_cannot_change_meanwhile(tiny: Recipe, tmp_path: Path) -> None:
+    recipe, run = dataclasses.replace(tiny, epochs=1, causal_from_epoch=0), tmp_path / "run"
+    method = train(FABRIC, recipe, tmp_path, run)
+    split = Split.of(*split_sites(tmp_path, recipe), tmp_path)
+    carried = read_spec(run / "tiny.safetensors").provenance
+    for provenance in (method.spec.provenance, load_method(run, tmp_path).spec.provenance, carried):
+        assert Split.from_json(provenance["images"]) == split and len(split.held) == 1
+    for part in ("images", "masks"):
+        (tmp_path / "tiny" / part / "im0.png").rename(tmp_path / "tiny" / part / "im9.png")
+    with pytest.raises(SpecError, match=r"begun with other images \(1 have come since, 1 are gone\); name another"):
+        train(FABRIC, recipe, tmp_path, run)
+    further = dataclasses.replace(recipe, start=str(run / "tiny.safetensors"), validation_share=0.9, seed=8)
+    train(FABRIC, further, tmp_path, tmp_path / "further")
+    again = Split.from_json(read_spec(tmp_path / "further" / "tiny.safetensors").provenance["images"])
+    assert again.held - split.held and not again.held & split.kept  # what is new may be held out, no more
+
+
+def test_training_that_goes_astray_ends(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, run = Trainer.part, tmp_path / "run"
+    parts = iter(range(9))
+
+    def strayed(self: Trainer, *arguments: Any) -> dict[str, Tensor]:
+        terms = part(self, *arguments)
+        return terms | {"dice": terms["dice"] * float("nan")} if next(parts) >= 4 else terms
+
+    monkeypatch.setattr(Trainer, "part", strayed)
+    with pytest.raises(SpecError, match=r"went astray in epoch 2: dice is no number; lower lr"):
+        train(FABRIC, tiny, tmp_path, run)
+    assert torch.load(run / "last.pt", weights_only=True)["progressed"]["epochs"] == 1
+    assert not (run / "method.safetensors").exists()
+
+
+def test_another_start_than_that_of_an_attempt_that_came_to_nothing(tiny: Recipe, tmp_path: Path) -> None:
+    for name, seed in (("one", 7), ("two", 8)):
+        recipe = dataclasses.replace(tiny, epochs=1, causal_from_epoch=0, seed=seed)
+        train(FABRIC, recipe, tmp_path, tmp_path / name)
+    one, two = (str(tmp_path / name / "tiny.safetensors") for name in ("one", "two"))
+    further = dataclasses.replace(tiny, start=one, epochs=1, causal_from_epoch=0)
+    with pytest.raises(SpecError, match="do not fill one batch of 64"):
+        train(FABRIC, dataclasses.replace(further, batch_size=64), tmp_path, tmp_path / "run")
+    train(FABRIC, dataclasses.replace(further, start=two), tmp_path, tmp_path / "run")
+    assert (tmp_path / "run" / "start.safetensors").read_bytes() == Path(two).read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".last.pt.partial").symlink_to("/dev/full")
+    trainer = make_trainer(tiny, tmp_path)
+    with pytest.raises(SpecError, match=r"cannot write .*last\.pt: ") as caught:
+        trainer.save()
+    assert "\n" not in str(caught.value)
+
+
+def test_patience_needs_somebody_to_be_held_out(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="has patience, and a validation_share that holds no image out"):
+        train(FABRIC, dataclasses.replace(tiny, patience=1, validation_share=0.01), tmp_path, tmp_path / "run")
 
 
 def test_what_has_not_begun_can_be_corrected(tiny: Recipe, tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import json
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.model.checkpoint import read_spec
-from training.card import render_card
+from training.card import notes_on, render_card
 
 
 def test_the_card_is_what_the_evaluation_wrote() -> None:
     measured = json.loads(DEFAULT_CHECKPOINT.with_suffix(".json").read_text())
-    assert DEFAULT_CHECKPOINT.with_suffix(".md").read_text() == render_card(read_spec(DEFAULT_CHECKPOINT), measured)
+    notes = notes_on(DEFAULT_CHECKPOINT)
+    card = DEFAULT_CHECKPOINT.with_suffix(".md").read_text()
+    assert card == render_card(read_spec(DEFAULT_CHECKPOINT), measured, notes) and notes in card
 
 
 def test_the_figures_clear_the_bars_the_default_was_shipped_for() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.types import ModelSpec
 from training.dataset import PARTS
+from training.launch import whole
 from training.methods.causal import without_contrast
 from training.recipe import RECIPES, Recipe, lineage, load_recipe
 
@@ -60,7 +60,7 @@ nothing of that condition.
 ## Known limits
 No other class; no other training data; a lesion that covers more than the selected share of the cells cannot be
 segmented whole; folds, text, instruments and bubbles can be marked.{limits}
-
+{notes}
 ## Recipe
 {recipes}
 """
@@ -73,25 +73,26 @@ _KNOWN = {
     ),
 }
 
-# of the shipped model: what its figures on a site it was not trained on have decided
-_HISTORY = """- Earlier models were measured on CVC-ClinicDB: a trial (224×224, 10 epochs) before input size and scale
-  augmentation were settled, and those that were shipped before. The head and the restyling of this one were settled
-  the other way round, on models trained on CVC-ClinicDB and measured on Kvasir-SEG."""
-
-# of the shipped model: what its sites cannot tell
-_UNTOLD = """
-
-Every image it was measured on shows a polyp: how often it marks one in a whole picture without one is not known."""
-
-
 def write_card(checkpoint: Path, spec: ModelSpec, measured: dict[str, Any]) -> None:
-    """Write ``CHECKPOINT.json`` (the figures) and ``CHECKPOINT.md`` (the card made from them)."""
-    checkpoint.with_suffix(".json").write_text(json.dumps(measured, indent=1) + "\n")
-    checkpoint.with_suffix(".md").write_text(render_card(spec, measured))
+    """Write ``CHECKPOINT.json`` (the figures) and ``CHECKPOINT.md`` (the card made from them).
+
+    Raises:
+        SpecError: they cannot be written.
+    """
+    with whole(checkpoint.with_suffix(".json")) as figures:
+        figures.write_text(json.dumps(measured, indent=1) + "\n")
+    with whole(checkpoint.with_suffix(".md")) as card:
+        card.write_text(render_card(spec, measured, notes_on(checkpoint)))
 
 
-def render_card(spec: ModelSpec, measured: dict[str, Any]) -> str:
-    """The card's text for a specification and the content of its figures file."""
+def notes_on(checkpoint: Path) -> str:
+    """What people wrote of a checkpoint, in ``CHECKPOINT.notes.md`` beside it: what no measurement can tell."""
+    path = checkpoint.with_suffix(".notes.md")
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> str:
+    """The card's text for a specification, the content of its figures file, and the notes on it."""
     recipes = lineage(spec.provenance)
     trained_alpha = f"; trained with α = {recipes[0].alpha}" if recipes and recipes[0].alpha != spec.alpha else ""
     return _TEXT.format(
@@ -109,11 +110,12 @@ def render_card(spec: ModelSpec, measured: dict[str, Any]) -> str:
         depth=spec.depth,
         confounders=len(spec.confounders),
         text_tower=_text_tower(recipes),
-        training_data=_training_data(spec.name, recipes, measured["sites"]),
+        training_data=_training_data(recipes, measured["sites"]),
         readout=_readout(measured.get("readout", {})),
         engine=measured["engine"],
         table=_table(measured["sites"]),
-        limits=_limits(spec.name, measured),
+        limits=_limits(measured),
+        notes=f"\n## Notes\n{notes}\n" if notes else "",
         recipes=_recipes(recipes),
     )
 
@@ -131,7 +133,7 @@ def _text_tower(recipes: Sequence[Recipe]) -> str:
     return text + (". With one class the contrastive loss (Eq. 12) is zero" if one else "")
 
 
-def _training_data(name: str, recipes: Sequence[Recipe], sites: Mapping[str, object]) -> str:
+def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> str:
     """What the model has seen, in every run it comes from, and what it was measured on unseen."""
     lines = []
     trained = {site: recipe for recipe in recipes for site in recipe.train_sites}
@@ -149,7 +151,7 @@ def _training_data(name: str, recipes: Sequence[Recipe], sites: Mapping[str, obj
         patience = any(recipe.patience for recipe in recipes)
         chosen = "the held-out images chose the epoch" if patience else "at the last epoch; no image chose them"
         lines.append(f"- The weights are the moving average, {chosen}.")
-    return "\n".join([*lines, *([_HISTORY] if name == DEFAULT_CHECKPOINT.stem else [])])
+    return "\n".join(lines)
 
 
 def _recipes(recipes: Sequence[Recipe]) -> str:
@@ -169,15 +171,19 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
     lines = ["| | " + " | ".join(sites) + " |", "|---|" + "---|" * len(sites)]
     for key, title in _ROWS:
         digits = {"images": 0, "hd95": 1}.get(key, 3)
-        cells = [f"{site[key]:.{digits}f}" for site in sites.values() if key in site]
-        if len(cells) == len(sites):
+        band = key.removeprefix("dice_") if key.startswith("dice_") else ""
+        cells = []
+        for site in sites.values():
+            of = f" ({site[f'images_{band}']:.0f} images)" if f"images_{band}" in site else ""
+            cells.append(f"{site[key]:.{digits}f}{of}" if key in site else "")
+        if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _limits(name: str, measured: Mapping[str, Any]) -> str:
-    """What it makes of pictures without lesion, and of none, and what else its figures cannot tell."""
-    lines = [_UNTOLD if name == DEFAULT_CHECKPOINT.stem else ""]
+def _limits(measured: Mapping[str, Any]) -> str:
+    """What it makes of pictures without lesion, and of none."""
+    lines = [""]
     if parts := {site: found for site, found in measured.get("parts", {}).items() if found}:
         lines += ["", f"On parts of these images, {PARTS[0]} to {PARTS[1]} of their sides, enlarged:", ""]
         lines += ["| | parts | without lesion: more than 1 % marked | area marked | with some of one: Dice |"]

@@ -43,6 +43,7 @@ class Report:
         lesion_share: 5th, 50th and 95th percentile of the share of an image that is lesion.
         without_mask, unreadable: files that stop training.
         empty: masks without lesion.
+        unused: pictures in its folder that are neither image nor mask of it.
         unnamed: published labels of outlines that the manifest gives no class.
         notes: what else of the annotation was not taken as it is.
     """
@@ -57,6 +58,7 @@ class Report:
     without_mask: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     unnamed: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
 
@@ -167,6 +169,9 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
     report = Report(site.name, str(folder), groups=len({s.group for s in site.samples}))
     report.unnamed, report.notes = dict(site.unnamed), dict(site.notes)
     report.without_mask = [str(path.relative_to(folder)) for path in site.without_mask]
+    taken = {path for sample in site.samples for path in (sample.image, sample.mask)} | set(site.without_mask)
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path not in taken)
+    report.unused = sorted(str(path.relative_to(folder)) for path in pictures if not path.name.startswith("."))
     shares, sizes, seen = [], [], []
     classes: Counter[str] = Counter()
     for sample in site.samples:
@@ -201,6 +206,7 @@ def _lines(report: Report) -> list[str]:
         ("have no mask", report.without_mask),
         ("cannot be used", report.unreadable),
         ("have an empty mask", report.empty),
+        ("are neither image nor mask", report.unused),
     )
     lines += [f"  {len(names)} {what}: {_some(names)}" for what, names in wrong if names]
     if report.unnamed:

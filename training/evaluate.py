@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.base import Engine, RawOutput
-from mcdrl_rt.errors import McdrlError, SpecError
+from mcdrl_rt.errors import McdrlError, SourceError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
@@ -33,7 +33,8 @@ from training.launch import whole
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
 from training.recipe import lineage
-from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample, split_sites
+from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample
+from training.split import Split, image_id, in_order, split_of
 from training.train import Method, load_method
 
 READOUT_PICTURES = 100
@@ -71,10 +72,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
     parser.add_argument("--engine", default="auto", help="for a checkpoint")
     parser.add_argument("--precision", default="auto", help="for a checkpoint")
-    parser.add_argument("--device", default="auto", help="for a run: cpu or cuda")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for a run")
     parser.add_argument("--card", action="store_true", help="write CHECKPOINT.md and CHECKPOINT.json beside it")
     arguments = parser.parse_args()
     try:
+        if arguments.card and arguments.model.is_dir():
+            raise SpecError(f"a card is a checkpoint's: name the one in {arguments.model}, which ends in .safetensors")
         if arguments.model.is_dir():
             engine: Engine = MethodEngine(load_method(arguments.model, arguments.data), arguments.device)
             segmenter = Segmenter(engine)
@@ -95,12 +98,15 @@ def main() -> int:
             },
             "empty": marked_on_empty(segmenter),
         }
+        print(json.dumps(measured, indent=1))
         if arguments.card:
             write_card(arguments.model, segmenter.spec, measured)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(measured, indent=1))
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -117,21 +123,33 @@ def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[
         most: images of each site, spread evenly over it; all, by default.
     """
     recipes = lineage(segmenter.spec.provenance)
-    trained = {name: recipe for recipe in reversed(recipes) for name in recipe.train_sites}
-    parts = {
-        name: split_sites(data, [name], recipe.validation_share, recipe.seed)[1]
-        for name, recipe in trained.items()
-        if (data / name).is_dir()
-    }
-    parts |= {folder.name: load_site(folder) for folder in find_sites(data) if folder.name not in trained}
+    trained = list(dict.fromkeys(name for recipe in reversed(recipes) for name in recipe.train_sites))
+    skip_bad = bool(recipes) and recipes[0].bad_images == "skip"
+    folders = {folder.name: folder for folder in find_sites(data)}
+    split = split_of(segmenter.spec.provenance, data)
     scores = {}
-    for name, samples in parts.items():
+    for name in [*trained, *(name for name in folders if name not in trained)]:
+        if name not in folders:
+            print(f"{name}, which it was trained on, is not in {data}: not measured", file=sys.stderr)
+            continue
+        samples = load_site(folders[name], skip_bad)
+        if name in trained:
+            samples = _held_out(samples, split, data)
         if strange := sorted({sample.lesion for sample in samples} - class_ids(segmenter.spec.classes).keys()):
             print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
         elif samples:
-            samples = evenly(samples, most or len(samples))
-            scores[name] = SiteScores(name not in trained, samples, evaluate_samples(segmenter, samples))
+            measured = evaluate_samples(segmenter, evenly(samples, most or len(samples)), skip_bad)
+            scores[name] = SiteScores(name not in trained, *measured)
     return scores
+
+
+def _held_out(samples: Sequence[Sample], split: Split, data: Path) -> list[Sample]:
+    """Those that a model's trainings held out; how many there are that they knew nothing of is said."""
+    ids = [image_id(sample, data) for sample in samples]
+    if new := sum(one not in split.kept | split.held for one in ids):
+        where = samples[0].image.relative_to(data).parts[0]
+        print(f"{new} images have come to {where} since it was trained on: not measured", file=sys.stderr)
+    return in_order([sample for sample, one in zip(samples, ids, strict=True) if one in split.held])
 
 
 def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -148,20 +166,41 @@ def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> di
     held = [sample for site in sites.values() if not site.unseen for sample in site.samples]
     if not segmenter.spec.depth or not held:
         return {}
-    pictures = [read_sample(sample)[0] for sample in held[:READOUT_PICTURES]]
+    pictures = [read_sample(sample)[0] for sample in evenly(held, READOUT_PICTURES)]
     return {"real": readout_on_real(segmenter, pictures), "phantom": readout_on_phantom(segmenter)}
 
 
-def evaluate_samples(segmenter: Segmenter, samples: Sequence[Sample]) -> list[ImageScore]:
-    """Score each image."""
+def evaluate_samples(
+    segmenter: Segmenter, samples: Sequence[Sample], skip_bad: bool = False
+) -> tuple[list[Sample], list[ImageScore]]:
+    """Score each image.
+
+    Args:
+        segmenter: what is measured.
+        samples: of classes that it knows.
+        skip_bad: leave out images that cannot be read, and say so on standard error, instead of raising.
+
+    Returns:
+        The images that could be read, and their scores.
+
+    Raises:
+        SourceError: an image cannot be read.
+    """
     ids = class_ids(segmenter.spec.classes)
-    scores = []
+    readable, scores = [], []
     for sample in samples:
-        pixels, truth = read_sample(sample, ids[sample.lesion])
+        try:
+            pixels, truth = read_sample(sample, ids[sample.lesion])
+        except SourceError as error:
+            if not skip_bad:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        readable.append(sample)
         out = segmenter(pixels)
         seen = selected_pixels(out.selected, segmenter.spec, out.region, truth.shape)
         scores.append(score_image(out.labels, truth, seen))
-    return scores
+    return readable, scores
 
 
 def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores], **about: str) -> None:
@@ -217,12 +256,17 @@ class MethodEngine:
     Args:
         method: trained.
         device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        SpecError: the device is not there.
     """
 
     max_batch = 1
 
     def __init__(self, method: Method, device: str = "auto") -> None:
         cuda = torch.cuda.is_available() and device != "cpu"
+        if device == "cuda" and not cuda:
+            raise SpecError("--device cuda, but torch sees no GPU here")
         self._deployed = Deployed(method).to("cuda" if cuda else "cpu")
         self.spec, self.name = method.spec, f"torch fp32 {'cuda' if cuda else 'cpu'}, as trained"
 

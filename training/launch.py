@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.openvino import resolve_precision
-from mcdrl_rt.errors import SpecError
+from mcdrl_rt.errors import SpecError, first_line
 from mcdrl_rt.ops import at_least_float32
 from training.recipe import Recipe, recipe_from
 from training.sites import data_root
@@ -47,7 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings in place of the recipe's",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load data, for each that trains")
+    parser.add_argument("--workers", type=count, default=1, help="processes that load data, for each that trains")
+
+
+def count(text: str) -> int:
+    """A number of things on the command line."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes")
+    return int(text)
 
 
 def make_fabric(precision: str = "auto", device: str = "auto") -> Fabric:
@@ -92,10 +100,18 @@ def _processes() -> tuple[int, int]:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to appear at once, or not at all."""
-    partial = path.with_suffix(".partial")
-    yield partial
-    partial.replace(path)
+    """Where to write a file that is to appear at once, or not at all.
+
+    Raises:
+        SpecError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch calls a full disk a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise SpecError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
@@ -104,23 +120,40 @@ def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
     Raises:
         SpecError: the folder holds what another recipe has trained, or cannot be written.
     """
-    path, settings = run / "recipe.json", dataclasses.asdict(recipe)
-    if path.is_file() and any((run / name).exists() for name in TRAINED):
-        try:
-            was = dataclasses.asdict(recipe_from(json.loads(path.read_text())))
-        except (OSError, ValueError, SpecError) as error:
-            raise SpecError(f"cannot go on from {path} ({error}); name another --output") from error
-        if other := [name for name, value in settings.items() if was[name] != value]:
-            raise SpecError(f"{run} holds a run with other settings ({', '.join(other)}); name another --output")
+    if has_begun(run):
+        refuse_other(recipe, run)
     fabric.barrier()
     try:
         if fabric.is_global_zero:
             run.mkdir(parents=True, exist_ok=True)
-            with whole(path) as partial:
-                partial.write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise SpecError(f"cannot write to {run}: {error}") from error
+    if fabric.is_global_zero:
+        with whole(run / "recipe.json") as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True) + "\n")
     fabric.barrier()
+
+
+def has_begun(run: Path) -> bool:
+    """Whether something was trained in a run's folder."""
+    return any((run / name).exists() for name in TRAINED)
+
+
+def refuse_other(recipe: Recipe, run: Path) -> None:
+    """Make sure that a folder is of this recipe's run, or says nothing of whose it is.
+
+    Raises:
+        SpecError: it is another's.
+    """
+    path = run / "recipe.json"
+    if not path.is_file():
+        return
+    try:
+        was = dataclasses.asdict(recipe_from(json.loads(path.read_text())))
+    except (OSError, ValueError, SpecError) as error:
+        raise SpecError(f"cannot go on from {path} ({error}); name another --output") from error
+    if other := [name for name, value in dataclasses.asdict(recipe).items() if was[name] != value]:
+        raise SpecError(f"{run} holds a run with other settings ({', '.join(other)}); name another --output")
 
 
 def progress_bar(fabric: Fabric) -> Progress:

@@ -113,6 +113,11 @@ class Trainer:
             started = time.monotonic()
             figures = self.epoch(self.progressed.epochs)
             self.progressed.epochs += 1
+            if wrong := [name for name, value in figures.items() if not math.isfinite(value)]:
+                raise SpecError(
+                    f"training went astray in epoch {self.progressed.epochs}: {', '.join(wrong)} "
+                    f"{'is' if len(wrong) == 1 else 'are'} no number; lower lr, or the loss's weight"
+                )
             figures |= self.validate()
             seconds = round(time.monotonic() - started, 1)
             self._note(writer, figures)
@@ -190,7 +195,8 @@ class Trainer:
             labels = torch.stack([item.labels for item in items]).to(fabric.device)
             with fabric.autocast():
                 out = method.predict(method.normalise(pixels))
-            found, lesion = out.logits.argmax(dim=1) > 0, labels > 0  # (B, H, W)
+            named, lesion = out.logits.argmax(dim=1), labels > 0  # (B, H, W)
+            found = torch.where(lesion, named == labels, named > 0)  # as ``metrics.score_image``
             cells = upsample_cells(out.selected, method.spec.grid_stride, lesion.shape[1:])
             area = lesion.sum(dim=(1, 2))
             dice = 2 * (found & lesion).sum(dim=(1, 2)) / (found.sum(dim=(1, 2)) + area).clamp_min(1)
@@ -249,7 +255,7 @@ class Trainer:
         path = self.run / "log.csv"
         rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
         rows = [*(old for old in rows if int(old["epoch"]) < done), {k: str(v) for k, v in row.items()}]
-        with path.open("w", newline="") as file:
+        with whole(path) as partial, partial.open("w", newline="") as file:
             table = csv.DictWriter(file, list(dict.fromkeys(name for one in rows for name in one)))
             table.writeheader()
             table.writerows(rows)

@@ -21,7 +21,8 @@ class ImageScore:
     """One image's figures.
 
     Args:
-        dice, iou: of the image's lesion class (of any, where it has none); both 1 where neither mask has a pixel.
+        dice, iou: of the image's lesion class; what is marked beside its lesion counts, whatever it is called. Both 1
+            where neither mask has a pixel.
         accuracy: share of pixels right.
         hd95: 95th percentile of the distances between the two outlines, in pixels; the image's diagonal where one mask
             is empty, 0 where both are.
@@ -59,7 +60,8 @@ def score_image(predicted: UInt8Array, truth: UInt8Array, seen: BoolArray) -> Im
     """
     other = truth > 0
     label = int(truth.max())
-    one = predicted == label if label else predicted > 0  # the right place under a wrong name is not right
+    # the right place under a wrong name is not right, and the wrong place is wrong under any
+    one = np.where(other, predicted == label, predicted > 0)
     both, either = int((one & other).sum()), int((one | other).sum())
     total = int(one.sum()) + int(other.sum())
     return ImageScore(

@@ -33,7 +33,8 @@ from training.loop import Trainer
 from training.methods import build_method
 from training.methods.base import Method, load_trunk, model_spec, save_weights, upsample_cells
 from training.recipe import Recipe, load_recipe
-from training.sites import Sample, split_sites
+from training.sites import Sample
+from training.split import split_sites
 
 PART_RATE = 0.35  # half of the parts show no lesion: without such every picture would fit every class prompt
 CONDITION_RATE = 0.8
@@ -48,7 +49,7 @@ def main() -> int:
         recipe = load_recipe(arguments.recipe, arguments.set)
         if not recipe.pretrains:
             raise SpecError(f"recipe {recipe.name!r} has no pretraining (pretrain_epochs, start, method)")
-        kept, held = split_sites(arguments.data, recipe.train_sites, recipe.validation_share, recipe.seed)
+        kept, held = split_sites(arguments.data, recipe)
         fabric = make_fabric(recipe.precision, arguments.device)
         claim(fabric, recipe, arguments.output)
         dataset = partial(training_set, fabric, recipe, kept)
@@ -58,6 +59,9 @@ def main() -> int:
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
     print(json.dumps({"alpha": recipe.alpha, "images": len(held), "selection_recall": recall}))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -15,6 +16,7 @@ from typing import Any
 from mcdrl_rt.errors import SpecError
 
 RECIPES = Path(__file__).with_name("recipes")
+_TAKEN = ("method", "clip", "start")  # by what a run leaves beside its checkpoint
 METHODS = ("mcdrl", "baseline", "wo-mtrs", "wo-cdrl", "stylip", "biomedcoop", "unet")
 
 
@@ -138,8 +140,17 @@ class Recipe:
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise SpecError(f"recipe {self.name!r}: {name} is one of {', '.join(known)}, not {value!r}")
+        amounts = ("weight_decay", "warmup_epochs", "causal", "contrast", "dice", "dense", "edge", "readout")
+        counts = ("patience", "phantom_count", "pretrain_epochs", "causal_from_epoch", "grid_stride")
+        negative = [name for name in (*amounts, *counts) if getattr(self, name) < 0]
+        odd_sites = [repr(name) for name in self.train_sites if not _is_name(name)]
         problems = {
+            "a name that no file can have": not _is_name(self.name) or self.name in _TAKEN,
             "no train_sites": not self.train_sites,
+            f"train_sites that are no names of folders below the data folder ({', '.join(odd_sites)})": odd_sites,
+            "a site twice in train_sites": len(set(self.train_sites)) < len(self.train_sites),
+            f"a {', '.join(negative)} below 0": negative,
+            "a temperature, or a dense_scale, that is not above 0": min(self.temperature, self.dense_scale) <= 0,
             f"a start, which is for method mcdrl, not {self.method}": self.start and self.method != "mcdrl",
             "a start_share outside [0, 1)": not 0 <= self.start_share < 1,
             "a start_share, but no start": self.start_share and not self.start,
@@ -173,7 +184,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = _read(path)
         for line in overrides:
-            values |= tomllib.loads(line)
+            values = _over(values, tomllib.loads(line))
     except (OSError, ValueError) as error:
         raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
     try:
@@ -214,9 +225,17 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
+    if not isinstance(base, str):
+        raise ValueError(f"base is the name of a recipe's file, not {base!r}")
     if path in above:
         raise SpecError(f"recipe {path} builds on itself")
-    return _read(path.parent / base, (*above, path)) | values
+    return _over(_read(path.parent / base, (*above, path)), values)
+
+
+def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their places: a deployed α belongs to the α that it was set with."""
+    kept = {name: value for name, value in values.items() if name != "deployed_alpha" or "alpha" not in own}
+    return kept | own
 
 
 def _is(value: object, kind: object) -> bool:
@@ -229,5 +248,10 @@ def _is(value: object, kind: object) -> bool:
             return False
         return all(_is(item, inner[0]) for item in value)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return type(value) is kind
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file or folder may be called so."""
+    return bool(text) and text == Path(text).name and text not in (".", "..") and "\0" not in text

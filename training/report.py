@@ -91,7 +91,8 @@ def load_results(folders: Iterable[Path]) -> list[Result]:
     Raises:
         SpecError: there is none, or a file is none of ``training.study``.
     """
-    results = []
+    results: list[Result] = []
+    there: dict[tuple[str, str, int], Result] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("evaluation.json")):
         try:
             content = json.loads(path.read_text())
@@ -109,7 +110,11 @@ def load_results(folders: Iterable[Path]) -> list[Result]:
             )
         except (OSError, ValueError, KeyError) as error:
             raise SpecError(f"{path} is no evaluation of a study ({type(error).__name__}: {error})") from error
-        results.append(result)
+        place = (result.variant, result.left_out, result.recipe.seed)
+        if (other := there.setdefault(place, result)) is result:  # studies may share a run
+            results.append(result)
+        elif other.recipe != result.recipe:
+            raise SpecError(f"{other.folder} and {result.folder} have one name and differ; report on them apart")
     if not results:
         raise SpecError(f"no evaluation.json under {', '.join(map(str, folders))}; run training.study first")
     return results
@@ -203,7 +208,7 @@ def _order(results: Sequence[Result], against: str) -> tuple[list[str], list[str
 
 
 def _site_section(site: str, rows: Sequence[dict[str, Any]], data: Path) -> list[str]:
-    letter = str(manifest(data / site).get("letter", "")) if (data / site).is_dir() else ""
+    letter = str(manifest(data / site).get("letter", ""))
     names = [name for name in COLUMNS if any(name in row for row in rows)]
     names += sorted({name for row in rows for name in row if name.startswith("dice[") and not name.endswith("_std")})
     theirs = {row["variant"]: published(row["variant"], letter) for row in rows}

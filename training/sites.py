@@ -19,6 +19,7 @@ import bisect
 import json
 import os
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.types import UInt8Array
 
 MANIFESTS = Path(__file__).with_name("manifests")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
 Polygon = tuple[tuple[float, float], ...]
 
@@ -90,8 +91,12 @@ def find_sites(data: Path) -> list[Path]:
     return [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _layouts(folder, manifest(folder))]
 
 
-def load_site(folder: Path) -> list[Sample]:
+def load_site(folder: Path, skip_bad: bool = False) -> list[Sample]:
     """The samples of a site, sorted by name.
+
+    Args:
+        folder: of the site.
+        skip_bad: leave out images that lack their mask, and say so on standard error, instead of raising.
 
     Raises:
         SourceError: the folder is missing, is no site, or an image lacks its mask.
@@ -100,7 +105,10 @@ def load_site(folder: Path) -> list[Sample]:
     total = len(site.samples) + len(site.without_mask)
     if site.without_mask:
         some = ", ".join(path.name for path in site.without_mask[:3])
-        raise SourceError(f"{folder}: {len(site.without_mask)} of {total} images have no mask: {some}")
+        problem = f"{folder}: {len(site.without_mask)} of {total} images have no mask: {some}"
+        if not skip_bad:
+            raise SourceError(f"{problem}; mend it, or set bad_images='skip'")
+        print(f"left out: {problem}", file=sys.stderr)
     return site.samples
 
 
@@ -237,33 +245,6 @@ def _is_cut_off(data: bytes) -> bool:
         filled = data[place + 1 : place + 2] == b"\xff"
         place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
     return b"\xff\xd9" not in data[place:]
-
-
-def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split off about ``count`` samples at random, whole groups at a time; the order of ``samples`` does not matter."""
-    ordered = sorted(samples, key=lambda sample: (sample.image.name, str(sample.image)))
-    groups = list(dict.fromkeys(sample.group for sample in ordered))
-    held: set[str] = set()
-    taken = 0
-    for i in np.random.default_rng(seed).permutation(len(groups)):
-        if taken >= count:
-            break
-        held.add(groups[i])
-        taken += sum(sample.group == groups[i] for sample in ordered)
-    return [s for s in ordered if s.group not in held], [s for s in ordered if s.group in held]
-
-
-def split_sites(data: Path, names: Sequence[str], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Samples of several sites to train on, and ``share`` of every site held out (``hold_out``)."""
-    kept: list[Sample] = []
-    held: list[Sample] = []
-    for name in names:
-        samples = load_site(data / name)
-        one, other = hold_out(samples, round(share * len(samples)), seed)
-        if not one:
-            raise SourceError(f"{data / name} has nothing left to train on with a validation_share of {share}")
-        kept, held = kept + one, held + other
-    return kept, held
 
 
 def _layouts(folder: Path, described: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,23 +21,27 @@ import json
 import shutil
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning_fabric import Fabric
 
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from training.dataset import training_set
 from training.evaluate import MethodEngine, evaluate, write_evaluation
-from training.launch import make_fabric
+from training.launch import count, make_fabric, refuse_other
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, recipe_from
-from training.sites import data_root, find_sites, split_sites
+from training.sites import data_root, find_sites
+from training.split import split_sites
 from training.train import train
 
 # what a pretrained CLIP depends on: runs that share these share it
@@ -90,7 +94,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for all runs")
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load data")
+    parser.add_argument("--workers", type=count, default=1, help="processes that load data")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="do every Nth run, from the Ith")
     arguments = parser.parse_args()
     try:
@@ -100,7 +104,7 @@ def main() -> int:
         runs = list(plan(arguments.study, arguments.data, arguments.output))[int(first) - 1 :: int(parts)]
         fabric = make_fabric(runs[0].recipe.precision, arguments.device) if runs else None
         for i, run in enumerate(runs, 1):
-            if not (run.folder / "evaluation.json").is_file():
+            if not is_done(run):
                 assert fabric is not None
                 fabric.print(f"[{i} of {len(runs)}] {run.folder}", flush=True)
                 execute(fabric, run, arguments.data, arguments.output, arguments.workers)
@@ -124,12 +128,13 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
         described = tomllib.loads(study.read_text())
         base = load_recipe(study.parent / described.pop("recipe"))
         common, variants = described.pop("set", {}), described.pop("variants")
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise SpecError(f"cannot read study {study}: {type(error).__name__}: {error}") from error
     if base.start:
         raise SpecError(f"study {study}: a run that starts from a checkpoint may have seen what is left out")
     names = [folder.name for folder in find_sites(data)]
     seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)
+    _check(study, seeds, left_out, common, variants)
     if described:
         raise SpecError(f"study {study} has unknown settings {', '.join(described)}")
     if len(names) < 2:
@@ -139,9 +144,43 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
     for seed in seeds:
         for site in left_out:
             for variant, own in variants.items():
-                folder = output / site / variant.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
+                folder = output / site / _folder_of(variant) / f"seed-{seed}"
                 others = tuple(name for name in names if name != site)
                 yield Run(variant, site, _changed(base, common | own, seed, others), folder)
+
+
+def _check(study: Path, seeds: Any, left_out: Any, common: Any, variants: Any) -> None:
+    """Refuse what is of another kind than it must be."""
+    settings = [common, *variants.values()] if isinstance(variants, dict) else []
+    problems = {
+        "seeds is a list of numbers": not (isinstance(seeds, list) and all(type(seed) is int for seed in seeds)),
+        "leave_out is a list of sites": not (isinstance(left_out, list) and all(type(s) is str for s in left_out)),
+        "variants and set are tables of settings": not settings or not all(type(one) is dict for one in settings),
+    }
+    for what, wrong in problems.items():
+        if wrong:
+            raise SpecError(f"study {study}: {what}")
+    if own := sorted({"seed", "train_sites"} & {name for one in settings for name in one}):
+        raise SpecError(f"study {study} sets {', '.join(own)}, which seeds and leave_out are for")
+    folders = Counter(map(_folder_of, variants))
+    if twice := [variant for variant in variants if folders[_folder_of(variant)] > 1]:
+        raise SpecError(f"study {study}: {' and '.join(twice)} would share a folder; name one of them otherwise")
+
+
+def _folder_of(variant: str) -> str:
+    return variant.replace("/", "-").replace(" ", "-")
+
+
+def is_done(run: Run) -> bool:
+    """Whether a run has been measured.
+
+    Raises:
+        SpecError: one with other settings has, in its folder.
+    """
+    if not (run.folder / "evaluation.json").is_file():
+        return False
+    refuse_other(run.recipe, run.folder)
+    return True
 
 
 def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) -> None:
@@ -150,9 +189,10 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
     if recipe.pretrains:
         shared = {name: value for name, value in asdict(recipe).items() if name in PRETRAINING}
         key = sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
-        kept, _ = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
+        kept, _ = split_sites(data, recipe)
         dataset = partial(training_set, fabric, recipe, kept)
-        weights = pretrain(fabric, recipe, data, dataset, output / "pretrained" / key, workers)
+        with _alone(fabric, output / "pretrained" / key):
+            weights = pretrain(fabric, recipe, data, dataset, output / "pretrained" / key, workers)
         run.folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, run.folder / "clip.safetensors")
     method = train(fabric, recipe, data, run.folder, workers)
@@ -163,6 +203,17 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
         for name in ("last.pt", "clip.safetensors"):  # a study is many runs: what only resuming needs can go
             (run.folder / name).unlink(missing_ok=True)
     fabric.barrier()
+
+
+@contextmanager
+def _alone(fabric: Fabric, folder: Path) -> Iterator[None]:
+    """Keep other machines, and other parts of the study, out of what runs share; they wait."""
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
+        fabric.barrier()
+        yield
 
 
 def _changed(base: Recipe, settings: dict[str, Any], seed: int, sites: tuple[str, ...]) -> Recipe:

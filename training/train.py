@@ -16,7 +16,6 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,16 +27,19 @@ from safetensors.torch import load_file
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
-from training.launch import add_arguments, claim, make_fabric, whole
+from training.launch import add_arguments, claim, has_begun, make_fabric, whole
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights, start_model, start_path
 from training.methods.causal import Causal
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, recipe_from
-from training.sites import Sample, split_sites
+from training.sites import Sample
+from training.split import Split, split_of, split_sites
 
 START = "start.safetensors"  # the run's own copy of the checkpoint it started from
+IMAGES = "images.json"  # which images the run is shown, and which it holds out
+
 
 def main() -> int:
     """Command line of the module; returns the exit status."""
@@ -60,11 +62,12 @@ def main() -> int:
 def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1) -> Method:
     """Run a recipe, or go on with it; returns the trained method.
 
-    The run's folder gets ``recipe.json``, ``method.safetensors`` (the weights kept) and, of a model that can be
-    deployed, ``NAME.safetensors``, a checkpoint for ``mcdrl-rt``.
+    The run's folder gets ``recipe.json``, ``images.json`` (its split), ``method.safetensors`` (the weights kept) and,
+    of a model that can be deployed, ``NAME.safetensors``, a checkpoint for ``mcdrl-rt``.
 
     Raises:
-        SpecError: the recipe cannot be run, or the folder holds a run of another one.
+        SpecError: the recipe cannot be run, the folder holds a run of another one or of other images, the training goes
+            astray, or something cannot be written.
         SourceError: a site is missing or unusable.
     """
     if recipe.intervenes and recipe.causal_from_epoch >= recipe.epochs:
@@ -73,9 +76,14 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
             f"{recipe.causal_from_epoch} (causal_from_epoch)"
         )
     claim(fabric, recipe, run)
-    kept, held = split_sites(data, recipe.train_sites, recipe.validation_share, recipe.seed)
+    start = _start(fabric, recipe, run)
+    kept, held = split_sites(data, recipe, split_of(read_spec(start).provenance, data) if start else None)
+    if recipe.patience and not held:
+        raise SpecError(f"recipe {recipe.name!r} has patience, and a validation_share that holds no image out")
+    split = _claim_images(fabric, Split.of(kept, held, data), run)
     dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
-    method = build_method(recipe, data, _weights_to_start_from(fabric, recipe, data, dataset, run, workers))
+    clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
+    method = _with_images(build_method(recipe, data, clip), split)
     held_set = held_out_set(recipe, held) if held else None
     trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
     fabric.print(
@@ -89,27 +97,60 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         save_weights(result, run / "method.safetensors")
         if isinstance(result, Causal) and result.spec.depth:
             deployed = copy.copy(result.network)  # the same weights
-            deployed.spec = dataclasses.replace(deployed.spec, alpha=recipe.deployed_alpha or deployed.spec.alpha)
+            own_alpha = recipe.deployed_alpha if recipe.method == "mcdrl" else 0.0  # the others select nothing by it
+            deployed.spec = dataclasses.replace(result.spec, alpha=own_alpha or result.spec.alpha)
             save_checkpoint(deployed, run / f"{recipe.name}.safetensors")
     fabric.barrier()
     return result
 
 
-def _weights_to_start_from(
-    fabric: Fabric, recipe: Recipe, data: Path, dataset: Callable[[], LesionDataset], run: Path, workers: int
-) -> Path | None:
-    """Those of ``start`` or of pretraining, kept in the run's folder; None where the recipe has neither."""
-    if recipe.pretrains:
-        return pretrain(fabric, recipe, data, dataset, run, workers)
+def _start(fabric: Fabric, recipe: Recipe, run: Path) -> Path | None:
+    """The run's own copy of the checkpoint it starts from; None where the recipe has none."""
     if not recipe.start:
         return None
     path, source = run / START, start_path(recipe)
-    read_spec(source)
-    if fabric.is_global_zero and not path.is_file():
-        with whole(path) as unfinished:
-            shutil.copyfile(source, unfinished)
+    if not (path.is_file() and has_begun(run)):  # one of an attempt that came to nothing may be another
+        read_spec(source)
+        if fabric.is_global_zero:
+            with whole(path) as unfinished:
+                shutil.copyfile(source, unfinished)
     fabric.barrier()
     return path
+
+
+def _claim_images(fabric: Fabric, split: Split, run: Path) -> Split:
+    """Write down which images a run is shown.
+
+    Raises:
+        SpecError: it has begun with others.
+    """
+    path = run / IMAGES
+    if path.is_file() and has_begun(run) and (began := _read_images(path)) != split:
+        came = len((split.kept | split.held) - (began.kept | began.held))
+        gone = len((began.kept | began.held) - (split.kept | split.held))
+        raise SpecError(
+            f"{run} was begun with other images ({came} have come since, {gone} are gone); name another --output"
+        )
+    fabric.barrier()
+    if fabric.is_global_zero:
+        with whole(path) as partial:
+            partial.write_text(split.to_json() + "\n")
+    fabric.barrier()
+    return split
+
+
+def _read_images(path: Path) -> Split:
+    try:
+        return Split.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from error
+
+
+def _with_images(method: Method, split: Split) -> Method:
+    """The method, whose specification says which images it was shown."""
+    provenance = {**method.spec.provenance, "images": split.to_json()}
+    method.spec = dataclasses.replace(method.spec, provenance=provenance)
+    return method
 
 
 @torch.no_grad()
@@ -122,10 +163,13 @@ def _towards_start(method: Causal, recipe: Recipe, data: Path, run: Path) -> Non
 
 
 def held_out_set(recipe: Recipe, samples: list[Sample]) -> LesionDataset:
-    """The held-out part, as it is."""
-    return LesionDataset(
+    """The held-out part, as it is; what had to be left out is said."""
+    dataset = LesionDataset(
         samples, recipe.input_size, recipe.classes, skip_bad=recipe.bad_images == "skip", seed=recipe.seed
     )
+    for reason in dataset.skipped:
+        print(f"left out of what is held out: {reason}", file=sys.stderr)
+    return dataset
 
 
 def load_method(run: Path, data: Path) -> Method:
@@ -142,7 +186,8 @@ def load_method(run: Path, data: Path) -> Method:
     clip = next((path for name in (START, "clip.safetensors") if (path := run / name).is_file()), None)
     method = build_method(recipe, data, clip)
     method.load_state_dict(weights)
-    return method.eval()
+    images = run / IMAGES
+    return (_with_images(method, _read_images(images)) if images.is_file() else method).eval()
 
 
 if __name__ == "__main__":

