@@ -45,8 +45,8 @@ from mcdrl_rt.video.region import crop_and_resize, find_region
 from training.evaluate import Deployed, SiteScores, evaluate, evenly
 from training.metrics import paired_bootstrap
 from training.recipe import recipe_from
-from training.sites import data_root, read_pixels
-from training.split import split_sites
+from training.sites import data_root, load_site, read_pixels
+from training.split import image_id, in_order, split_of
 from training.train import load_method
 
 SIZES, ALPHAS = (192, 224, 256, 288, 320, 352), (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -181,7 +181,9 @@ def exported(method: Deployed) -> bytes:
 
 def calibration(data: Path, spec: ModelSpec) -> list[UInt8Array]:
     """Images the model was trained on, at their own size."""
-    kept, _ = split_sites(data, recipe_from(_training(spec)))
+    sites = recipe_from(_training(spec)).train_sites
+    seen = split_of(spec.provenance, data, sites)
+    kept = [one for name in sites for one in in_order(load_site(data / name)) if image_id(one, data) in seen.kept]
     return [read_pixels(sample.image) for sample in evenly(kept, CALIBRATION)]
 
 

@@ -249,8 +249,6 @@ def process(
     from mcdrl_rt.video.names import plain
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
-    if not output:
-        raise SinkError("the name of the output folder is empty")
     settings = offline.Settings(
         annotated=not no_annotated,
         masks=forms,
@@ -260,9 +258,11 @@ def process(
         opacity=opacity,
         private=deidentify,
     )
-    store = offline.Store(output) if offline.is_remote(output) else None
-    folder = Path(plain(output)) if store is None else store.folder
     with failures(", ".join(inputs), as_json):
+        if not output:
+            raise SinkError("the name of the output folder is empty")
+        store = offline.Store(output) if offline.is_remote(output) else None
+        folder = Path(plain(output)) if store is None else store.folder
         jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
     if dry_run:
         if not all([_list(job, settings, store, as_json) for job in jobs]):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.sites import IMAGE_SUFFIXES, Sample, data_root, find_sites, read_sample, scan_site
+from training.sites import IMAGE_SUFFIXES, Sample, data_root, find_sites, read_sample, scan_site, unused_pictures
 
 HASH_SIDE = 16  # a hash has 16·16 bits
 PHANTOM_SIZE = (288, 384)
@@ -169,9 +169,7 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
     report = Report(site.name, str(folder), groups=len({s.group for s in site.samples}))
     report.unnamed, report.notes = dict(site.unnamed), dict(site.notes)
     report.without_mask = [str(path.relative_to(folder)) for path in site.without_mask]
-    taken = {path for sample in site.samples for path in (sample.image, sample.mask)} | set(site.without_mask)
-    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path not in taken)
-    report.unused = sorted(str(path.relative_to(folder)) for path in pictures if not path.name.startswith("."))
+    report.unused = [str(path.relative_to(folder)) for path in unused_pictures(folder, site)]
     shares, sizes, seen = [], [], []
     classes: Counter[str] = Counter()
     for sample in site.samples:

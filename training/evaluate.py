@@ -126,7 +126,7 @@ def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[
     trained = list(dict.fromkeys(name for recipe in reversed(recipes) for name in recipe.train_sites))
     skip_bad = bool(recipes) and recipes[0].bad_images == "skip"
     folders = {folder.name: folder for folder in find_sites(data)}
-    split = split_of(segmenter.spec.provenance, data)
+    split = split_of(segmenter.spec.provenance, data, folders)
     scores = {}
     for name in [*trained, *(name for name in folders if name not in trained)]:
         if name not in folders:
@@ -138,8 +138,9 @@ def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[
         if strange := sorted({sample.lesion for sample in samples} - class_ids(segmenter.spec.classes).keys()):
             print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
         elif samples:
-            measured = evaluate_samples(segmenter, evenly(samples, most or len(samples)), skip_bad)
-            scores[name] = SiteScores(name not in trained, *measured)
+            readable, its = evaluate_samples(segmenter, evenly(samples, most or len(samples)), skip_bad)
+            if its:
+                scores[name] = SiteScores(name not in trained, readable, its)
     return scores
 
 

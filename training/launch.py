@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from mcdrl_rt.errors import SpecError, first_line
 from mcdrl_rt.ops import at_least_float32
 from training.recipe import Recipe, recipe_from
 from training.sites import data_root
+from training.split import Split
 
 TRAINED = ("last.pt", "method.safetensors", "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
+IMAGES = "images.json"  # which images a run is shown, and which it holds out
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
 
@@ -110,7 +112,8 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch calls a full disk a RuntimeError
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise SpecError(f"cannot write {path}: {first_line(error)}") from error
 
 
@@ -132,6 +135,38 @@ def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
         with whole(run / "recipe.json") as partial:
             partial.write_text(json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True) + "\n")
     fabric.barrier()
+
+
+def claim_images(fabric: Fabric, split: Split, run: Path) -> None:
+    """Write down which images a run is shown, in ``images.json``.
+
+    Raises:
+        SpecError: it has begun with others.
+    """
+    path = run / IMAGES
+    if path.is_file() and has_begun(run) and (began := read_images(path)) != split:
+        came = len((split.kept | split.held) - (began.kept | began.held))
+        gone = len((began.kept | began.held) - (split.kept | split.held))
+        raise SpecError(
+            f"{run} was begun with other images ({came} have come since, {gone} are gone); name another --output"
+        )
+    fabric.barrier()
+    if fabric.is_global_zero:
+        with whole(path) as partial:
+            partial.write_text(split.to_json() + "\n")
+    fabric.barrier()
+
+
+def read_images(path: Path) -> Split:
+    """What ``claim_images`` wrote.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
+    try:
+        return Split.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from error
 
 
 def has_begun(run: Path) -> bool:

@@ -113,10 +113,10 @@ class Trainer:
             started = time.monotonic()
             figures = self.epoch(self.progressed.epochs)
             self.progressed.epochs += 1
-            if wrong := [name for name, value in figures.items() if not math.isfinite(value)]:
+            if not all(bool(value.isfinite().all()) for value in self.result.parameters()):
                 raise SpecError(
-                    f"training went astray in epoch {self.progressed.epochs}: {', '.join(wrong)} "
-                    f"{'is' if len(wrong) == 1 else 'are'} no number; lower lr, or the loss's weight"
+                    f"training went astray in epoch {self.progressed.epochs}: weights are no numbers any more; lower "
+                    "the learning rates or a loss's weight, and name another --output"
                 )
             figures |= self.validate()
             seconds = round(time.monotonic() - started, 1)

@@ -47,11 +47,12 @@ def draw_all(
         runs = _first_runs(results, site, variants)
         if len(runs) == len(variants) and (data / site).is_dir():
             methods = {v: load_method(result.folder, data) for v, result in runs.items()}
-            samples = load_site(data / site)
+            skip_bad = next(iter(runs.values())).recipe.bad_images == "skip"
+            samples = load_site(data / site, skip_bad)
             pictures.append(panels(site, samples, methods, runs, output / f"panels-{site}.jpg"))
             causal = {v: m for v, m in methods.items() if isinstance(m, Causal)}
             if causal:
-                others = {n: load_site(data / n) for n in next(iter(runs.values())).recipe.train_sites}
+                others = {n: load_site(data / n, skip_bad) for n in next(iter(runs.values())).recipe.train_sites}
                 pictures.append(tsne(site, {site: samples, **others}, causal, output / f"tsne-{site}.png"))
     return pictures
 

@@ -28,13 +28,13 @@ from mcdrl_rt.model.clip import load_clip, tokenizer
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_prompt
 from mcdrl_rt.ops import at_least_float32
 from training.dataset import Item, LesionDataset, training_set
-from training.launch import add_arguments, claim, make_fabric
+from training.launch import add_arguments, claim, claim_images, make_fabric
 from training.loop import Trainer
 from training.methods import build_method
 from training.methods.base import Method, load_trunk, model_spec, save_weights, upsample_cells
 from training.recipe import Recipe, load_recipe
 from training.sites import Sample
-from training.split import split_sites
+from training.split import Split, split_sites
 
 PART_RATE = 0.35  # half of the parts show no lesion: without such every picture would fit every class prompt
 CONDITION_RATE = 0.8
@@ -52,6 +52,7 @@ def main() -> int:
         kept, held = split_sites(arguments.data, recipe)
         fabric = make_fabric(recipe.precision, arguments.device)
         claim(fabric, recipe, arguments.output)
+        claim_images(fabric, Split.of(kept, held, arguments.data), arguments.output)
         dataset = partial(training_set, fabric, recipe, kept)
         weights = pretrain(fabric, recipe, arguments.data, dataset, arguments.output, arguments.workers)
         recall = {"before": selection_recall(recipe, arguments.data, None, held)}

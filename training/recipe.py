@@ -183,8 +183,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         values = _read(path)
+        own: dict[str, Any] = {}
         for line in overrides:
-            values = _over(values, tomllib.loads(line))
+            own |= tomllib.loads(line)
+        values = override(values, own)
     except (OSError, ValueError) as error:
         raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
     try:
@@ -229,10 +231,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"base is the name of a recipe's file, not {base!r}")
     if path in above:
         raise SpecError(f"recipe {path} builds on itself")
-    return _over(_read(path.parent / base, (*above, path)), values)
+    return override(_read(path.parent / base, (*above, path)), values)
 
 
-def _over(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def override(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Settings with others in their places: a deployed α belongs to the α that it was set with."""
     kept = {name: value for name, value in values.items() if name != "deployed_alpha" or "alpha" not in own}
     return kept | own

@@ -247,6 +247,22 @@ def _is_cut_off(data: bytes) -> bool:
     return b"\xff\xd9" not in data[place:]
 
 
+def unused_pictures(folder: Path, site: Site) -> list[Path]:
+    """The pictures in a site's folder that are neither image nor mask of it, sorted; without other layouts' folders."""
+    described = manifest(folder)
+    used = _layouts(folder, described)[: None if described.get("all_layouts") else 1]
+    of_others = _folders(described["layout"]) - _folders(used)
+    taken = {path for sample in site.samples for path in (sample.image, sample.mask)} | set(site.without_mask)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path not in taken
+        and not path.name.startswith(".")
+        and path.relative_to(folder).parts[0] not in of_others
+    )
+
+
 def _layouts(folder: Path, described: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The layouts of a manifest that a folder has images for."""
     return [layout for layout in described["layout"] if next(_images(folder, layout), None) is not None]
@@ -258,6 +274,11 @@ def _images(folder: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
         own = path.relative_to(folder).parts[0] not in masks or layout["image"].startswith(tuple(masks))
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and own:
             yield path
+
+
+def _folders(layouts: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The folders right below a site's that its layouts' images and masks lie in."""
+    return {Path(pattern).parts[0] for layout in layouts for pattern in (layout["image"], *_patterns(layout))}
 
 
 def _patterns(layout: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ site has grown since, and a model that is trained further holds out nothing that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -38,7 +38,7 @@ class Split:
 
     def to_json(self) -> str:
         """As a run and a checkpoint keep it."""
-        return json.dumps({"kept": sorted(self.kept), "held": sorted(self.held)})
+        return json.dumps({"kept": " ".join(sorted(self.kept)), "held": " ".join(sorted(self.held))})
 
     @classmethod
     def from_json(cls, text: str) -> Split:
@@ -49,13 +49,13 @@ class Split:
         """
         content = json.loads(text)
         try:
-            return cls(frozenset(content["kept"]), frozenset(content["held"]))
-        except (KeyError, TypeError) as error:
+            return cls(frozenset(content["kept"].split()), frozenset(content["held"].split()))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("it holds no split of images") from error
 
 
 def image_id(sample: Sample, data: Path) -> str:
-    """A short name of an image that does not say whose it is: a hash of its place below the folder of the sites."""
+    """A hash of an image's place below the folder of the sites: it tells a name to nobody who does not guess it."""
     return sha256(sample.image.relative_to(data).as_posix().encode(errors="surrogateescape")).hexdigest()[:10]
 
 
@@ -90,14 +90,13 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
     Raises:
         SourceError: a site is missing, unusable, or has nothing left to train on.
     """
-    share = recipe.validation_share
+    share, earlier = recipe.validation_share, earlier or Split()
     kept: list[Sample] = []
     held: list[Sample] = []
     for name in recipe.train_sites:
         samples = load_site(data / name, skip_bad=recipe.bad_images == "skip")
         known: dict[str, bool] = {}  # groups, and whether they are trained on
-        for sample in samples if earlier else ():
-            assert earlier is not None
+        for sample in samples:
             if (its := image_id(sample, data)) in earlier.kept:
                 known[sample.group] = True
             elif its in earlier.held and share:
@@ -112,8 +111,13 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
     return kept, held
 
 
-def split_of(provenance: Mapping[str, str], data: Path) -> Split:
+def split_of(provenance: Mapping[str, str], data: Path, sites: Collection[str]) -> Split:
     """What a model was trained on, in all the runs it comes from, and what none of them has seen of their sites.
+
+    Args:
+        provenance: of its specification.
+        data: the folder of the sites.
+        sites: those that are asked about, all there.
 
     Checkpoints of before splits were written down say how theirs was drawn: it is drawn again, and right as long as the
     site is what it was.
@@ -121,13 +125,13 @@ def split_of(provenance: Mapping[str, str], data: Path) -> Split:
     kept, held = set[str](), set[str]()
     while "recipe" in provenance:
         recipe = recipe_from(json.loads(provenance["recipe"]))
-        split = Split.from_json(provenance["images"]) if "images" in provenance else _drawn_again(recipe, data)
+        split = Split.from_json(provenance["images"]) if "images" in provenance else _drawn_again(recipe, data, sites)
         kept |= split.kept
         held |= split.held
         provenance = json.loads(provenance.get("start", "{}"))
     return Split(frozenset(kept), frozenset(held - kept))
 
 
-def _drawn_again(recipe: Recipe, data: Path) -> Split:
-    there = tuple(name for name in recipe.train_sites if (data / name).is_dir())
+def _drawn_again(recipe: Recipe, data: Path, sites: Collection[str]) -> Split:
+    there = tuple(name for name in recipe.train_sites if name in sites)
     return Split.of(*split_sites(data, replace(recipe, train_sites=there)), data) if there else Split()

@@ -23,14 +23,14 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from mcdrl_rt.errors import McdrlError, SpecError
@@ -39,9 +39,9 @@ from training.dataset import training_set
 from training.evaluate import MethodEngine, evaluate, write_evaluation
 from training.launch import count, make_fabric, refuse_other
 from training.pretrain import pretrain
-from training.recipe import Recipe, load_recipe, recipe_from
+from training.recipe import Recipe, load_recipe, override, recipe_from
 from training.sites import data_root, find_sites
-from training.split import split_sites
+from training.split import Split, split_sites
 from training.train import train
 
 # what a pretrained CLIP depends on: runs that share these share it
@@ -68,6 +68,9 @@ PRETRAINING = (
     "pretrain_lr",
     "seed",
 )
+
+
+_ASKS_S = 5.0  # how long a lock is waited for at a time
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,12 @@ def main() -> int:
         if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
             raise SpecError(f"--part is I/N with I from 1 to N, not {arguments.part!r}")
         runs = list(plan(arguments.study, arguments.data, arguments.output))[int(first) - 1 :: int(parts)]
-        fabric = make_fabric(runs[0].recipe.precision, arguments.device) if runs else None
-        for i, run in enumerate(runs, 1):
-            if not is_done(run):
-                assert fabric is not None
-                fabric.print(f"[{i} of {len(runs)}] {run.folder}", flush=True)
-                execute(fabric, run, arguments.data, arguments.output, arguments.workers)
+        left = [(i, run) for i, run in enumerate(runs, 1) if not is_done(run)]
+        fabric = make_fabric(runs[0].recipe.precision, arguments.device) if left else None
+        for i, run in left:
+            assert fabric is not None
+            fabric.print(f"[{i} of {len(runs)}] {run.folder}", flush=True)
+            execute(fabric, run, arguments.data, arguments.output, arguments.workers)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -187,9 +190,10 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
     """Train and measure one run, and leave ``evaluation.json`` in its folder."""
     recipe = run.recipe
     if recipe.pretrains:
+        kept, held = split_sites(data, recipe)
         shared = {name: value for name, value in asdict(recipe).items() if name in PRETRAINING}
-        key = sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
-        kept, _ = split_sites(data, recipe)
+        known = json.dumps(shared, sort_keys=True) + Split.of(kept, held, data).to_json()
+        key = sha256(known.encode()).hexdigest()[:12]
         dataset = partial(training_set, fabric, recipe, kept)
         with _alone(fabric, output / "pretrained" / key):
             weights = pretrain(fabric, recipe, data, dataset, output / "pretrained" / key, workers)
@@ -208,16 +212,33 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
 @contextmanager
 def _alone(fabric: Fabric, folder: Path) -> Iterator[None]:
     """Keep other machines, and other parts of the study, out of what runs share; they wait."""
-    with ExitStack() as held:
-        if fabric.is_global_zero:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(folder.with_name(f".{folder.name}.lock")))
-        fabric.barrier()
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=_ASKS_S)
+    try:
+        while not fabric.broadcast(fabric.is_global_zero and _taken(lock)):
+            pass  # asked again and again: no process may wait at a barrier for hours
         yield
+    finally:
+        lock.release()
+
+
+def _taken(lock: FileLock) -> bool:
+    """Take a lock if it is free within a moment.
+
+    Raises:
+        SpecError: there can be none.
+    """
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:
+        raise SpecError(f"cannot lock {lock.lock_file}: {error}") from error
+    return True
 
 
 def _changed(base: Recipe, settings: dict[str, Any], seed: int, sites: tuple[str, ...]) -> Recipe:
-    values = asdict(base) | settings | {"seed": seed, "train_sites": sites}
+    values = override(asdict(base), settings) | {"seed": seed, "train_sites": sites}
     if unknown := sorted(set(values) - set(asdict(base))):
         raise SpecError(f"a study sets {', '.join(unknown)}, which no recipe has")
     return recipe_from(values)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
-from training.launch import add_arguments, claim, has_begun, make_fabric, whole
+from training.launch import IMAGES, add_arguments, claim, claim_images, has_begun, make_fabric, read_images, whole
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights, start_model, start_path
@@ -38,7 +38,6 @@ from training.sites import Sample
 from training.split import Split, split_of, split_sites
 
 START = "start.safetensors"  # the run's own copy of the checkpoint it started from
-IMAGES = "images.json"  # which images the run is shown, and which it holds out
 
 
 def main() -> int:
@@ -77,10 +76,12 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
         )
     claim(fabric, recipe, run)
     start = _start(fabric, recipe, run)
-    kept, held = split_sites(data, recipe, split_of(read_spec(start).provenance, data) if start else None)
+    seen = split_of(read_spec(start).provenance, data, recipe.train_sites) if start else None
+    kept, held = split_sites(data, recipe, seen)
     if recipe.patience and not held:
         raise SpecError(f"recipe {recipe.name!r} has patience, and a validation_share that holds no image out")
-    split = _claim_images(fabric, Split.of(kept, held, data), run)
+    split = Split.of(kept, held, data)
+    claim_images(fabric, split, run)
     dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
     clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
     method = _with_images(build_method(recipe, data, clip), split)
@@ -116,34 +117,6 @@ def _start(fabric: Fabric, recipe: Recipe, run: Path) -> Path | None:
                 shutil.copyfile(source, unfinished)
     fabric.barrier()
     return path
-
-
-def _claim_images(fabric: Fabric, split: Split, run: Path) -> Split:
-    """Write down which images a run is shown.
-
-    Raises:
-        SpecError: it has begun with others.
-    """
-    path = run / IMAGES
-    if path.is_file() and has_begun(run) and (began := _read_images(path)) != split:
-        came = len((split.kept | split.held) - (began.kept | began.held))
-        gone = len((began.kept | began.held) - (split.kept | split.held))
-        raise SpecError(
-            f"{run} was begun with other images ({came} have come since, {gone} are gone); name another --output"
-        )
-    fabric.barrier()
-    if fabric.is_global_zero:
-        with whole(path) as partial:
-            partial.write_text(split.to_json() + "\n")
-    fabric.barrier()
-    return split
-
-
-def _read_images(path: Path) -> Split:
-    try:
-        return Split.from_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from error
 
 
 def _with_images(method: Method, split: Split) -> Method:
@@ -187,7 +160,7 @@ def load_method(run: Path, data: Path) -> Method:
     method = build_method(recipe, data, clip)
     method.load_state_dict(weights)
     images = run / IMAGES
-    return (_with_images(method, _read_images(images)) if images.is_file() else method).eval()
+    return (_with_images(method, read_images(images)) if images.is_file() else method).eval()
 
 
 if __name__ == "__main__":

@@ -126,9 +126,11 @@ def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fract
 
 
 def _move(whole: Path, target: Path) -> None:
-    """Put a result in its place, which one from before an interruption may have."""
+    """Put a result in its place, which the same from before an interruption may have."""
     try:
-        if target.is_dir():
+        if whole.is_dir() and target.is_dir():
+            if strange := set(os.listdir(target)) - set(os.listdir(whole)):
+                raise SinkError(f"{target} holds what is of no job ({min(strange)}); move it away")
             shutil.rmtree(target)
         os.replace(whole, target)
     except OSError as error:

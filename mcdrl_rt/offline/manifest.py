@@ -118,7 +118,7 @@ def discard(folder: Path) -> None:
         for path in folder.iterdir():
             if path.name != MANIFEST:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
 
 
 def size_of(path: Path) -> int | None:

@@ -119,9 +119,9 @@ def plan(
         SourceError: no input exists, one holds nothing to see, or two would get the same name.
         SinkError: the output folder is an input or lies in one, or a result would replace an input or another's.
     """
-    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise SinkError(f"cannot make the output folder {output}: {there} is not a folder")
+    there = next((folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder)), None)
+    if there is None or not os.path.isdir(there):
+        raise SinkError(f"cannot make the output folder {output}: {there or output.anchor} is not a folder")
     given = _listed(inputs)
     paths = _named(name for name in given if not is_remote(name))
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder

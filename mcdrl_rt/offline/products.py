@@ -130,22 +130,34 @@ class _Pictures(Product):
         try:
             shutil.rmtree(whole, ignore_errors=True)  # from before an interruption
             whole.mkdir()
+            linked = True
             for number, chunk in enumerate(chunks):
                 for file in chunk.path.iterdir():
                     if number == 0 or file.suffix == ".png":  # what is beside them is the same in all
-                        _link(file, whole / file.name)
-            keep_names(whole)
+                        linked &= _link(file, whole / file.name)
+            if linked:
+                keep_names(whole)
+            else:
+                _sync()
         except OSError as error:
             raise SinkError(f"cannot write masks into {whole}: {reason(error)}") from None
         return []
 
 
-def _link(file: Path, name: Path) -> None:
-    """Another name for a file, or a copy where file systems have one name for each."""
+def _link(file: Path, name: Path) -> bool:
+    """Another name for a file, or a copy where a file system has one name for each; whether it is a name."""
     try:
         os.link(file, name)
     except OSError:
         shutil.copyfile(file, name)
+        return False
+    return True
+
+
+def _sync() -> None:
+    """Put all that was written on the disk: at once, for each file by itself would take long."""
+    if hasattr(os, "sync"):
+        os.sync()
 
 
 class _Coco(Product):
@@ -208,11 +220,10 @@ class _Labels(Sink):
 
 
 class _Kept(Masks):
-    """Pictures that are on the disk when their folder is done: all at once, for each by itself would take long."""
+    """Pictures that are on the disk when their folder is done."""
 
     def close(self) -> None:
-        if hasattr(os, "sync"):
-            os.sync()
+        _sync()
 
 
 class Together(Sink):

@@ -25,7 +25,7 @@ from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
 
 _SAMPLES = 60
-_LEAD_S, _LEAD_GROWS = 3.0, 4  # that is looked at before a segment at first, and how many times longer next
+_LEADS_S = (3.0, 12.0, 48.0)  # that are looked at before a segment, until it is known where it begins
 _STILL = "its picture hardly moves: whatever on it may be writing was blanked, with some of what is beside it"
 
 
@@ -186,19 +186,29 @@ class _Private(Recording):
         return self._recording.segments(segment_s)
 
     def open(self, segment: Segment) -> Source:
-        return Deidentified(self._recording.open(segment), self._field, self._outside_before(segment))
+        outside = self._outside_before(segment)
+        return Deidentified(self._recording.open(segment), self._field, outside)
 
     def _outside_before(self, segment: Segment) -> OutOfBody:
-        """What has seen as many of the frames before a segment as it takes to know where it begins."""
-        outside, seconds = OutOfBody(), _LEAD_S
-        while self._field is not None and (lead := self._recording.lead(segment, seconds)) is not None:
+        """What has seen the frames before a segment, as many as it takes to know where it begins.
+
+        Where they cannot be read, or none of so many tells, it may be outside.
+        """
+        outside = OutOfBody()
+        for seconds in _LEADS_S:
+            if self._field is None or (lead := self._recording.lead(segment, seconds)) is None:
+                return OutOfBody()
             outside = OutOfBody(from_start=lead.start is None)
-            with contextlib.suppress(SourceError), self._recording.open(lead) as source:  # damage is told of elsewhere
-                for frame in source:
-                    is_outside(outside, frame, self._field)
+            try:
+                with self._recording.open(lead) as source:
+                    for frame in source:
+                        is_outside(outside, frame, self._field)
+                    if tally_of(source).stopped:
+                        return OutOfBody(from_start=False)
+            except SourceError:
+                return OutOfBody(from_start=False)
             if outside.is_known:
                 break
-            seconds *= _LEAD_GROWS
         return outside
 
     def read_through(self) -> None:

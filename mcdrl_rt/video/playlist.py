@@ -65,7 +65,7 @@ def pictures_of(path: Path) -> list[Path]:
     found = _of_kind(path, PICTURES) if path.is_dir() else [path]
     if not found:
         raise SourceError(f"{path} holds no video and no pictures")
-    return sorted(found, key=_natural)
+    return sorted(found, key=lambda file: (_natural(file), file.name))
 
 
 class Playlist(Source):
@@ -91,7 +91,8 @@ class Playlist(Source):
         self._first_pts: int | None = None  # of the current file, in its own units
         self._video = self._open_next()
         if self._video is None:
-            raise SourceError(f"cannot read any of the {len(files)} files of {name}; {self._unreadable[0]}")
+            several = f"cannot read any of the {len(files)} files of {name}; " if len(files) > 1 else ""
+            raise SourceError(f"{several}{self._unreadable[0]}")
         self._take_facts(self._video)
         self.name = name
         if _is_picture(files[0]):
