@@ -27,16 +27,15 @@ from mcdrl_rt.console import (
     leave,
     on_signals,
     print_failure,
-    print_json,
     say,
     steps,
 )
 from mcdrl_rt.errors import EngineError, McdrlError, SinkError, SourceError
-from mcdrl_rt.progress import Bars, conclude, follow, progress_bar
+from mcdrl_rt.progress import Bars, conclude, follow, list_results, progress_bar
 from mcdrl_rt.version import __version__
 
 if TYPE_CHECKING:
-    from mcdrl_rt.offline import Job, Settings, Store
+    from mcdrl_rt.offline import Job
     from mcdrl_rt.segmenter import AnySegmenter
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
@@ -164,6 +163,7 @@ def stream(
     from mcdrl_rt.stream.pipeline import Stream, run_together
     from mcdrl_rt.stream.policy import Policy
     from mcdrl_rt.stream.supervisor import Supervisor
+    from mcdrl_rt.video.names import plain, redacted
     from mcdrl_rt.video.routing import route
 
     settings = Policy(
@@ -179,7 +179,7 @@ def stream(
     if as_json and "-" in output:
         raise SinkError("--json and --output - would both write to the standard output; name a file for one of them")
     stop, streams, as_live = Stop(), list[Stream](), live or policy in ("pass", "latest")
-    with failures(", ".join(input), as_json):
+    with failures(", ".join(redacted(plain(uri)) for uri in input), as_json):
         routes = route(input, output, log)
     with contextlib.ExitStack() as opened, contextlib.ExitStack() as sinks:
         if log is not None:
@@ -246,7 +246,7 @@ def process(
     say); 1 a procedure failed.
     """
     from mcdrl_rt import offline
-    from mcdrl_rt.video.names import plain
+    from mcdrl_rt.video.names import plain, redacted
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
     settings = offline.Settings(
@@ -258,14 +258,14 @@ def process(
         opacity=opacity,
         private=deidentify,
     )
-    with failures(", ".join(inputs), as_json):
+    with failures(", ".join(map(redacted, inputs)), as_json):
         if not output:
             raise SinkError("the name of the output folder is empty")
         store = offline.Store(output) if offline.is_remote(output) else None
         folder = Path(plain(output)) if store is None else store.folder
         jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
     if dry_run:
-        if not all([_list(job, settings, store, as_json) for job in jobs]):
+        if not all([list_results(job, settings, store, as_json) for job in jobs]):
             raise typer.Exit(1)
         return
     offline.make_folder(folder) if store is None else store.prepare()
@@ -333,11 +333,11 @@ def build(
     if not (parity := sidecar.get("parity")):
         say(f"{output}: ready; nothing here runs it, so it was not checked")
         return
-    kind = "synthetic" if order.frames is None else "real"
+    doubt = "" if parity["with_lesion"] else ", none with a lesion: check it on some that have, with --frames"
     say(
         f"{output}: ready, {sidecar['precision']}, {sidecar['latency_ms']:.1f} ms a frame; against float32 torch "
         f"{parity['label_flips']:.3%} of labels differ, mask IoU {parity['mask_iou']:.4f}, over {parity['frames']} "
-        f"{kind} frames"
+        f"{'synthetic' if order.frames is None else 'real'} frames{doubt}"
     )
 
 
@@ -358,23 +358,6 @@ def doctor() -> None:
     for finding in examine():
         line = Text.assemble(marks[finding.present], f" {finding.what}: {finding.detail}")
         console.print(line, soft_wrap=True)
-
-
-def _list(job: Job, settings: Settings, store: Store | None, as_json: bool) -> bool:
-    """Tell what a procedure would become, or why it would not, and whether it would."""
-    from mcdrl_rt.video.names import legible
-
-    if (problem := job.problem) is not None:
-        say(problem, "error:", "bold red")
-        print_failure(job.title, problem, as_json)
-        return False
-    results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
-    with contextlib.nullcontext() if store is None else store.recalled(job.summary):
-        if as_json:
-            print_json({"source": job.title, "results": results, "state": job.state})
-        else:
-            print("\n  ".join([f"{job.title} ({job.state})", *map(legible, results)]))
-    return True
 
 
 def _segmenter(model: Path | None, engine: str, precision: str, device: str, skip: int = 0) -> AnySegmenter:

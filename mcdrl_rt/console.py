@@ -172,9 +172,10 @@ def leave(status: object) -> NoReturn:
 
 
 class Stop(threading.Event):
-    """Set by the first signal, so that a stream ends and its output is kept; a second one quits.
+    """Set by the first signal, so that a stream ends and its output is kept; a second Ctrl-C quits.
 
-    A closing terminal, and ``timeout``, signal a process and its group at once: that is one request, not two.
+    No other signal does: a terminal that is closed, and a machine that shuts down, want nothing discarded. ``timeout``
+    signals a process and its group at once: that is one request, not two.
     """
 
     number = 0
@@ -187,7 +188,7 @@ class Stop(threading.Event):
             self.number, self._since = number, now
             self.set()
             say("stopping; a second Ctrl-C discards the output")
-        elif now - self._since > self.ECHO_S:
+        elif number == signal.SIGINT and now - self._since > self.ECHO_S:
             quit_now(number, _)
 
 

@@ -74,7 +74,8 @@ def _torch() -> tuple[bool, str]:
 def _tensorrt() -> tuple[bool, str]:
     if importlib.util.find_spec("tensorrt") is None:
         return False, "not installed; for NVIDIA GPUs: pip install 'mcdrl-rt[tensorrt]'"
-    return True, f"{importlib.metadata.version('tensorrt')}; 'mcdrl-rt build --runtime tensorrt' makes a plan"
+    version = importlib.import_module("tensorrt").__version__
+    return True, f"{version}; 'mcdrl-rt build --runtime tensorrt' makes a plan"
 
 
 def _quantiser() -> tuple[bool, str]:

@@ -292,13 +292,16 @@ for _name, _reference, _fake in (
 
 def _load_native() -> None:
     """Add the CUDA implementations, where they were built: ``MCDRL_NATIVE_LIBRARY`` or the library beside this file."""
-    path = Path(os.environ.get("MCDRL_NATIVE_LIBRARY") or Path(__file__).with_name("libmcdrl_rt_native.so"))
+    named = os.environ.get("MCDRL_NATIVE_LIBRARY")
+    path = Path(named or Path(__file__).with_name("libmcdrl_rt_native.so"))
+    warn = logging.getLogger(__name__).warning
     if not path.is_file():
+        if named:
+            warn("MCDRL_NATIVE_LIBRARY names %s, which is not there", path)
         return
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        warn = logging.getLogger(__name__).warning
         warn("%s was built for another torch and is left out: %s", path, first_line(error))
 
 

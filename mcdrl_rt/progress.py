@@ -1,4 +1,4 @@
-"""Progress, for people: a bar for one video, bars for an archive of them, and a word on each that has ended."""
+"""Progress, for people: a bar for one video, bars for an archive, and a word on each that has ended, or is to come."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mcdrl_rt.console import print_failure, report, say, stderr
+from mcdrl_rt.console import print_failure, print_json, report, say, stderr
 from mcdrl_rt.errors import McdrlError, SourceError, fault
 
 if TYPE_CHECKING:
-    from mcdrl_rt.offline import Outcome
+    from mcdrl_rt.offline import Job, Outcome, Settings, Store
     from mcdrl_rt.stream.pipeline import Stream
     from mcdrl_rt.stream.telemetry import Summary
 
@@ -163,3 +163,20 @@ def _short(name: str) -> str:
     from rich.markup import escape
 
     return escape(name if len(name) <= _LONGEST else f"{name[:14]}…{name[-15:]}")
+
+
+def list_results(job: Job, settings: Settings, store: Store | None, as_json: bool) -> bool:
+    """Tell what a procedure would become, or why it would not, and whether it would."""
+    from mcdrl_rt.video.names import legible
+
+    if (problem := job.problem) is not None:
+        say(problem, "error:", "bold red")
+        print_failure(job.title, problem, as_json)
+        return False
+    results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
+    with contextlib.nullcontext() if store is None else store.recalled(job.summary):
+        if as_json:
+            print_json({"source": job.title, "results": results, "state": job.state})
+        else:
+            print("\n  ".join([f"{job.title} ({job.state})", *map(legible, results)]))
+    return True

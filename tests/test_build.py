@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 
 from mcdrl_rt.engine import build
+from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.build import Gate, build_engine
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.engine.order import Order
@@ -71,6 +72,34 @@ def test_masks_count_more_on_real_frames(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("mcdrl_rt.engine.parity.compare", lambda *_: Parity(0.001, 0.85, 10))
     with pytest.raises(EngineError, match=r"mask IoU 0\.850 \(at least 0\.90\)"):
         build.check(engine, engine, frames, "fp16", real=False)
+
+
+def test_other_cells_or_other_weights_are_refused_whatever_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcdrl_rt.engine.torch.TorchEngine", lambda *_: None)
+    engine: Any = SimpleNamespace(spec=SimpleNamespace(name="x"))
+    frames: Any = [None]
+    for selected, readout, message in ((0.6, 0.0, "selects other cells in 40% of places"), (1.0, 0.08, "by 0.080")):
+        monkeypatch.setattr(
+            "mcdrl_rt.engine.parity.compare",
+            lambda *_, s=selected, r=readout: Parity(0.0, 1.0, 10, 9, s, r),
+        )
+        with pytest.raises(EngineError, match=message):
+            build.check(engine, engine, frames, "fp32", real=True)
+
+
+def test_frames_together_are_compared_each_with_its_own(small_checkpoint: Path, pictures: UInt8Array) -> None:
+    reference = TorchEngine.from_checkpoint(small_checkpoint)
+    same = compare(reference, reference, list(pictures), batch=3)
+    assert (same.frames, same.label_flips, same.selected) == (len(pictures), 0.0, 1.0) and same.readout < 1e-6
+
+    class Turned:
+        spec, name, max_batch = reference.spec, "turned", 3
+
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            return RawOutput(*(part[::-1] for part in reference.infer(frames)))
+
+    assert compare(Turned(), reference, list(pictures), batch=3).selected < 1
+    assert compare(Turned(), reference, list(pictures)) == compare(reference, reference, list(pictures))
 
 
 @pytest.mark.slow

@@ -98,12 +98,27 @@ def test_a_gpu_that_float16_fails_on_runs_float32(
         raise EngineError("too far from float32")
 
     monkeypatch.setattr(choice, "_graph", too_far)
+    monkeypatch.setattr("mcdrl_rt.engine.tensors.find_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr("mcdrl_rt.engine.torch.find_device", lambda name: torch.device("cpu"))
     with caplog.at_level(logging.WARNING, "mcdrl_rt"):
         assert load_engine(small_checkpoint, "torch", device="cuda").name == "torch fp32 cuda"
     assert caplog.messages == ["torch runs in fp32 on cuda: too far from float32"]
     with pytest.raises(EngineError, match="too far from float32"):
         load_engine(small_checkpoint, "torch", "fp16", "cuda")
+
+
+def test_a_gpu_that_torch_cannot_use_is_passed_over_at_once(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU that torch can use")
+    monkeypatch.setattr(choice, "gpus", lambda: (H100,))
+    monkeypatch.setattr(choice, "_graph", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(choice, "candidates", lambda *_: iter([("torch", "cuda"), ("torch", "cpu")]))
+    with caplog.at_level(logging.WARNING, "mcdrl_rt"):
+        assert load_engine(small_checkpoint).name == "torch fp32 cpu"
+    (said,) = caplog.messages
+    assert said.startswith("torch cannot run here, torch cpu is taken: torch has no device 'cuda' here")
 
 
 def test_a_gpu_without_room_is_passed_over(
@@ -114,6 +129,7 @@ def test_a_gpu_without_room_is_passed_over(
 
     monkeypatch.setattr(choice, "gpus", lambda: (H100,))
     monkeypatch.setattr(choice, "_has_plan", lambda *_: False)
+    monkeypatch.setattr("mcdrl_rt.engine.tensors.find_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr("mcdrl_rt.engine.torch.find_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr("mcdrl_rt.engine.graph.find_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(FoldedMCDRL, "to", full)

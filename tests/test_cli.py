@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -336,8 +337,8 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         ((*STREAM, "--model", "foreign.safetensors"), "is a safetensors file, but not a checkpoint of mcdrl-rt"),
         ((*STREAM, "--model", "corrupt.safetensors"), "corrupt.safetensors is not a safetensors file"),
         ((*STREAM, "--model", "cut.safetensors"), "cut.safetensors is not a safetensors file or is cut off"),
-        ((*STREAM, "--model", "lone.xml"), "beside it; rebuild it: mcdrl-rt build --output lone.xml"),
-        ((*STREAM, "--model", "gone.xml"), "no engine at gone.xml; make one: mcdrl-rt build --output gone.xml"),
+        ((*STREAM, "--model", "lone.xml"), "rebuild it: mcdrl-rt build --output lone.xml --model CHECKPOINT"),
+        ((*STREAM, "--model", "gone.xml"), "make one: mcdrl-rt build --output gone.xml --model CHECKPOINT"),
         ((*STREAM, "--model", "text.mp4"), "neither a checkpoint (.safetensors) nor an engine (.plan, .pt2, .xml)"),
         (("process", "gone", "--output", "out"), "no such file or folder: gone"),
         (("process", "nothing", "--output", "out"), "no video in nothing, and no pictures"),
@@ -712,9 +713,18 @@ def test_a_second_request_discards_the_recording(monkeypatch: pytest.MonkeyPatch
     stop(signal.SIGTERM, None)  # what signals a process and its group says it twice: still the same request
     assert stop.is_set() and stop.number == signal.SIGINT
     stop._since -= 2 * stop.ECHO_S
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is closed, the machine shuts down
+        stop(number, None)
     assert not quits
     stop(signal.SIGINT, None)
     assert quits == [signal.SIGINT]
+
+
+def test_no_password_is_printed_for_programs(here: Callable[..., Ended]) -> None:
+    inputs = [("--input", f"rtsp://admin:secret@10.0.0.{i}/live") for i in range(2)]
+    ended = here("stream", *itertools.chain.from_iterable(inputs), "--output", "one.mp4", "--json")
+    assert ended.code == 1 and "secret" not in ended.out + ended.err
+    assert json.loads(ended.out)["source"] == "rtsp://…@10.0.0.0/live, rtsp://…@10.0.0.1/live"
 
 
 def test_one_request_that_comes_twice_keeps_the_recording(endless: Start, tmp_path: Path) -> None:

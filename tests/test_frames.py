@@ -7,9 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from clips import write_clip
 
 from mcdrl_rt.engine.frames import real_frames, synthetic_frames
 from mcdrl_rt.errors import SourceError
+from mcdrl_rt.video.playlist import VIDEOS
 
 SIZE = (64, 80)
 
@@ -31,7 +33,22 @@ def test_frames_of_a_video_are_spread_over_it(data_root: Path) -> None:
     clip = data_root / "video" / "colonoscopy_560x480_25fps.mp4"
     few, all_of_it = real_frames(clip, SIZE, 4), real_frames(clip, SIZE, 100)
     assert (len(few), len(all_of_it)) == (4, 53)
-    assert [int(np.argmin([np.abs(one * 1.0 - other).sum() for other in all_of_it])) for one in few] == [0, 13, 26, 39]
+    assert [int(np.argmin([np.abs(one * 1.0 - other).sum() for other in all_of_it])) for one in few] == [7, 20, 34, 47]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts", ".y4m"])
+def test_so_are_those_of_one_that_begins_late_or_does_not_say_how_long_it_is(tmp_path: Path, suffix: str) -> None:
+    codec = "rawvideo" if suffix == ".y4m" else "libx264"
+    shown = [np.full((48, 64, 3), 40 + 2 * i, np.uint8) for i in range(90)]
+    options = {} if suffix == ".y4m" else {"g": "10", "bf": "0"}
+    video = write_clip(tmp_path / f"a{suffix}", pts=range(90), pictures=shown, codec=codec, codec_options=options)
+    (tmp_path / "all").mkdir()
+    for i in range(20):
+        (tmp_path / "all" / f"{i:02}{suffix}").symlink_to(video)
+    levels = [(frame[20, 20, 0] - 40) / 2 for frame in real_frames(video, SIZE, 5)]
+    assert len(levels) == 5 and np.abs(np.diff(levels) - 18).max() < 6 and levels[0] < 12 and levels[-1] > 70
+    if suffix in VIDEOS:
+        assert len(real_frames(tmp_path / "all", SIZE, 33)) == 33  # of all twenty, and not of the first
 
 
 def test_files_are_taken_evenly(tmp_path: Path) -> None:

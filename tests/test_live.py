@@ -401,6 +401,33 @@ def test_what_cannot_come_again_waits_for_whoever_wants_it() -> None:
     assert unread.closed.is_set()
 
 
+def test_how_a_pipe_ended_is_told() -> None:
+    pipe = Camera(5)
+    pipe.problem = "truncated"
+    with Live(pipe, None) as source:
+        assert len(list(source)) + source.dropped >= 5
+    assert source.problem == "truncated"
+    camera = Camera(1)
+    camera.problem = "truncated"  # of no concern: it is opened again
+    with Live(camera, returning(Camera(30))) as source:
+        until(iter(source), lambda frame: frame.index == 10)
+    assert "truncated" not in (source.problem or "")
+
+
+def test_why_a_camera_does_not_come_back_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    reasons = iter(["no such device", "no such device", "permission denied"])
+
+    def reopen() -> Source:
+        if (reason := next(reasons, None)) is None:
+            return Camera(30)
+        raise SourceError(reason)
+
+    with Live(Camera(1), reopen) as source:
+        until(iter(source), lambda frame: frame.signal and frame.index > 1)
+    said = ["camera is not back: no such device", "camera is not back: permission denied"]
+    assert [message for message in caplog.messages if "not back" in message] == said
+
+
 def test_an_absurd_rate_floods_nobody() -> None:
     camera = Camera(1)
     camera.rate = Fraction(90_000)

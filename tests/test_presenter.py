@@ -152,6 +152,41 @@ def test_a_model_that_is_hardly_asked_is_not_told_to_be_slow(policy: Policy, mon
     assert summary.frames_without_overlay > 35 and summary.problem is None
 
 
+def test_a_model_that_becomes_slow_is_told_of_however_long_it_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(lateness.time, "monotonic", lambda: now_s[0])
+    watch, told = lateness.Lateness(Policy(mode="pass")), list[float]()
+
+    def pass_by(seconds: int, late: bool) -> None:
+        for _ in range(30 * seconds):
+            now_s[0] += 1 / 30
+            if watch.see(late):
+                told.append(now_s[0])
+
+    pass_by(3600, late=False)
+    assert watch.problem is None
+    pass_by(20, late=True)
+    assert len(told) == 1 and 3600 < told[0] < 3615
+    assert watch.problem is None  # seconds of an hour are no flaw
+    pass_by(600, late=True)
+    assert len(told) == 1 and (watch.problem or "").startswith("no overlay on 18600 of 126600 frames")
+
+
+def test_a_picture_that_stands_still_is_asked_about_when_its_mask_cannot_be_followed() -> None:
+    class Counting(BrightEngine):
+        asked = 0
+
+        def infer(self, frames: UInt8Array) -> RawOutput:
+            self.asked += 1
+            return super().infer(frames)
+
+    engine = Counting()
+    source = ListSource([picture(0)] * 120, live=True, every_s=0.005)
+    policy = Policy(mode="pass", skip_static=True, stride=HISTORY + 6, max_mask_age_ms=5000)
+    run(source, {"kept": Kept()}, engine, policy=policy)
+    assert engine.asked > 1
+
+
 def test_a_short_stream_is_no_slow_one() -> None:
     summary = run(ListSource([picture(0)], live=True), {"kept": Kept()}, Slow(), policy=Policy(mode="pass"))
     assert summary.frames_without_overlay == 1 and summary.problem is None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -259,6 +259,48 @@ def test_a_connection_that_takes_nothing_more_is_given_up(monkeypatch: pytest.Mo
             time.sleep(0.005)
     sink.close()
     assert camera.longest_s < 2
+
+
+def test_a_server_that_takes_a_call_and_says_nothing_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "_STALL_S", 1.0)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+    port = free_port()
+    url = f"rtmp://127.0.0.1:{port}/live/key"
+    with receiving(*through_pyav(url, "listen=1")) as receiver:
+        wait_for_listener(port)
+        sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
+        camera = Camera(sink)
+        camera.write_until(lambda: receiver.lines)
+
+    def write_until(done: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not done():
+            assert time.monotonic() < end, sink.problem
+            camera.write(np.roll(noise, 31 * next(numbers), axis=1))
+            time.sleep(0.01)
+
+    numbers = itertools.count()
+    with socket.create_server(("127.0.0.1", port)):  # its picture is larger than a pipe holds, and nobody reads it
+        write_until(lambda: sink._trying)
+        first = sink._trying
+        write_until(lambda: sink._trying is not first)
+    sink.close()
+    assert camera.longest_s < 2
+
+
+def test_a_listener_that_nobody_calls_leaves_nothing_behind() -> None:
+    if not shutil.which("ffmpeg"):
+        pytest.skip("needs the ffmpeg command, which has SRT")
+    url = f"srt://127.0.0.1:{free_port(socket.SOCK_DGRAM)}?mode=listener"
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+    sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
+    end = time.monotonic() + PATIENCE_S
+    while sink._trying is None:
+        assert time.monotonic() < end
+        Camera(sink).write(noise)
+    process = sink._trying._process
+    sink.close()
+    assert process.poll() is not None and not sink._thread.is_alive()
 
 
 def test_a_listener_waits_for_its_caller_and_ends_without_one() -> None:

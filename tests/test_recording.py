@@ -11,8 +11,10 @@ import textwrap
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import av
 import pytest
 from clips import picture, read_pts
 
@@ -116,6 +118,24 @@ def test_an_error_elsewhere_keeps_a_recording_and_a_second_ctrl_c_does_not(tmp_p
                     sink.write(Shown(Frame(picture(index), index, TICK, index)))
                 raise error
         assert (len(read_pts(path)) if path.exists() else 0) == kept
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_recording_whose_encoder_fails_is_kept(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = VideoFile(tmp_path / f"a.{suffix}", "libx264", LIVE)
+    encode = sink._encoder.encode
+
+    def fails(pixels: Any, pts: int, duration_s: float) -> Any:
+        if pts >= 60 * TICK / sink._timeline.time_base:
+            raise av.error.ExternalError(542398533, "Generic error in an external library")
+        return encode(pixels, pts, duration_s)
+
+    monkeypatch.setattr(sink._encoder, "encode", fails)
+    with pytest.raises(SinkError, match=rf"cannot write .*; the first \d s are kept in .*a\.{suffix}"):
+        for index in range(61):
+            sink.write(Shown(Frame(picture(index), index, TICK, index)))
+    assert 30 <= len(read_pts(tmp_path / f"a.{suffix}")) <= 60
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -55,7 +55,7 @@ def test_sidecar_says_what_the_engine_is(small_engine: Path, small_checkpoint: P
     assert content["checkpoint"] == {"name": "small.safetensors", "sha256": sidecar.file_hash(small_checkpoint)}
     assert content["versions"].keys() == {"mcdrl_rt", "openvino"}
     assert content["precision"] == resolve_precision("auto")
-    assert content["parity"].keys() == {"label_flips", "mask_iou", "frames", "with_lesion"}
+    assert content["parity"].keys() == {"label_flips", "mask_iou", "frames", "with_lesion", "selected", "readout"}
     assert content["latency_ms"] > 0
     assert content["files"].keys() == {".xml", ".bin"}
 

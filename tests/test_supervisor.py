@@ -188,7 +188,7 @@ def test_engines_that_hang_are_not_piled_up_without_end(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "FIRST_S", 0.2)
     with Supervisor(Segmenter(Stuck()), reload, stall_s=0.1) as supervisor:
         seat, deadline = supervisor.seat(), time.monotonic() + GIVE_UP_S
-        while supervisor._left_behind < 3:
+        while len(supervisor._left_behind) < 3:
             assert time.monotonic() < deadline
             seat.ask(picture(0)).wait(GIVE_UP_S)
             seat.wait_until_ready(0.2)
@@ -196,6 +196,27 @@ def test_engines_that_hang_are_not_piled_up_without_end(monkeypatch: pytest.Monk
         assert len(loaded) == 2
         assert seat.ask(picture(0)).wait(GIVE_UP_S) == Answer(reason="the engine hangs")
         let_go.set()
+        while supervisor._left_behind:  # those that come back in the end are in nobody's way
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_an_engine_that_failed_for_hours_is_given_no_more_time_than_there_is() -> None:
+    with Supervisor(Segmenter(BrightEngine())) as supervisor:
+        supervisor.seat().ask(picture(0)).wait(GIVE_UP_S)
+        supervisor._failures, supervisor._fresh = 5000, True
+        assert supervisor._limit_s() == module.FIRST_S
+
+
+def test_what_an_answer_takes_includes_the_turns_of_other_streams() -> None:
+    with Supervisor(Segmenter(BrightEngine())) as supervisor:
+        seat = supervisor.seat()
+        assert seat.typical_s is None
+        seat.ask(picture(0)).wait(GIVE_UP_S)
+        alone = seat.typical_s
+        for _ in range(3):
+            supervisor.seat()
+        assert alone is not None and seat.typical_s == 4 * alone
 
 
 def test_closing_waits_for_an_engine_that_is_being_loaded() -> None:

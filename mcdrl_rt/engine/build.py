@@ -1,7 +1,7 @@
 """Turn a checkpoint into an engine for this machine: fold, export, compile, check against the reference, sign.
 
 What comes out is the runtime's files under one name and the sidecar beside them (``mcdrl_rt.engine.sidecar``); they
-appear whole or not at all. ``mcdrl_rt.engine.cache`` keeps one for every checkpoint that is simply run.
+appear when they are whole. ``mcdrl_rt.engine.cache`` keeps one for every checkpoint that is simply run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mcdrl_rt.engine import sidecar
 from mcdrl_rt.engine.base import Engine
 from mcdrl_rt.engine.frames import real_frames, synthetic_frames
+from mcdrl_rt.engine.gpu import gpus
 from mcdrl_rt.engine.order import Order, resolved
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import UInt8Array
@@ -46,6 +47,8 @@ class Gate:
     mask_iou: float
 
 
+SELECTED_ALIKE = 0.75  # least share of cells: by chance, with half of them selected, it would be 0.5
+READOUT_OFF = 0.05  # most that a confounder's weight may differ by, on average: of twelve, each has 0.08
 GATES = {
     "fp32": Gate(0.005, 0.99),
     "fp16": Gate(0.005, 0.99),
@@ -90,7 +93,8 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
         partial = folder / output.name
         engine = _COMPILE[order.runtime](folded, partial, order, frames, stage)
         stage("checking it against the reference")
-        checked = check(engine, folded, frames, order.precision, order.frames is not None) if engine else {}
+        real = order.frames is not None
+        checked = check(engine, folded, frames, order.precision, real, batch=order.batch[1]) if engine else {}
         content = _describe(checkpoint, folded, order) | checked
         content = sidecar.write_sidecar(partial, content)
         for suffix in suffixes[1:]:
@@ -109,13 +113,13 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
 def _openvino(
     folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage
 ) -> Engine | None:
-    from mcdrl_rt.engine.onnx import export_onnx, inlined
+    from mcdrl_rt.engine.onnx import export_onnx, inlined, serialized
     from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, save
 
     stage("exporting")
     proto = inlined(export_onnx(folded, order.batch[0]))
     stage("compiling")
-    model = convert(proto.SerializeToString(), path.with_suffix(".onnx"))
+    model = convert(serialized(proto), path.with_suffix(".onnx"))
     if order.precision == "int8":
         from mcdrl_rt.engine.quantize import quantize
 
@@ -137,6 +141,9 @@ def _tensorrt(
     require_tensorrt()
     half, plugin = order.precision == "fp16", sidecar.native_library("tensorrt")
     plugin = plugin if half else None  # it computes in no other
+    ordinal = sidecar.cuda_ordinal(order.device)
+    if ordinal >= len(gpus()):
+        raise EngineError(f"there is no GPU {ordinal} here for {order.device}: {len(gpus())} are; see mcdrl-rt doctor")
     least, most = order.batch
     batches = (least, least, most)
     if order.route == "torch-tensorrt":
@@ -144,13 +151,14 @@ def _tensorrt(
 
         if plugin is None:
             raise EngineError("--route torch-tensorrt needs --precision fp16 and the plugin (MCDRL_TENSORRT_PLUGIN)")
-        build_plan_torch_tensorrt(folded, path, plugin=plugin, batches=batches, on_stage=stage)
+        with torch.cuda.device(ordinal):
+            build_plan_torch_tensorrt(folded, path, plugin=plugin, batches=batches, on_stage=stage)
     else:
         from mcdrl_rt.engine.onnx import export_onnx
 
         stage("exporting")
         proto = export_onnx(folded, _fixed_batch(order), half)
-        with torch.cuda.device(sidecar.cuda_ordinal(order.device)):
+        with torch.cuda.device(ordinal):
             build_plan(proto, path, plugin=plugin, batches=batches, timing_cache=timing_cache(), on_stage=stage)
     return TensorRtEngine(path, folded.spec, precision=order.precision, plugin=plugin, device=order.device)
 
@@ -166,10 +174,10 @@ def _torch(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8
 
 
 def _onnx(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage) -> Engine | None:
-    from mcdrl_rt.engine.onnx import export_onnx
+    from mcdrl_rt.engine.onnx import export_onnx, serialized
 
     stage("exporting")
-    path.write_bytes(export_onnx(folded, _fixed_batch(order), order.precision == "fp16").SerializeToString())
+    path.write_bytes(serialized(export_onnx(folded, _fixed_batch(order), order.precision == "fp16")))
     return None
 
 
@@ -188,7 +196,13 @@ _COMPILE: dict[str, Callable[..., Engine | None]] = {
 
 
 def check(
-    engine: Engine, folded: FoldedMCDRL, frames: Sequence[UInt8Array], precision: str, real: bool, device: str = "cpu"
+    engine: Engine,
+    folded: FoldedMCDRL,
+    frames: Sequence[UInt8Array],
+    precision: str,
+    real: bool,
+    device: str = "cpu",
+    batch: int = 1,
 ) -> dict[str, Any]:
     """Hold an engine to float32 torch, and time it: its ``parity`` and ``latency_ms``.
 
@@ -199,6 +213,7 @@ def check(
         precision: whose gate it has to pass.
         real: whether the frames are; synthetic lesions are too small for their overlap to mean much.
         device: torch's, for the reference.
+        batch: frames that the engine is given at a time.
 
     Raises:
         EngineError: it does not pass.
@@ -206,13 +221,19 @@ def check(
     from mcdrl_rt.engine.parity import compare
     from mcdrl_rt.engine.torch import TorchEngine
 
-    parity, gate = compare(engine, TorchEngine(folded, device), frames), GATES[precision]
+    parity, gate = compare(engine, TorchEngine(folded, device), frames, batch), GATES[precision]
     least = gate.mask_iou if real else min(gate.mask_iou, SYNTHETIC_IOU)
     if parity.label_flips > gate.flips or parity.mask_iou < least:
         raise EngineError(
             f"the {precision} engine of {engine.spec.name} is too far from float32: {parity.label_flips:.2%} of labels "
             f"differ (at most {gate.flips:.1%}), mask IoU {parity.mask_iou:.3f} (at least {least:.2f}), over "
             f"{parity.frames} frames; use {'--engine torch' if precision == 'fp32' else '--precision fp32'}"
+        )
+    if parity.selected < SELECTED_ALIKE or parity.readout > READOUT_OFF:
+        raise EngineError(
+            f"the {precision} engine of {engine.spec.name} is too far from float32: it selects other cells in "
+            f"{1 - parity.selected:.0%} of places (at most {1 - SELECTED_ALIKE:.0%}), confounders' weights differ by "
+            f"{parity.readout:.3f} (at most {READOUT_OFF})"
         )
     return {"parity": dataclasses.asdict(parity), "latency_ms": _latency_ms(engine, frames[0])}
 

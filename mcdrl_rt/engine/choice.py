@@ -147,6 +147,7 @@ def _open(path: Path, sidecar: dict[str, Any], precision: str, device: str) -> E
 
 def _torch(path: Path, precision: str, device: str) -> Engine:
     """Eager float32, the reference; or on a GPU, where nothing else is asked for, float16 in a CUDA graph if it can."""
+    from mcdrl_rt.engine.tensors import find_device
     from mcdrl_rt.engine.torch import TorchEngine
 
     device = "cpu" if device == "auto" else device.lower()
@@ -155,13 +156,15 @@ def _torch(path: Path, precision: str, device: str) -> Engine:
         raise EngineError(f"the torch engine computes in fp32, and in fp16 on a GPU, not in {precision} on {device}")
     if not fast:
         return TorchEngine.from_checkpoint(path, device)
+    find_device(device)  # before all else: no form of the model runs where it is not
     try:
         return _graph(path, device)
     except EngineError as error:
         if precision == "fp16":
             raise
+        engine = TorchEngine.from_checkpoint(path, device)
         _log.warning("torch runs in fp32 on %s: %s", device, error)
-        return TorchEngine.from_checkpoint(path, device)
+        return engine
 
 
 def _graph(path: Path, device: str) -> Engine:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import contextlib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, Phantom
+from mcdrl_rt.video.pictures import Pictures
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
 from mcdrl_rt.video.region import crop_and_resize, find_region
 from mcdrl_rt.video.source import open_source
 
+_FEW = 4  # times as many frames as are wanted are found sooner by reading all
 REAL_FRAMES = 200  # more change neither a calibration nor a verdict, and take longer
 
 
@@ -45,18 +48,37 @@ def real_frames(path: Path, size: tuple[int, int], count: int = REAL_FRAMES) -> 
     if not files:
         raise SourceError(f"{path} holds no picture and no video")
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
-    share = -(-count // max(1, len(files)))
-    frames = [frame for file in files for frame in _frames_of(file, size, share)][:count]
+    shares = np.diff(np.linspace(0, count, len(files) + 1).round().astype(int))
+    frames = [frame for file, share in zip(files, shares, strict=True) for frame in _frames_of(file, size, int(share))]
     if not frames:
         raise SourceError(f"no picture or video in {path} can be read")
     return frames
 
 
-def _frames_of(file: Path, size: tuple[int, int], count: int) -> Iterator[UInt8Array]:
+def _frames_of(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array]:
+    """Up to ``count`` frames of one file, spread evenly over it; none of what cannot be read."""
     try:
         with open_source(str(file)) as source:
-            step = max(1, (source.frame_count or 1) // count)
-            for frame in itertools.islice(source, 0, step * count, step):
-                yield crop_and_resize(frame.picture, find_region(frame.picture), size)
-    except SourceError:
-        return
+            first = next(iter(source), None)
+            frames = source.frame_count or 0
+        if first is None or frames < _FEW * count:
+            return _decimated(file, size, count)
+        with contextlib.closing(Pictures(file, Fraction(0))) as pictures:
+            places = (np.arange(count) + 0.5) / count
+            found = [pictures(first.pts_s + float(place * frames / source.rate)) for place in places]
+        return [crop_and_resize(one, find_region(one), size) for one in found if one is not None]
+    except (SourceError, av.FFmpegError):
+        return []
+
+
+def _decimated(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array]:
+    """The same by reading all of it, whether or not it says how much that is."""
+    kept: list[UInt8Array] = []
+    step = 1
+    with open_source(str(file)) as source:
+        for index, frame in enumerate(source):
+            if index % step == 0:
+                kept.append(crop_and_resize(frame.picture, find_region(frame.picture), size))
+            if len(kept) == 2 * count:
+                kept, step = kept[::2], 2 * step
+    return [kept[i] for i in np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int)]

@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 import onnx.inliner
 import torch
+from google.protobuf.message import EncodeError
 from onnxscript import FLOAT, INT64, opset18, script, values
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -112,6 +113,18 @@ def export_onnx(model: FoldedMCDRL, batch: int | None = 1, half: bool = False) -
     with _weights_as_inputs(proto):
         onnx.checker.check_model(proto)
     return proto
+
+
+def serialized(proto: onnx.ModelProto) -> bytes:
+    """A model as the bytes of one file.
+
+    Raises:
+        EngineError: it is too large for that.
+    """
+    try:
+        return bytes(proto.SerializeToString())
+    except (ValueError, EncodeError) as error:  # which one depends on protobuf
+        raise EngineError("the model is too large for one ONNX file (2 GB); use --engine torch") from error
 
 
 def _intervene_node(tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float) -> Sequence[Tensor]:

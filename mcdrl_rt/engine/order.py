@@ -81,8 +81,9 @@ def _check_single(order: Order) -> None:
 
 
 def _resolved_for_torch(order: Order) -> Order:
-    gpu = order.runtime == "tensorrt" or order.device.startswith("cuda") or (order.device == "auto" and bool(gpus()))
-    device = order.device.lower() if order.device != "auto" else "cuda" if gpu else "cpu"
+    device = order.device.lower()
+    gpu = order.runtime == "tensorrt" or device.startswith("cuda") or (device == "auto" and bool(gpus()))
+    device = device if device != "auto" else "cuda" if gpu else "cpu"
     precision = order.precision if order.precision != "auto" else "fp16" if gpu else "fp32"
     if precision not in ("fp32", "fp16"):
         raise EngineError(f"{order.runtime} engines come in fp32 and fp16, not {precision!r}")

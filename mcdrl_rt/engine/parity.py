@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mcdrl_rt.engine.base import LESION, Engine
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.engine.base import LESION, Engine, RawOutput
+from mcdrl_rt.types import FloatArray, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,59 @@ class Parity:
         mask_iou: intersection over union of the lesion masks, all frames pooled; 1 if neither finds any.
         frames: how many were compared.
         with_lesion: in how many of them the reference finds a lesion; without any, ``mask_iou`` says nothing.
+        selected: share of grid cells that both select, or both do not.
+        readout: mean distance of the confounders' weights, which sum to 1.
     """
 
     label_flips: float
     mask_iou: float
     frames: int
     with_lesion: int = 0
+    selected: float = 1.0
+    readout: float = 0.0
 
 
-def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array]) -> Parity:
-    """Run both on ``frames``, each (H, W, 3) uint8 at the model's input size."""
+def compare(engine: Engine, reference: Engine, frames: Sequence[UInt8Array], batch: int = 1) -> Parity:
+    """Run both on ``frames``, each (H, W, 3) uint8 at the model's input size.
+
+    Args:
+        engine: to be judged.
+        reference: what it is held to, frame by frame.
+        frames: at least one.
+        batch: so many are given to ``engine`` at a time.
+    """
     flips = pixels = both = either = count = with_lesion = 0
-    for frame in frames:
-        one, other = (_labels(e, frame) for e in (engine, reference))
+    selected, readout = [], []
+    for frame, ours, theirs in _answers(engine, reference, frames, batch):
+        one, other = _labels(ours, frame), _labels(theirs, 0)
+        selected.append(float((ours.selected[frame].astype(bool) == theirs.selected[0].astype(bool)).mean()))
+        readout.append(float(np.abs(_weights(ours, frame) - _weights(theirs, 0)).mean()))
         flips += int((one != other).sum())
         pixels += one.size
         both += int(((one > 0) & (other > 0)).sum())
         either += int(((one > 0) | (other > 0)).sum())
         count += 1
         with_lesion += bool(other.any())
-    return Parity(flips / max(1, pixels), both / either if either else 1.0, count, with_lesion)
+    overlap = both / either if either else 1.0
+    alike = (float(np.mean(selected)), float(np.mean(readout)))
+    return Parity(flips / max(1, pixels), overlap, count, with_lesion, *alike)
 
 
-def _labels(engine: Engine, frame: UInt8Array) -> UInt8Array:
-    output = engine.infer(frame[None])
-    return np.where(output.score[0] >= LESION, output.label[0], 0).astype(np.uint8)
+def _answers(
+    engine: Engine, reference: Engine, frames: Sequence[UInt8Array], batch: int
+) -> Iterator[tuple[int, RawOutput, RawOutput]]:
+    """For every frame its place in the engine's answer, that answer, and the reference's."""
+    for first in range(0, len(frames), batch):
+        some = frames[first : first + batch]
+        ours = engine.infer(np.stack(some))
+        for place, frame in enumerate(some):
+            yield place, ours, reference.infer(frame[None])
+
+
+def _labels(output: RawOutput, place: int) -> UInt8Array:
+    return np.where(output.score[place] >= LESION, output.label[place], 0).astype(np.uint8)
+
+
+def _weights(output: RawOutput, place: int) -> FloatArray:
+    weights = output.confounders[place].astype(np.float32)
+    return weights / max(float(weights.sum()), 1e-9)

@@ -139,7 +139,9 @@ def rebuild_command(engine: Path, content: dict[str, Any]) -> str:
     """The command that builds an engine anew, as far as its sidecar's content tells."""
     words = ["mcdrl-rt", "build", "--output", str(engine)]
     command = content.get("command")
-    for option, value in command.items() if isinstance(command, dict) else ():  # it may be of a forged sidecar
+    if not isinstance(command, dict):  # there is none, or it is forged; without --model it would be another model's
+        return f"{shlex.join(words)} --model CHECKPOINT"
+    for option, value in command.items():
         words += [f"--{option}", str(value)]
     return shlex.join(words)
 

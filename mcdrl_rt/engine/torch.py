@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +24,15 @@ class TorchEngine(TensorEngine):
         device: ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        EngineError: there is no such device, or no room on it.
+        EngineError: there is no such device, no room on it, or this torch has no code for it.
     """
 
     def __init__(self, model: FoldedMCDRL, device: str = "cpu") -> None:
         super().__init__(model.spec, f"torch fp32 {device}", find_device(device))
         with failures(f"cannot ready {self.spec.name} on {device}"):
             self._model = model.eval().to(self.device)
+        if self.device.type != "cpu":  # copying tells of neither kernels that are missing nor room
+            self.infer(np.zeros((1, *self.spec.input_size, 3), np.uint8))
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cpu") -> TorchEngine:

@@ -75,6 +75,8 @@ def load_clip(name: str, pretrained: str | Path | None = None) -> nn.Module:
         SpecError: no such configuration, or its weights cannot be had (offline, say) or do not fit.
     """
     file, tag = (pretrained, None) if isinstance(pretrained, Path) else (None, pretrained)
+    if ":" in name:  # open_clip's way of naming folders and addresses: a checkpoint must not lead to either
+        raise SpecError(_load_problem(name, tag, ValueError(name)))
     config = clip_config(name, tag)
     try:
         with _hushed():

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.manifest import Manifest, discard, keep_names, write_json
-from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Product
@@ -26,6 +25,7 @@ from mcdrl_rt.version import __version__
 from mcdrl_rt.video.chunks import Chunk
 from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
+from mcdrl_rt.video.pictures import Pictures
 
 _TOLD = 3  # problems, at most
 

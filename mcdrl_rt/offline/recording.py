@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.offline.pictures import Pictures
 from mcdrl_rt.offline.privacy import Deidentified, is_outside
 from mcdrl_rt.types import UInt8Array, VideoFormat
 from mcdrl_rt.video.decoder import Video
 from mcdrl_rt.video.field import field_of_video
 from mcdrl_rt.video.index import Segment, VideoIndex, cut, index_of, lead, read_through
 from mcdrl_rt.video.out_of_body import OutOfBody
+from mcdrl_rt.video.pictures import Pictures
 from mcdrl_rt.video.playlist import PICTURES, Playlist, pictures_of
 from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source

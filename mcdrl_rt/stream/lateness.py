@@ -8,7 +8,8 @@ from collections import deque
 
 from mcdrl_rt.stream.policy import Policy
 
-WARN_S = 5.0  # of a stream without overlay, before that is told
+WARN_S = 5.0  # of a stream without overlay, at a time, before that is told
+_MUCH = 10  # a flaw where one frame in so many was of such a time
 _RARE = 100  # a stream with an overlay on fewer than one frame in so many is as good as without
 _ANSWERS = 50  # the newest, whose time is told
 
@@ -23,6 +24,7 @@ class Lateness:
     def __init__(self, policy: Policy) -> None:
         self._limit_ms, self._asks_all = policy.max_mask_age_ms, policy.stride == 1 and policy.fps is None
         self._frames = self._late = 0
+        self._frames_now = self._late_now = self._blind = 0  # in the time that is looked at; in times without overlay
         self._took_ms = deque[float](maxlen=_ANSWERS)
         self._began_s: float | None = None
         self._told = False
@@ -39,18 +41,25 @@ class Lateness:
         """
         now_s = time.monotonic()
         self._began_s = now_s if self._began_s is None else self._began_s
-        self._frames += 1
-        self._late += late
-        if self._told or not self._asks_all or now_s - self._began_s < WARN_S or not self._is_rare:
+        self._frames, self._frames_now = self._frames + 1, self._frames_now + 1
+        self._late, self._late_now = self._late + late, self._late_now + late
+        if not self._asks_all or now_s - self._began_s < WARN_S:
+            return None
+        rare = self._late_now > 0 and _RARE * (self._frames_now - self._late_now) < self._frames_now
+        self._blind += self._frames_now * rare
+        self._began_s, self._frames_now, self._late_now = now_s, 0, 0
+        if self._told or not rare:
             return None
         self._told = True
-        return f"{self.problem}; see --max-mask-age, --policy latest and --model"
+        return f"{self._text}; see --max-mask-age, --policy latest and --model"
 
     @property
     def problem(self) -> str | None:
-        """That hardly a frame has an overlay, and why; None where that is not so, or not for long."""
-        if not self._told or not self._is_rare:
-            return None
+        """That for a time hardly a frame had an overlay, and why; None where there was none, or not for long."""
+        return self._text if self._blind * _MUCH > self._frames else None
+
+    @property
+    def _text(self) -> str:
         text = f"no overlay on {self._late} of {self._frames} frames: "
         if not self._took_ms:
             return text + "the model has not answered in time for any"
@@ -59,7 +68,3 @@ class Lateness:
             f"{text}the model takes {took_ms:.0f} ms for a mask, too long for one to be shown within "
             f"{self._limit_ms:.0f} ms of its frame"
         )
-
-    @property
-    def _is_rare(self) -> bool:
-        return self._late > 0 and _RARE * (self._frames - self._late) < self._frames

@@ -120,12 +120,16 @@ class Presenter:
         if self._picker.due(frame):
             if not self._picker.still(frame):
                 self._asked.append((frame, self._seat.ask(frame.picture)))
-            else:  # until that one's answer is here, the newest mask keeps its age
-                self._compositor.confirm(frame, self._picker.like)
+            elif not self._compositor.confirm(frame, self._picker.like) and not self._is_asked(self._picker.like):
+                self._picker.forget()  # until that one's answer is here, the newest mask keeps its age
         shown = self._compositor.compose(frame, self._seat.title, self._reason)
         if frame.signal and not self._reason and (warning := self._lateness.see(self._compositor.late)):
             _log.warning("%s: %s", self._name, warning, extra={"stream": self._name})
         return shown
+
+    def _is_asked(self, index: int | None) -> bool:
+        """Whether the answer about a frame is still to come."""
+        return any(frame.index == index for frame, _ in self._asked)
 
     def _take(self, frame: Frame, answer: Answer) -> None:
         """Remember a segmentation, or why there is none."""

@@ -104,8 +104,9 @@ class Seat:
 
     @property
     def typical_s(self) -> float | None:
-        """What a frame usually takes the engine at work now; None before its first."""
-        return self._supervisor._typical_s.get(self.engine)
+        """What an answer of the engine at work now usually takes, with the turns of other streams; None at first."""
+        typical_s = self._supervisor._typical_s.get(self.engine)
+        return None if typical_s is None else typical_s * self._supervisor.turns
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Wait for a failed engine to come back; whether it is there."""
@@ -136,7 +137,8 @@ class Supervisor:
         self._generation = self._failures = self._answered = self._skip = 0
         self._in_hand: list[Ticket] = []
         self._since_s = 0.0  # when the engine took up what it has in hand, or began to load
-        self._left_behind = 0
+        self._left_behind = set[int]()  # generations whose thread hangs
+        self._max_batch = 1
         self._loading = self._fresh = False  # until it is there; until its first answer
         self._typical_s: dict[str, float] = {}  # what a frame takes, by engine
         self._outage = ""
@@ -147,6 +149,11 @@ class Supervisor:
     def title(self) -> str:
         """Model and runtime, for people."""
         return f"{self.spec.name} · {self.engine}"
+
+    @property
+    def turns(self) -> int:
+        """Batches in which the engine sees a frame of every stream once."""
+        return max(1, -(-len(self._seats) // self._max_batch))
 
     def seat(self) -> Seat:
         """A place for one more stream."""
@@ -186,6 +193,7 @@ class Supervisor:
         with self._changed:
             self._generation += 1
             self.engine, self._outage = segmenter.engine.name, ""
+            self._max_batch = max(1, segmenter.engine.max_batch)
             self._loading, self._fresh = False, True
             self._run("engine", self._work, self._generation, segmenter)
         self._ready.set()
@@ -204,6 +212,8 @@ class Supervisor:
                 self._deliver(generation, _segment([streams[ticket.seat] for ticket in tickets], tickets))
         except BaseException as error:  # whatever it is, the video goes on
             self._lost(generation, _reason(error))
+        finally:
+            self._left_behind.discard(generation)
 
     def _take(self, generation: int, most: int) -> list[Ticket]:
         """The frames to work on next, one of each stream at most, each in turn; none once this engine is given up."""
@@ -240,7 +250,7 @@ class Supervisor:
                 owes = self._loading or bool(self._in_hand)
                 hangs = owes and time.monotonic() - self._since_s > self._limit_s()
             if hangs:
-                self._left_behind += 1
+                self._left_behind.add(generation)
                 self._lost(generation, reason)
 
     def _limit_s(self) -> float:
@@ -251,7 +261,7 @@ class Supervisor:
             return FIRST_S
         limit_s = max(self._stall_s, SLOW * typical_s)
         # an engine just loaded anew may be slow once more: it is given longer each time, or it would never come back
-        return min(limit_s * 2**self._failures, FIRST_S) if self._fresh else limit_s
+        return min(limit_s * 2 ** min(self._failures, 16), FIRST_S) if self._fresh else limit_s
 
     def _lost(self, generation: int, reason: str) -> None:
         """The engine is no more: tell everyone, and see about another."""
@@ -265,7 +275,7 @@ class Supervisor:
             self._ready.clear()
             self._dismiss(reason)
             self._loading = False
-            if again := self._left_behind < LEFT_BEHIND:
+            if again := len(self._left_behind) < LEFT_BEHIND:
                 self._run("engine restart", self._restart, self._generation)
         _log.warning("no overlay: %s; the engine is %s", reason, "started again" if again else "given up")
 
@@ -278,6 +288,12 @@ class Supervisor:
             seat.waiting = None
 
     def _restart(self, generation: int) -> None:
+        try:
+            self._try_to_restart(generation)
+        finally:
+            self._left_behind.discard(generation)
+
+    def _try_to_restart(self, generation: int) -> None:
         while not self._closed.wait(BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]):
             with self._changed:
                 if generation != self._generation:

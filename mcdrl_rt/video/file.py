@@ -193,22 +193,28 @@ class VideoFile(Sink):
         if gone or self._whole is None or not self._whole.length_s:
             self.abort()
             return SinkError(text)
-        self._release()
+        # of a disk that fails, nobody knows what is there in the end
+        finished = self._release() and not isinstance(error, OSError)
         kept = self._partial
         with contextlib.suppress(OSError):
-            os.truncate(self._partial, self._whole.size)
+            if not finished:
+                os.truncate(self._partial, self._whole.size)
             flush_to_disk(self._partial)
             kept = _beside_others(self._partial, self._target)
         ended(self._partial)
         return SinkError(f"{text}; the first {float(self._whole.length_s):.0f} s are kept in {kept}")
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
+        """Let go of the file; whether it could be finished."""
         self._ended.set()
+        finished = False
         with contextlib.suppress(av.FFmpegError, OSError):  # there is a worse problem, or it is being thrown away
             if hasattr(self, "_container"):
                 self._container.close()
+                finished = True
         if self._audio:
             self._audio.close()
+        return finished
 
     def _keep_on_disk(self) -> None:
         """On a thread of its own, because a disk may take its time."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame, Picture, UInt8Array, pixels_of
 from mcdrl_rt.video.base import Source
 
+_log = logging.getLogger("mcdrl_rt.video")
 _BUFFER = 4  # frames that wait for a consumer: enough to ride out a slow one, few enough to stay current
 _PATIENCE_S, _PATIENCE_FRAMES = 0.5, 3  # without a picture for the longer of the two, the signal counts as lost
 _MOST_PER_S = 120  # greyed frames: where FFmpeg cannot tell a stream's rate it may say 90000
@@ -98,6 +100,7 @@ class Live(Source):
         self._connected, self._consumed, self._ended = True, False, False
         self._failure: BaseException | None = None
         self._closing = threading.Event()
+        self._verdict = self._obstacle = ""  # what was wrong with what ended; why it cannot be opened again
         self._delay_s = _BACK_OFF_S[0]
         # a daemon: nothing can interrupt some of FFmpeg's calls, and they must not keep the program alive
         self._reader = threading.Thread(target=self._read, args=(video,), name="reader", daemon=True)
@@ -140,6 +143,7 @@ class Live(Source):
                 if self._failure is not None:
                     raise self._failure
                 if self._ended:
+                    self.problem = "; ".join(filter(None, (self.problem, self._verdict))) or None
                     return None
                 # while it may come any moment, patience; once it is known to be lost, the nominal rate
                 patient = self._signal and self._connected
@@ -179,6 +183,8 @@ class Live(Source):
             while video is not None:
                 with video:  # closed by the thread that reads it
                     self._hand_over(video)
+                    if self._reopen is None and video.problem:  # it is not opened again: that is how it ended
+                        self._verdict = video.problem
                 video = self._connect(self._reopen) if self._reopen is not None else None
             with self._changed:
                 self._ended = True
@@ -207,8 +213,12 @@ class Live(Source):
             self._delay_s = min(2 * self._delay_s, _BACK_OFF_S[1])
             try:
                 video = reopen()
-            except SourceError:
+            except SourceError as error:
+                if str(error) != self._obstacle:  # told when it is another: a password, say, or no such device
+                    self._obstacle = str(error)
+                    _log.warning("%s is not back: %s", self.name, error)
                 continue
+            self._obstacle = ""
             self.reconnections += 1
             return video
         return None

@@ -7,6 +7,7 @@ picture sent is a black one, when the output is opened: it proves the address be
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -64,6 +65,7 @@ class Push(Sink):
         self._listens = any(word in url for word in _LISTENING)
         self._why = "nobody has called yet" if self._listens else ""
         self._connection: Connection | None = None
+        self._trying: Connection | None = None  # one that is being made
         check_command(url)
         if not self._listens:
             self._open()
@@ -71,26 +73,32 @@ class Push(Sink):
         self._thread.start()
 
     def write(self, shown: Shown) -> None:
-        """Queue one frame; one that finds the queue full is dropped."""
+        """Queue one frame; where the queue is full, the oldest in it is dropped."""
         pts = self._timeline.place(shown.frame)
         if pts is None:
             return
         self._pace.wait(shown.frame)
         since, connection = self._sending_since, self._connection
+        if connection is None and not self._listens:  # who listens is called when others like to
+            connection = self._trying
         if since is not None and connection is not None and time.monotonic() - since > _STALL_S:
             connection.kill()
+        item = (shown.frame.picture, self._first_pts + pts)
         try:
-            self._queue.put_nowait((shown.frame.picture, self._first_pts + pts))
+            self._queue.put_nowait(item)
         except queue.Full:
-            self._lost_here += 1
+            with contextlib.suppress(queue.Empty):  # the oldest gives way: what is shown is to be current
+                self._queue.get_nowait()
+                self._lost_here += 1
+            self._queue.put_nowait(item)  # nobody else puts
 
     def close(self) -> None:
         """Send what is queued, and hang up; by force, where the network takes no more."""
         self._stop.set()
         for _ in range(2):
             self._thread.join(_END_S)
-            if self._thread.is_alive() and self._connection is not None:
-                self._connection.kill()
+            if self._thread.is_alive() and (connection := self._connection or self._trying) is not None:
+                connection.kill()
 
     def abort(self) -> None:
         """The same: what was sent is sent."""
@@ -115,7 +123,7 @@ class Push(Sink):
     @property
     def problem(self) -> str | None:
         """Frames that did not arrive, and why."""
-        problems = self._timeline.problems
+        problems = [*self._timeline.problems, *(self._connection.problems if self._connection else ())]
         if lost := self.dropped:
             why = f"no connection ({self._why})" if self._why else "the network is too slow for this video"
             again = f", connected again {self.reconnections} times" if self.reconnections else ""
@@ -160,7 +168,7 @@ class Push(Sink):
         self.frames += 1
 
     def _connect(self, picture: Picture, pts: int) -> Connection:
-        connection = Connection(self._url, self._codec, self._format)
+        connection = self._trying = Connection(self._url, self._codec, self._format)
         try:
             connection.send(picture, pts)
             connection.wait(None if self._listens else _CONNECT_S, self._stop)
@@ -168,6 +176,8 @@ class Push(Sink):
             connection.kill()
             connection.close()
             raise
+        finally:
+            self._trying = None
         return connection
 
     def _next(self) -> tuple[Picture, int] | None:
