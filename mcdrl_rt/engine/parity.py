@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Parity:
     readout: float = 0.0
 
 
-def compare(engine: Engine, reference: Engine, frames: Sequence[UInt8Array], batch: int = 1) -> Parity:
+def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array], batch: int = 1) -> Parity:
     """Run both on ``frames``, each (H, W, 3) uint8 at the model's input size.
 
     Args:
@@ -59,11 +60,11 @@ def compare(engine: Engine, reference: Engine, frames: Sequence[UInt8Array], bat
 
 
 def _answers(
-    engine: Engine, reference: Engine, frames: Sequence[UInt8Array], batch: int
+    engine: Engine, reference: Engine, frames: Iterable[UInt8Array], batch: int
 ) -> Iterator[tuple[int, RawOutput, RawOutput]]:
     """For every frame its place in the engine's answer, that answer, and the reference's."""
-    for first in range(0, len(frames), batch):
-        some = frames[first : first + batch]
+    left = iter(frames)
+    while some := list(itertools.islice(left, batch)):
         ours = engine.infer(np.stack(some))
         for place, frame in enumerate(some):
             yield place, ours, reference.infer(frame[None])
