@@ -36,6 +36,7 @@ def examine() -> Iterator[Finding]:
         "COCO": _coco,
         "capture devices": _devices,
         "default model": _model,
+        "engines kept": _kept,
     }
     for what, look in looks.items():
         try:
@@ -124,3 +125,13 @@ def _model() -> tuple[bool, str]:
     spec = read_spec(DEFAULT_CHECKPOINT)
     size = "×".join(map(str, spec.input_size))
     return True, f"{spec.name}: {spec.encoder}, {size}, classes {', '.join(spec.classes)}"
+
+
+def _kept() -> tuple[bool, str]:
+    from mcdrl_rt.engine.cache import folder
+
+    entries = [entry for entry in folder().glob("*") if entry.is_dir()]
+    size = sum(file.stat().st_size for entry in entries for file in entry.iterdir())
+    if not entries:
+        return False, f"none yet in {folder()}; the first start builds one"
+    return True, f"{len(entries)}, {size / 1e6:.0f} MB, in {folder()}; what is deleted is built again when it is wanted"

@@ -251,7 +251,7 @@ def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
     assert (ended.code, ended.err) == (0, "")
     names = [line[2:].partition(":")[0] for line in ended.out.splitlines()]
     expected = ["mcdrl-rt", "NVIDIA GPU", "fused operator", "PyTorch", "TensorRT", "OpenVINO", "int8", "codecs"]
-    assert names == [*expected, "COCO", "capture devices", "default model"]
+    assert names == [*expected, "COCO", "capture devices", "default model", "engines kept"]
     assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
 
 
@@ -270,8 +270,8 @@ def test_doctor_when_nothing_is_there() -> None:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.splitlines()
-    assert len(lines) == 11
-    assert [line[0] for line in lines] == ["?"] * 11
+    assert len(lines) == 12
+    assert [line[0] for line in lines] == ["?"] * 12
     assert "PyTorch: needs torch, which is not installed; reinstall mcdrl-rt" in ended.stdout
 
 

@@ -47,7 +47,7 @@ def cached_engine(
                 return engine, sidecar.read_sidecar(engine)
             return engine, _build_entry(checkpoint, engine, order, on_stage)
     except OSError as error:
-        raise EngineError(f"cannot write the engine cache {_root()}: {error.strerror}; set MCDRL_CACHE") from error
+        raise EngineError(f"cannot write the engine cache {folder()}: {error.strerror}; set MCDRL_CACHE") from error
 
 
 def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage | None) -> dict[str, Any]:
@@ -79,18 +79,19 @@ def find_cached(checkpoint: Path, order: Order) -> Path | None:
 
 def timing_cache() -> Path:
     """TensorRT's own memory of what it measured, which makes the next build shorter."""
-    path = _root() / "tensorrt.timing"
+    path = folder() / "tensorrt.timing"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def _root() -> Path:
+def folder() -> Path:
+    """Where this user's engines lie, each in a folder of its own, with nothing but its files."""
     return Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
 
 
 def _place(checkpoint: Path, order: Order) -> Path:
     """The engine's file; its folder is the entry's."""
-    return _root() / _key(checkpoint, order) / f"{checkpoint.stem}{sidecar.FILES[order.runtime][0]}"
+    return folder() / _key(checkpoint, order) / f"{checkpoint.stem}{sidecar.FILES[order.runtime][0]}"
 
 
 def _key(checkpoint: Path, order: Order) -> str:
