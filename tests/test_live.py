@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
-from mcdrl_rt.video.live import Live
+from mcdrl_rt.video.live import Live, _Lag
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.timestamps import Timestamps
 
@@ -426,6 +426,33 @@ def test_why_a_camera_does_not_come_back_is_said_once(caplog: pytest.LogCaptureF
         until(iter(source), lambda frame: frame.signal and frame.index > 1)
     said = ["camera is not back: no such device", "camera is not back: permission denied"]
     assert [message for message in caplog.messages if "not back" in message] == said
+
+
+def frame_at(pts_s: float, there_s: float) -> Frame:
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    return Frame(pixels, round(pts_s * 1000), TICK, capture_time_s=there_s)
+
+
+def test_that_pictures_come_ever_later_is_told_once() -> None:
+    lag, told = _Lag(), list[tuple[int, float]]()
+    for second in range(60):  # decoded in 1.2 times the time they take
+        for tick in range(25):
+            own_s = second + tick / 25
+            if (late := lag.see(frame_at(own_s, 100 + 1.2 * own_s))) is not None:
+                told.append((second, late))
+    assert len(told) == 1 and 17 < told[0][0] < 21 and 3 < told[0][1] < 5
+
+
+def test_bursts_jams_and_a_clock_that_is_set_are_no_lag() -> None:
+    for late_s in (
+        lambda own_s: 6 - own_s % 6,  # HLS: six seconds at once
+        lambda own_s: 8.0 if 10 < own_s < 18 else 0.0,  # what a jam held up came in the end
+    ):
+        lag = _Lag()
+        assert not any(lag.see(frame_at(i / 25, 100 + i / 25 + late_s(i / 25))) for i in range(25 * 60))
+    lag = _Lag()
+    for number, set_to_s in enumerate((5000, 1400, 12200)):
+        assert not any(lag.see(frame_at(set_to_s + i / 25, 60 * number + i / 25)) for i in range(999))
 
 
 def test_an_absurd_rate_floods_nobody() -> None:

@@ -31,6 +31,7 @@ _JAM_S = 0.2  # of late pictures, before it is known whether they catch up
 _CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for each second of theirs
 _LEAP_S = 10.0  # of video that took less: the sender's clock was set, or another recording begins
 _BACK_OFF_S = (0.2, 2.0)  # between attempts to connect again: at first, and at most
+_BEHIND_S, _BEHIND_FOR_S = 2.0, 10.0  # later than they might come, and for so long: then that is told
 _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 
 
@@ -195,9 +196,13 @@ class Live(Source):
                 self._changed.notify_all()
 
     def _hand_over(self, video: Source) -> None:
+        lag = _Lag()
         for frame in video:
             if self._closing.is_set():
                 return
+            if (behind_s := lag.see(frame)) is not None:
+                what = "this machine or the network does not keep up; have it sent smaller, or less often"
+                _log.warning("%s: its pictures come %.0f s late: %s", self.name, behind_s, what)
             with self._changed:
                 self._connected, self._delay_s = True, _BACK_OFF_S[0]
                 self.dropped += self._consumed and len(self._arrivals) == _BUFFER
@@ -222,6 +227,33 @@ class Live(Source):
             self.reconnections += 1
             return video
         return None
+
+
+class _Lag:
+    """Notices that the pictures of one connection come later, and go on coming later, than they came before."""
+
+    def __init__(self) -> None:
+        self._soonest_s: float | None = None  # least time between a picture's own and that at which it was there
+        self._last_s = 0.0  # a picture's own time
+        self._since_s: float | None = None
+        self._told = False
+
+    def see(self, frame: Frame) -> float | None:
+        """Take the next picture; how late it is in seconds, once, when it is time to tell."""
+        offset_s = frame.capture_time_s - frame.pts_s
+        leaps = not 0 < frame.pts_s - self._last_s < _LEAP_S
+        self._last_s = frame.pts_s
+        if self._soonest_s is None or leaps or offset_s < self._soonest_s:
+            self._soonest_s, self._since_s = offset_s, None
+        behind_s = offset_s - self._soonest_s
+        if behind_s < _BEHIND_S:
+            self._since_s = None
+            return None
+        self._since_s = frame.capture_time_s if self._since_s is None else self._since_s
+        if self._told or frame.capture_time_s - self._since_s < _BEHIND_FOR_S:
+            return None
+        self._told = True
+        return behind_s
 
 
 class _Clock:
