@@ -57,8 +57,8 @@ _INPUT = (
     "options: site, size, frames, seed, fps: phantom:frames=90). Several share one engine."
 )
 _OUTPUT = (
-    "A file (.mp4 .m4v .mov .mkv .avi .webm), rtsp:// rtmp:// srt:// udp://, window, masks:FOLDER, .jsonl or - (a line "
-    "a frame), a v4l2loopback /dev/video9, or null. Several are written at once; {n}, {name}: of the input."
+    "A file (.mp4 .m4v .mov .mkv .avi .webm), rtsp:// rtmp:// rtmps:// srt:// udp://, window, masks:FOLDER, .jsonl or - "
+    "(a line a frame), a v4l2loopback /dev/video9, or null. Several are written at once; {n}, {name}: of the input."
 )
 
 Model = Annotated[
@@ -153,7 +153,9 @@ def stream(
     log: Annotated[Path | None, typer.Option(help="Append a line of JSON for every message.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment a video, or several at once, and pass it on with the lesions drawn in. Ctrl-C ends it and keeps all.
+    """Segment a video, or several at once, and pass it on with the lesions drawn in.
+
+    Ctrl-C ends it and keeps all; a second one discards it.
 
     Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error, or an
     output was lost.
@@ -225,7 +227,9 @@ def process(
     no_annotated: Annotated[bool, typer.Option("--no-annotated", help="Leave the annotated video out.")] = False,
     no_table: Annotated[bool, typer.Option("--no-table", help="Leave frames.parquet out, and the report.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
-    segment: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="What an interruption may cost.")] = 60.0,
+    segment: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Of a segment: what a stop may cost.")
+    ] = 60.0,
     opacity: Opacity = 0.35,
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Blank text and what is outside the body; no sound, hashed names.")

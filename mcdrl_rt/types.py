@@ -237,7 +237,7 @@ class ModelSpec:
         input_size: (height, width) in pixels the network takes.
         classes: the K lesion classes.
         confounders: the M imaging conditions of the dictionary.
-        colors: RGB of each class, 0…255; by default the first K of ``CLASS_COLORS``.
+        colors: RGB of each class, 0…255; by default those of ``CLASS_COLORS`` in turn.
         mean, std: per channel, in the unit of pixels / 255.
         grid: (h, w) cells of the feature grid; 0 until the model has been built for ``input_size``.
         embed_dim: d, width of the joint text-image space; 0 until built.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from training.evaluate import MethodEngine
 from training.methods import build_method
 from training.methods.base import load_trunk, upsample_cells
 from training.methods.causal import Causal
+from training.methods.prompted import PromptTower
 from training.recipe import METHODS, Recipe, load_recipe
 from training.sites import load_site
 
@@ -113,7 +115,7 @@ def test_words_that_are_embeddings_give_the_text_they_spell(tmp_path: Path) -> N
 
 
 def test_same_seed_same_start(tmp_path: Path) -> None:
-    for name in METHODS:
+    for name in ("mcdrl", "stylip", "biomedcoop", "unet"):  # ablations are the first with less
         recipe = dataclasses.replace(RECIPE, method=name)
         one, again = (build_method(recipe, tmp_path) for _ in range(2))
         other = again.state_dict()
@@ -201,10 +203,9 @@ def test_encoder_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_trunk(torch.nn.Linear(1, 1), tmp_path / "cut.safetensors")
 
 
-def test_prompts_need_clips_own_text_tower(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, method="stylip", encoder="coca_ViT-B-32")
-    with pytest.raises(SpecError):
-        build_method(recipe, tmp_path)
+def test_prompts_need_clips_own_text_tower() -> None:
+    with pytest.raises(SpecError, match="prompts cannot be learned with the text tower of coca"):
+        PromptTower(SimpleNamespace(), "coca")
 
 
 def test_cells_cover_their_pixels() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from clips import picture, read_pixels
@@ -20,6 +22,7 @@ from mcdrl_rt.stream.policy import MODES, Picker, Policy
 from mcdrl_rt.types import Frame, Region, Segmentation, UInt8Array
 from mcdrl_rt.video.overlay import draw
 from mcdrl_rt.video.phantom import Phantom
+from mcdrl_rt.video.region import find_region
 from mcdrl_rt.video.sink import open_sink
 
 
@@ -158,14 +161,16 @@ def test_a_lost_signal_shows_no_overlay_and_ends_what_was_known() -> None:
 @pytest.mark.parametrize("mode", ["every", "pass"])
 def test_between_segmented_frames_masks_are_moved_along(mode: str) -> None:
     phantom = Phantom((240, 320), seed=7)
-    rendered = [phantom.render(i) for i in range(24)]
+    rendered, asked = [phantom.render(i) for i in range(24)], itertools.count()
 
     class Knowing(BrightEngine):
-        """Finds the first frame's true lesion, wherever it is asked."""
+        """Finds the true lesion of the frames that it is asked about, if those are every third."""
 
         def infer(self, frames: UInt8Array) -> RawOutput:
-            output = super().infer(frames)
-            return output._replace(score=np.full_like(output.score, 200))
+            index = min(3 * next(asked), len(rendered) - 1)
+            seen = rendered[index].mask[find_region(rendered[index].pixels).slices]
+            score = cv2.resize(seen * np.uint8(255), (64, 64), interpolation=cv2.INTER_LINEAR)
+            return super().infer(frames)._replace(score=score[None])
 
     sink = Kept()
     source = ListSource([r.pixels for r in rendered], live=mode == "pass", every_s=0.03 if mode == "pass" else 0)
@@ -175,6 +180,13 @@ def test_between_segmented_frames_masks_are_moved_along(mode: str) -> None:
     assert summary.frames_out == 24 and len(ages) >= 12
     if mode == "every":
         assert ages == pytest.approx([0, 40, 80] * 8)  # by the video's own clock
+        drawn = [shown.segmentation.labels > 0 for shown in sink.shown if shown.segmentation]
+        between = [i for i in range(24) if i % 3]
+        moved, left = (sum((mask(i) != (rendered[i].mask > 0)).sum() for i in between) for mask in (
+            lambda i: drawn[i],
+            lambda i: drawn[i - i % 3],
+        ))
+        assert moved < 0.8 * left
     else:
         assert max(ages) <= 2000
 

@@ -163,7 +163,9 @@ def test_names_with_and_without_are_never_in_one_folder(recording: Path, tmp_pat
 def test_videos_carry_no_tag_of_the_inputs(recording: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     list(process(plan([recording], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS))
-    for path in [*out.rglob("*.mp4"), *out.rglob("*.mkv")]:
+    videos = [*out.rglob("*.mp4"), *out.rglob("*.mkv")]
+    assert len(videos) == 2
+    for path in videos:
         with av.open(path) as container:
             tags = {**container.metadata, **container.streams[0].metadata}
         ours = {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}

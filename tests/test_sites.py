@@ -203,7 +203,9 @@ def test_mask_of_another_size_and_unreadable_image_are_named(tmp_path: Path) -> 
 
 def test_clinicdb_tiffs_are_its_pngs_in_colour(data_root: Path) -> None:
     folder = data_root / "CVC-ClinicDB"
-    for path in sorted((folder / "Original").glob("*.tif")):
+    paths = sorted((folder / "Original").glob("*.tif"))
+    assert paths
+    for path in paths:
         pixels = read_pixels(path)
         np.testing.assert_array_equal(pixels, read_pixels(folder / "PNG" / "Original" / f"{path.stem}.png"))
         assert np.ptp(pixels.astype(np.int16), axis=2).mean() > 20  # not grey

@@ -30,12 +30,13 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.launch import whole
+from training.methods import Method
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
 from training.recipe import lineage
 from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample
 from training.split import Split, image_id, in_order, split_of
-from training.train import Method, load_method
+from training.train import load_method
 
 READOUT_PICTURES = 100
 _FIELDS = [field.name for field in dataclasses.fields(ImageScore)]

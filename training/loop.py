@@ -157,18 +157,18 @@ class Trainer:
             task = bar.add_task(f"epoch {epoch + 1} of {recipe.epochs}", total=self.steps)
             for i, batch in enumerate(loader, 1):
                 part = Item(*(t.to(fabric.device, non_blocking=True) for t in batch))
-                whole = i % recipe.accumulate == 0
-                for name, value in self.part(part, intervene, whole).items():
+                last = i % recipe.accumulate == 0
+                for name, value in self.part(part, intervene, last).items():
                     sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
-                if whole:
+                if last:
                     self.step()
                     bar.advance(task)
         means = {name: fabric.all_reduce(total / len(batches)) for name, total in sums.items()}
         return {name: round(float(value), 6) for name, value in means.items()}  # type: ignore[arg-type]
 
-    def part(self, batch: Item, intervene: bool, whole: bool) -> dict[str, Tensor]:
-        """Gradients of a part of a batch, added to those at hand; ``whole`` marks the last part."""
-        with self.fabric.no_backward_sync(self.method, enabled=not whole):
+    def part(self, batch: Item, intervene: bool, last: bool) -> dict[str, Tensor]:
+        """Gradients of a part of a batch, added to those at hand; ``last`` marks the last part."""
+        with self.fabric.no_backward_sync(self.method, enabled=not last):
             terms = self.method(batch, intervene)
             self.fabric.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulate)
         return {name: value.detach() for name, value in terms.items()}

@@ -32,7 +32,7 @@ def load_engine(
     Args:
         model: a checkpoint (``.safetensors``), a built engine (``.plan``, ``.pt2``, ``.xml``), or None for the
             embedded default.
-        engine: ``auto`` takes the first of ``ENGINES`` that loads; by name, that one or none.
+        engine: ``auto`` takes the first that loads, in the module's order; by name, that one or none.
         precision: ``auto``, or one that the engine comes in.
         device: ``auto``, an OpenVINO device (``CPU``, ``GPU``) or a torch one (``cpu``, ``cuda``).
         skip: pass over this many of the runtimes that ``auto`` would try: they failed at work. One is always left.

@@ -34,7 +34,6 @@ _PACKAGES = {
     "torch": ("torch",),
     "onnx": (),
 }
-_KEY_BYTES = 32
 _KNOWN = {"runtime", "precision", "spec", "files", "versions", "gpu"}
 
 
