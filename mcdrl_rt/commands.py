@@ -57,8 +57,8 @@ _INPUT = (
     "options: site, size, frames, seed, fps: phantom:frames=90). Several share one engine."
 )
 _OUTPUT = (
-    "A file (.mp4 .m4v .mov .mkv .avi .webm), rtsp:// rtmp:// rtmps:// srt:// udp://, window, masks:FOLDER, .jsonl or - "
-    "(a line a frame), a v4l2loopback /dev/video9, or null. Several are written at once; {n}, {name}: of the input."
+    "A file (.mp4 .m4v .mov .mkv .avi .webm), rtsp:// rtmp:// rtmps:// srt:// udp://, window, masks:FOLDER, .jsonl or "
+    "- (a line a frame), a v4l2loopback /dev/video9, or null. Several are written at once; {n}, {name}: of the input."
 )
 
 Model = Annotated[
