@@ -75,7 +75,7 @@ def data_root() -> Path:
     """The folder of the sites; without it a test is skipped, but never in CI."""
     folder = Path(os.environ.get("MCDRL_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up = pytest.fail if os.environ.get("MCDRL_CI") or os.environ.get("CI") else pytest.skip
         give_up(f"needs the data sets, and {folder} is no folder (set MCDRL_DATA)")
     return folder
 

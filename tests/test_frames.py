@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clips import write_clip
 
-from mcdrl_rt.engine.frames import real_frames, synthetic_frames
+from mcdrl_rt.engine.frames import _decimated, real_frames, synthetic_frames
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.video.playlist import VIDEOS
 
@@ -45,8 +45,9 @@ def test_so_are_those_of_one_that_begins_late_or_does_not_say_how_long_it_is(tmp
     (tmp_path / "all").mkdir()
     for i in range(20):
         (tmp_path / "all" / f"{i:02}{suffix}").symlink_to(video)
-    levels = [(frame[20, 20, 0] - 40) / 2 for frame in real_frames(video, SIZE, 5)]
-    assert len(levels) == 5 and np.abs(np.diff(levels) - 18).max() < 6 and levels[0] < 12 and levels[-1] > 70
+    for found in (real_frames(video, SIZE, 5), _decimated(video, SIZE, 5)):
+        levels = [(frame[20, 20, 0] - 40) / 2 for frame in found]
+        assert len(levels) == 5 and np.abs(np.diff(levels) - 18).max() < 6 and levels[0] < 12 and levels[-1] > 70
     if suffix in VIDEOS:
         assert len(real_frames(tmp_path / "all", SIZE, 33)) == 33  # of all twenty, and not of the first
 

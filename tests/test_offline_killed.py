@@ -69,7 +69,7 @@ def test_the_command_killed_at_random(small_engine: Path, tmp_path: Path) -> Non
         deadline = time.monotonic() + 60
         while process.poll() is None and done() == before and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(chance.random() * 0.4)
+        time.sleep(chance.random() * 0.2)
         kept = done()
         process.kill()
         process.communicate()

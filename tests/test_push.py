@@ -295,9 +295,11 @@ def test_a_listener_that_nobody_calls_leaves_nothing_behind() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
     sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
     end = time.monotonic() + PATIENCE_S
+    camera = Camera(sink)
     while sink._trying is None:
         assert time.monotonic() < end
-        Camera(sink).write(noise)
+        camera.write(noise)
+        time.sleep(0.01)
     process = sink._trying._process
     sink.close()
     assert process.poll() is not None and not sink._thread.is_alive()

@@ -128,14 +128,14 @@ def test_a_recording_whose_encoder_fails_is_kept(tmp_path: Path, suffix: str, mo
 
     def fails(pixels: Any, pts: int, duration_s: float) -> Any:
         if pts >= 60 * TICK / sink._timeline.time_base:
-            raise av.error.ExternalError(542398533, "Generic error in an external library")
+            raise av.error.OSError(errno.EIO, "Input/output error")  # so a graphics card says it
         return encode(pixels, pts, duration_s)
 
     monkeypatch.setattr(sink._encoder, "encode", fails)
     with pytest.raises(SinkError, match=rf"cannot write .*; the first \d s are kept in .*a\.{suffix}"):
         for index in range(61):
             sink.write(Shown(Frame(picture(index), index, TICK, index)))
-    assert 30 <= len(read_pts(tmp_path / f"a.{suffix}")) <= 60
+    assert len(read_pts(tmp_path / f"a.{suffix}")) == 60
     assert len(list(tmp_path.iterdir())) == 1
 
 

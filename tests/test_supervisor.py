@@ -214,8 +214,9 @@ def test_what_an_answer_takes_includes_the_turns_of_other_streams() -> None:
         assert seat.typical_s is None
         seat.ask(picture(0)).wait(GIVE_UP_S)
         alone = seat.typical_s
+        supervisor.seat()  # that never asks
         for _ in range(3):
-            supervisor.seat()
+            supervisor.seat().ask(picture(0))
         assert alone is not None and seat.typical_s == 4 * alone
 
 

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.types import Picture, UInt8Array
 from mcdrl_rt.video.phantom import SITES, Phantom
 from mcdrl_rt.video.pictures import Pictures
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -60,25 +60,36 @@ def _frames_of(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array
     try:
         with open_source(str(file)) as source:
             first = next(iter(source), None)
-            frames = source.frame_count or 0
-        if first is None or frames < _FEW * count:
-            return _decimated(file, size, count)
-        with contextlib.closing(Pictures(file, Fraction(0))) as pictures:
-            places = (np.arange(count) + 0.5) / count
-            found = [pictures(first.pts_s + float(place * frames / source.rate)) for place in places]
-        return [crop_and_resize(one, find_region(one), size) for one in found if one is not None]
-    except (SourceError, av.FFmpegError):
+            few = (source.frame_count or 0) < _FEW * count
+        if first is None or file.suffix.lower() in PICTURES:
+            return [] if first is None else [_seen(first.picture, size)]
+        found = [] if few else _by_time(file, size, count, first.pts_s)
+        return found if len(found) == count else _decimated(file, size, count)
+    except (SourceError, av.FFmpegError, ValueError):  # the last is of pictures that cannot be converted
         return []
 
 
+def _by_time(file: Path, size: tuple[int, int], count: int, begins_s: float) -> list[UInt8Array]:
+    """Frames found by their time, sooner than by reading a long file; fewer where it is not as long as it says."""
+    with contextlib.closing(Pictures(file, Fraction(0))) as pictures:
+        length_s = pictures.length_s or 0.0
+        found = [pictures(begins_s + (place + 0.5) / count * length_s) for place in range(count)]
+    return [_seen(one, size) for one in found if one is not None]
+
+
 def _decimated(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array]:
-    """The same by reading all of it, whether or not it says how much that is."""
+    """Frames found by reading all of the file, whether or not it says how much that is."""
     kept: list[UInt8Array] = []
     step = 1
     with open_source(str(file)) as source:
         for index, frame in enumerate(source):
             if index % step == 0:
-                kept.append(crop_and_resize(frame.picture, find_region(frame.picture), size))
-            if len(kept) == 2 * count:
+                kept.append(_seen(frame.picture, size))
+            if len(kept) == _FEW * count:
                 kept, step = kept[::2], 2 * step
-    return [kept[i] for i in np.linspace(0, len(kept) - 1, min(count, len(kept))).round().astype(int)]
+    count = min(count, len(kept))
+    return [kept[int((place + 0.5) / count * len(kept))] for place in range(count)]
+
+
+def _seen(picture: Picture, size: tuple[int, int]) -> UInt8Array:
+    return crop_and_resize(picture, find_region(picture), size)

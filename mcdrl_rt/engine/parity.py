@@ -22,7 +22,7 @@ class Parity:
         frames: how many were compared.
         with_lesion: in how many of them the reference finds a lesion; without any, ``mask_iou`` says nothing.
         selected: share of grid cells that both select, or both do not.
-        readout: mean distance of the confounders' weights, which sum to 1.
+        readout: half the sum of the differences of the confounders' weights, which sum to 1: 0…1.
     """
 
     label_flips: float
@@ -44,10 +44,10 @@ def compare(engine: Engine, reference: Engine, frames: Iterable[UInt8Array], bat
     """
     flips = pixels = both = either = count = with_lesion = 0
     selected, readout = [], []
-    for frame, ours, theirs in _answers(engine, reference, frames, batch):
-        one, other = _labels(ours, frame), _labels(theirs, 0)
-        selected.append(float((ours.selected[frame].astype(bool) == theirs.selected[0].astype(bool)).mean()))
-        readout.append(float(np.abs(_weights(ours, frame) - _weights(theirs, 0)).mean()))
+    for place, ours, theirs in _answers(engine, reference, frames, batch):
+        one, other = _labels(ours, place), _labels(theirs, 0)
+        selected.append(float((ours.selected[place].astype(bool) == theirs.selected[0].astype(bool)).mean()))
+        readout.append(float(np.abs(_weights(ours, place) - _weights(theirs, 0)).sum() / 2))
         flips += int((one != other).sum())
         pixels += one.size
         both += int(((one > 0) & (other > 0)).sum())

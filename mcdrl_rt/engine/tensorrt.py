@@ -90,7 +90,7 @@ def parse(model: bytes | onnx.ModelProto, plugin: Path | None) -> Network:
     installed_tensorrt()
     import tensorrt as trt
 
-    from mcdrl_rt.engine.onnx import for_plugin, inlined  # and with it torch's exporter, open_clip, timm
+    from mcdrl_rt.engine.onnx import for_plugin, inlined, serialized  # and with it torch's exporter, open_clip, timm
 
     try:
         proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model
@@ -103,7 +103,7 @@ def parse(model: bytes | onnx.ModelProto, plugin: Path | None) -> Network:
     builder = started(trt.Builder, log)
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log)
-    if not parser.parse((inlined(proto) if plugin is None else for_plugin(proto)).SerializeToString()):
+    if not parser.parse(serialized(inlined(proto) if plugin is None else for_plugin(proto))):
         errors = [describe(parser.get_error(i)) for i in range(parser.num_errors)]
         raise EngineError(f"TensorRT cannot read this model: {reason(log, errors)}")
     for i in reversed(range(definition.num_outputs)):

@@ -9,7 +9,8 @@ from collections import deque
 from mcdrl_rt.stream.policy import Policy
 
 WARN_S = 5.0  # of a stream without overlay, at a time, before that is told
-_MUCH = 10  # a flaw where one frame in so many was of such a time
+_LEAST = 10  # frames in such a time
+_MUCH = 5  # a flaw where one frame in so many was of such a time
 _RARE = 100  # a stream with an overlay on fewer than one frame in so many is as good as without
 _ANSWERS = 50  # the newest, whose time is told
 
@@ -26,6 +27,7 @@ class Lateness:
         self._frames = self._late = 0
         self._frames_now = self._late_now = self._blind = 0  # in the time that is looked at; in times without overlay
         self._took_ms = deque[float](maxlen=_ANSWERS)
+        self._took_then_ms: float | None = None  # when there was no overlay last
         self._began_s: float | None = None
         self._told = False
 
@@ -43,10 +45,12 @@ class Lateness:
         self._began_s = now_s if self._began_s is None else self._began_s
         self._frames, self._frames_now = self._frames + 1, self._frames_now + 1
         self._late, self._late_now = self._late + late, self._late_now + late
-        if not self._asks_all or now_s - self._began_s < WARN_S:
+        if not self._asks_all or now_s - self._began_s < WARN_S or self._frames_now < _LEAST:
             return None
         rare = self._late_now > 0 and _RARE * (self._frames_now - self._late_now) < self._frames_now
-        self._blind += self._frames_now * rare
+        if rare:
+            self._blind += self._frames_now
+            self._took_then_ms = statistics.median(self._took_ms) if self._took_ms else None
         self._began_s, self._frames_now, self._late_now = now_s, 0, 0
         if self._told or not rare:
             return None
@@ -61,10 +65,9 @@ class Lateness:
     @property
     def _text(self) -> str:
         text = f"no overlay on {self._late} of {self._frames} frames: "
-        if not self._took_ms:
+        if self._took_then_ms is None:
             return text + "the model has not answered in time for any"
-        took_ms = statistics.median(self._took_ms)
         return (
-            f"{text}the model takes {took_ms:.0f} ms for a mask, too long for one to be shown within "
+            f"{text}the model takes {self._took_then_ms:.0f} ms for a mask, too long for one to be shown within "
             f"{self._limit_ms:.0f} ms of its frame"
         )

@@ -31,6 +31,7 @@ FIRST_S = 60.0  # the very first frame: some engines finish their preparations o
 RELOAD_S = 300.0  # loading anew for longer, an engine hangs, too
 BACKOFF_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the first restart, the second …; the last from then on
 TRIES = 2  # failures of one runtime in a row, before the next in line is taken
+_RUNNING_S = 2.0  # a stream that asked nothing for so long has ended, or needs no turn
 LEFT_BEHIND = 5  # threads that hang, each with its engine in memory: then no other is loaded
 CLOSE_S = 3.0  # that closing waits for the frame in hand, or for an engine that is being loaded
 RECOVERED = 100  # frames answered in a row after which earlier failures are forgotten
@@ -72,6 +73,7 @@ class Seat:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.waiting: Ticket | None = None
+        self.asked_s = float("-inf")  # when a frame was handed in last
 
     def ask(self, picture: Picture, opacity: float | None = None) -> Ticket:
         """Hand in a frame; one of this stream that still waits gives way to it.
@@ -152,8 +154,10 @@ class Supervisor:
 
     @property
     def turns(self) -> int:
-        """Batches in which the engine sees a frame of every stream once."""
-        return max(1, -(-len(self._seats) // self._max_batch))
+        """Batches in which the engine sees a frame of every stream that runs once."""
+        now_s = time.monotonic()
+        running = sum(now_s - seat.asked_s < _RUNNING_S for seat in list(self._seats))
+        return max(1, -(-running // self._max_batch))
 
     def seat(self) -> Seat:
         """A place for one more stream."""
@@ -184,7 +188,7 @@ class Supervisor:
                 return ticket
             if (earlier := ticket.seat.waiting) is not None:
                 earlier._settle(Answer(overtaken=True))
-            ticket.seat.waiting = ticket
+            ticket.seat.waiting, ticket.seat.asked_s = ticket, ticket.asked_s
             self._changed.notify_all()
         return ticket
 
@@ -213,6 +217,11 @@ class Supervisor:
         except BaseException as error:  # whatever it is, the video goes on
             self._lost(generation, _reason(error))
         finally:
+            self._came_back(generation)
+
+    def _came_back(self, generation: int) -> None:
+        """A thread ends, which may have been given up."""
+        with self._changed:
             self._left_behind.discard(generation)
 
     def _take(self, generation: int, most: int) -> list[Ticket]:
@@ -250,8 +259,7 @@ class Supervisor:
                 owes = self._loading or bool(self._in_hand)
                 hangs = owes and time.monotonic() - self._since_s > self._limit_s()
             if hangs:
-                self._left_behind.add(generation)
-                self._lost(generation, reason)
+                self._lost(generation, reason, hangs=True)
 
     def _limit_s(self) -> float:
         """What the engine is given for what it is doing now."""
@@ -263,11 +271,13 @@ class Supervisor:
         # an engine just loaded anew may be slow once more: it is given longer each time, or it would never come back
         return min(limit_s * 2 ** min(self._failures, 16), FIRST_S) if self._fresh else limit_s
 
-    def _lost(self, generation: int, reason: str) -> None:
+    def _lost(self, generation: int, reason: str, hangs: bool = False) -> None:
         """The engine is no more: tell everyone, and see about another."""
         with self._changed:
             if generation != self._generation:
                 return
+            if hangs:
+                self._left_behind.add(generation)
             self._generation += 1
             self._outage = reason
             self._failures += 1
@@ -291,7 +301,7 @@ class Supervisor:
         try:
             self._try_to_restart(generation)
         finally:
-            self._left_behind.discard(generation)
+            self._came_back(generation)
 
     def _try_to_restart(self, generation: int) -> None:
         while not self._closed.wait(BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]):

@@ -129,6 +129,9 @@ class VideoFile(Sink):
             return
         try:
             packets = self._encoder.encode(shown.frame.picture, pts, shown.frame.duration_s)
+        except (av.FFmpegError, OSError) as error:
+            raise self._failed("write", error, whole=True) from None
+        try:
             self._container.mux(packets)
             if self._audio:
                 self._audio.write_until(shown.frame.pts * shown.frame.time_base, self._timeline.origin_s)
@@ -186,15 +189,14 @@ class VideoFile(Sink):
         elsewhere = [] if self._kept == self._target else [f"it is in {self._kept}: {self._target} was there already"]
         return "; ".join(self._timeline.problems + self._encoder.problems + audio + elsewhere) or None
 
-    def _failed(self, verb: str, error: Exception) -> SinkError:
-        """Give up, keeping what stands on its own of a live recording, and say so."""
+    def _failed(self, verb: str, error: Exception, whole: bool = False) -> SinkError:
+        """Give up, keeping what stands on its own of a live recording (``whole``: all that was written), and say so."""
         gone = not self._partial.exists()
         text = f"cannot {verb} {self._target}: {'the file was removed meanwhile' if gone else reason(error)}"
         if gone or self._whole is None or not self._whole.length_s:
             self.abort()
             return SinkError(text)
-        # of a disk that fails, nobody knows what is there in the end
-        finished = self._release() and not isinstance(error, OSError)
+        finished = self._release() and whole
         kept = self._partial
         with contextlib.suppress(OSError):
             if not finished:

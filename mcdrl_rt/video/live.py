@@ -32,6 +32,8 @@ _CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for
 _LEAP_S = 10.0  # of video that took less: the sender's clock was set, or another recording begins
 _BACK_OFF_S = (0.2, 2.0)  # between attempts to connect again: at first, and at most
 _BEHIND_S, _BEHIND_FOR_S = 2.0, 10.0  # later than they might come, and for so long: then that is told
+_MINUTES = 5  # that pictures are compared with: clocks, too, part by seconds in an hour
+_TOLD = 5  # reasons for one loss, at most
 _JOIN_S = 1.0  # how long closing waits for a reader that FFmpeg may hold
 
 
@@ -101,7 +103,8 @@ class Live(Source):
         self._connected, self._consumed, self._ended = True, False, False
         self._failure: BaseException | None = None
         self._closing = threading.Event()
-        self._verdict = self._obstacle = ""  # what was wrong with what ended; why it cannot be opened again
+        self._verdict = ""  # what was wrong with what ended
+        self._obstacles = set[str]()  # why it cannot be opened again, as far as that was told
         self._delay_s = _BACK_OFF_S[0]
         # a daemon: nothing can interrupt some of FFmpeg's calls, and they must not keep the program alive
         self._reader = threading.Thread(target=self._read, args=(video,), name="reader", daemon=True)
@@ -144,7 +147,8 @@ class Live(Source):
                 if self._failure is not None:
                     raise self._failure
                 if self._ended:
-                    self.problem = "; ".join(filter(None, (self.problem, self._verdict))) or None
+                    told, self._verdict = self._verdict, ""
+                    self.problem = "; ".join(filter(None, (self.problem, told))) or None
                     return None
                 # while it may come any moment, patience; once it is known to be lost, the nominal rate
                 patient = self._signal and self._connected
@@ -184,8 +188,7 @@ class Live(Source):
             while video is not None:
                 with video:  # closed by the thread that reads it
                     self._hand_over(video)
-                    if self._reopen is None and video.problem:  # it is not opened again: that is how it ended
-                        self._verdict = video.problem
+                    self._verdict = video.problem or ""
                 video = self._connect(self._reopen) if self._reopen is not None else None
             with self._changed:
                 self._ended = True
@@ -219,11 +222,11 @@ class Live(Source):
             try:
                 video = reopen()
             except SourceError as error:
-                if str(error) != self._obstacle:  # told when it is another: a password, say, or no such device
-                    self._obstacle = str(error)
+                if str(error) not in self._obstacles and len(self._obstacles) < _TOLD:
+                    self._obstacles.add(str(error))  # each once: a wrong password, say, or no such device
                     _log.warning("%s is not back: %s", self.name, error)
                 continue
-            self._obstacle = ""
+            self._obstacles.clear()
             self.reconnections += 1
             return video
         return None
@@ -233,7 +236,8 @@ class _Lag:
     """Notices that the pictures of one connection come later, and go on coming later, than they came before."""
 
     def __init__(self) -> None:
-        self._soonest_s: float | None = None  # least time between a picture's own and that at which it was there
+        # least time between a picture's own and that at which it was there, of each of the last minutes
+        self._soonest_s = deque[tuple[int, float]](maxlen=_MINUTES)
         self._last_s = 0.0  # a picture's own time
         self._since_s: float | None = None
         self._told = False
@@ -243,9 +247,13 @@ class _Lag:
         offset_s = frame.capture_time_s - frame.pts_s
         leaps = not 0 < frame.pts_s - self._last_s < _LEAP_S
         self._last_s = frame.pts_s
-        if self._soonest_s is None or leaps or offset_s < self._soonest_s:
-            self._soonest_s, self._since_s = offset_s, None
-        behind_s = offset_s - self._soonest_s
+        if leaps:
+            self._soonest_s.clear()
+        minute = int(frame.capture_time_s // 60)
+        if not self._soonest_s or self._soonest_s[-1][0] != minute:
+            self._soonest_s.append((minute, offset_s))
+        self._soonest_s[-1] = (minute, min(offset_s, self._soonest_s[-1][1]))
+        behind_s = offset_s - min(least for _, least in self._soonest_s)
         if behind_s < _BEHIND_S:
             self._since_s = None
             return None

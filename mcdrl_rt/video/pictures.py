@@ -10,6 +10,7 @@ import av
 
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.container import video_stream
+from mcdrl_rt.video.deinterlace import Deinterlacer
 from mcdrl_rt.video.rgb import ToPicture
 
 _EARLY_S = 1e-6  # floating point must not lead to the frame after
@@ -29,14 +30,24 @@ class Pictures:
         self._origin_s = float(origin_s)
         self._to_picture = ToPicture()
 
+    @property
+    def length_s(self) -> float | None:
+        """How long the video is, as its container says; None where it does not."""
+        its, base = self._stream.duration, self._stream.time_base
+        whole = self._container.duration
+        return float(its * base) if its and base else whole / av.time_base if whole else None
+
     def __call__(self, time_s: float) -> UInt8Array | None:
         """The frame shown at a time, (H, W, 3) uint8, RGB; None if there is none."""
         place_s = time_s - self._origin_s
         with contextlib.suppress(av.FFmpegError):
             self._container.seek(max(0, int(place_s * av.time_base)))
-            for frame in self._container.decode(self._stream):
-                if frame.time is not None and frame.time >= place_s - _EARLY_S:
-                    return self._to_picture.pixels(frame)
+            unit = self._stream.time_base or Fraction(1, 1000)
+            deinterlaced = Deinterlacer(unit)
+            for decoded in self._container.decode(self._stream):
+                for frame in deinterlaced(decoded):
+                    if frame.pts is not None and frame.pts * unit >= place_s - _EARLY_S:
+                        return self._to_picture.pixels(frame)
         return None
 
     def close(self) -> None:

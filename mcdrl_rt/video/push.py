@@ -66,6 +66,7 @@ class Push(Sink):
         self._why = "nobody has called yet" if self._listens else ""
         self._connection: Connection | None = None
         self._trying: Connection | None = None  # one that is being made
+        self._earlier: list[str] = []  # what became of frames that went over the one before
         check_command(url)
         if not self._listens:
             self._open()
@@ -123,7 +124,8 @@ class Push(Sink):
     @property
     def problem(self) -> str | None:
         """Frames that did not arrive, and why."""
-        problems = [*self._timeline.problems, *(self._connection.problems if self._connection else ())]
+        connection = self._connection
+        problems = [*self._timeline.problems, *(connection.problems if connection else self._earlier)]
         if lost := self.dropped:
             why = f"no connection ({self._why})" if self._why else "the network is too slow for this video"
             again = f", connected again {self.reconnections} times" if self.reconnections else ""
@@ -146,6 +148,7 @@ class Push(Sink):
                 self._send(*item)
             except (ConnectionLost, av.FFmpegError, OSError, ValueError) as error:
                 self._why = str(error) if isinstance(error, ConnectionLost) else reason(error)
+                self._earlier = self._connection.problems if self._connection else self._earlier
                 self._connection = None
                 self._retry_at = time.monotonic() + self._retry_s
                 self._retry_s = min(2 * self._retry_s, _RETRY_S[1])
@@ -171,6 +174,7 @@ class Push(Sink):
         connection = self._trying = Connection(self._url, self._codec, self._format)
         try:
             connection.send(picture, pts)
+            self._sending_since = None  # what follows has a limit of its own
             connection.wait(None if self._listens else _CONNECT_S, self._stop)
         except BaseException:
             connection.kill()
