@@ -245,8 +245,8 @@ def _refuse_far(parity: Parity, gate: Gate, spec: ModelSpec, precision: str, rea
     if not (parity.selected >= alike and parity.readout <= READOUT_OFF):  # which are false of what is no number
         raise EngineError(
             f"the {precision} engine of {spec.name} is too far from float32: {parity.selected:.1%} of the cells are "
-            f"selected alike (at least {alike:.1%}), {parity.readout:.0%} of the confounders' weight is on others (at most "
-            f"{READOUT_OFF:.0%}); {advice}"
+            f"selected alike (at least {alike:.1%}), {parity.readout:.0%} of the confounders' weight is on others (at "
+            f"most {READOUT_OFF:.0%}); {advice}"
         )
 
 
