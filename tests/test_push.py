@@ -241,49 +241,49 @@ def test_a_host_that_does_not_answer_stops_nobody_else(monkeypatch: pytest.Monke
     assert np.diff(ticks).max() < 0.7  # the lock was never held for as long as the host was silent
 
 
-def test_a_connection_that_takes_nothing_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "_STALL_S", 1.0)
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
-    port = free_port()
+NOISE = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)  # more than a pipe holds, encoded
+LARGE = VideoFormat((480, 640), TICK, Fraction(25), live=True)
+
+
+@contextmanager
+def sending(port: int) -> Iterator[tuple[Receiver, Camera]]:
+    """Large pictures to a receiver that has begun to show them."""
     url = f"rtmp://127.0.0.1:{port}/live/key"
     with receiving(*through_pyav(url, "listen=1")) as receiver:
         wait_for_listener(port)
-        sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
-        camera = Camera(sink)
+        camera = Camera(opened(url, LARGE))
         camera.write_until(lambda: receiver.lines)
+        yield receiver, camera
+
+
+def write_noise_until(camera: Camera, done: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    for number in itertools.count():
+        if done():
+            return
+        assert time.monotonic() < end, camera.sink.problem
+        camera.write(np.roll(NOISE, 31 * number, axis=1))
+        time.sleep(0.005)
+
+
+def test_a_connection_that_takes_nothing_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push, "_STALL_S", 1.0)
+    with sending(free_port()) as (receiver, camera):
         receiver._process.send_signal(19)  # SIGSTOP: the connection stands, and its buffers fill
-        end = time.monotonic() + PATIENCE_S
-        while "no connection" not in (sink.problem or ""):
-            assert time.monotonic() < end, sink.problem
-            camera.write(np.roll(noise, 31 * sink.frames, axis=1))
-            time.sleep(0.005)
-    sink.close()
+        write_noise_until(camera, lambda: "no connection" in (camera.sink.problem or ""))
+    camera.sink.close()
     assert camera.longest_s < 2
 
 
 def test_a_server_that_takes_a_call_and_says_nothing_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push, "_STALL_S", 1.0)
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
     port = free_port()
-    url = f"rtmp://127.0.0.1:{port}/live/key"
-    with receiving(*through_pyav(url, "listen=1")) as receiver:
-        wait_for_listener(port)
-        sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
-        camera = Camera(sink)
-        camera.write_until(lambda: receiver.lines)
-
-    def write_until(done: Callable[[], object]) -> None:
-        end = time.monotonic() + PATIENCE_S
-        while not done():
-            assert time.monotonic() < end, sink.problem
-            camera.write(np.roll(noise, 31 * next(numbers), axis=1))
-            time.sleep(0.01)
-
-    numbers = itertools.count()
-    with socket.create_server(("127.0.0.1", port)):  # its picture is larger than a pipe holds, and nobody reads it
-        write_until(lambda: sink._trying)
+    with sending(port) as (_, camera):
+        sink = camera.sink
+    with socket.create_server(("127.0.0.1", port)):  # nobody reads
+        write_noise_until(camera, lambda: sink._trying)
         first = sink._trying
-        write_until(lambda: sink._trying is not first)
+        write_noise_until(camera, lambda: sink._trying is not first)
     sink.close()
     assert camera.longest_s < 2
 
@@ -291,18 +291,12 @@ def test_a_server_that_takes_a_call_and_says_nothing_is_given_up_too(monkeypatch
 def test_a_listener_that_nobody_calls_leaves_nothing_behind() -> None:
     if not shutil.which("ffmpeg"):
         pytest.skip("needs the ffmpeg command, which has SRT")
-    url = f"srt://127.0.0.1:{free_port(socket.SOCK_DGRAM)}?mode=listener"
-    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
-    sink = opened(url, VideoFormat((480, 640), TICK, Fraction(25), live=True))
-    end = time.monotonic() + PATIENCE_S
-    camera = Camera(sink)
-    while sink._trying is None:
-        assert time.monotonic() < end
-        camera.write(noise)
-        time.sleep(0.01)
-    process = sink._trying._process
-    sink.close()
-    assert process.poll() is not None and not sink._thread.is_alive()
+    camera = Camera(opened(f"srt://127.0.0.1:{free_port(socket.SOCK_DGRAM)}?mode=listener", LARGE))
+    write_noise_until(camera, lambda: camera.sink._trying)
+    assert camera.sink._trying is not None
+    process = camera.sink._trying._process
+    camera.sink.close()
+    assert process.poll() is not None and not camera.sink._thread.is_alive()
 
 
 def test_a_listener_waits_for_its_caller_and_ends_without_one() -> None:
