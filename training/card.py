@@ -10,7 +10,7 @@ from typing import Any
 
 from mcdrl_rt.types import ModelSpec
 from training.dataset import PARTS
-from training.launch import whole
+from training.files import whole
 from training.methods.causal import without_contrast
 from training.recipe import RECIPES, Recipe, lineage, load_recipe
 

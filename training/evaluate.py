@@ -29,7 +29,7 @@ from mcdrl_rt.errors import McdrlError, SourceError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
-from training.launch import whole
+from training.files import whole
 from training.methods import Method
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real

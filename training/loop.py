@@ -24,9 +24,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mcdrl_rt.errors import SpecError, first_line
 from training.dataset import EpochBatches, Item, LesionDataset
-from training.launch import avoid_slow_gradients, progress_bar, synchronise_norms, whole
+from training.files import whole
+from training.launch import progress_bar
 from training.methods import Method
 from training.methods.base import upsample_cells
+from training.norms import avoid_slow_gradients, synchronise_norms
 from training.overlays import contact_sheet
 from training.recipe import Recipe, lineage
 

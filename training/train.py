@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
-from training.launch import IMAGES, add_arguments, claim, claim_images, has_begun, make_fabric, read_images, whole
+from training.files import whole
+from training.launch import IMAGES, add_arguments, claim, claim_images, has_begun, make_fabric, read_images
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights, start_model, start_path

@@ -23,7 +23,7 @@ from mcdrl_rt.ops import at_least_float32
 from mcdrl_rt.types import ModelSpec
 from training import losses
 from training.dataset import Item
-from training.launch import whole
+from training.files import whole
 from training.recipe import Recipe, lineage
 
 
