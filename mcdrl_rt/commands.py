@@ -228,7 +228,7 @@ def process(
     no_table: Annotated[bool, typer.Option("--no-table", help="Leave frames.parquet out, and the report.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
     segment: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Of a segment: what a stop may cost.")
+        float, typer.Option(min=1, metavar="SECONDS", help="Length of a segment: what an interruption may cost.")
     ] = 60.0,
     opacity: Opacity = 0.35,
     deidentify: Annotated[

@@ -30,6 +30,7 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 from training.card import write_card
 from training.files import whole
+from training.launch import found_device
 from training.methods import Method
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
 from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
@@ -266,11 +267,9 @@ class MethodEngine:
     max_batch = 1
 
     def __init__(self, method: Method, device: str = "auto") -> None:
-        cuda = torch.cuda.is_available() and device != "cpu"
-        if device == "cuda" and not cuda:
-            raise SpecError("--device cuda, but torch sees no GPU here")
-        self._deployed = Deployed(method).to("cuda" if cuda else "cpu")
-        self.spec, self.name = method.spec, f"torch fp32 {'cuda' if cuda else 'cpu'}, as trained"
+        found = found_device(device)
+        self._deployed = Deployed(method).to(found)
+        self.spec, self.name = method.spec, f"torch fp32 {found}, as trained"
 
     @torch.inference_mode()
     def infer(self, frames: UInt8Array) -> RawOutput:

@@ -62,10 +62,7 @@ def make_fabric(precision: str = "auto", device: str = "auto") -> Fabric:
     Raises:
         SpecError: the device is not there, or cannot compute in that precision.
     """
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise SpecError("--device cuda, but torch sees no GPU here")
-    accelerator = "cuda" if cuda and device != "cpu" else "cpu"
+    accelerator = found_device(device)
     if precision == "16-mixed" and accelerator == "cpu":
         raise SpecError("precision '16-mixed' needs a GPU; take 'bf16-mixed' or '32-true' on a CPU")
     if precision == "auto":
@@ -78,6 +75,18 @@ def make_fabric(precision: str = "auto", device: str = "auto") -> Fabric:
     fabric = Fabric(accelerator=accelerator, strategy=strategy, devices=local, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
+
+
+def found_device(wish: str) -> str:
+    """``cpu`` or ``cuda``: what is wished for, or with ``auto`` the best that is here.
+
+    Raises:
+        SpecError: it is not here.
+    """
+    cuda = torch.cuda.is_available()
+    if wish == "cuda" and not cuda:
+        raise SpecError("--device cuda, but torch sees no GPU here")
+    return "cuda" if cuda and wish != "cpu" else "cpu"
 
 
 def _processes() -> tuple[int, int]:

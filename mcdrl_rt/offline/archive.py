@@ -125,16 +125,20 @@ def _locked(output: Path) -> Iterator[None]:
         (output / LOCK).open("ab").close()  # a lock that cannot be made looks to FileLock as if others held it
         lock.acquire(timeout=0)
     except Timeout:
-        raise SinkError(f"another job is at work in {output}: wait for it, or choose another output folder") from None
+        raise _busy(output) from None
     except (OSError, NotImplementedError) as error:
         raise SinkError(f"cannot work in the folder {output}: {reason(error)}") from None
     try:  # those around it after it: of two jobs that begin at once, one sees the other
         for folder in output.resolve().parents:
             if (folder / LOCK).exists() and not _is_free(folder):
-                raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
+                raise _busy(folder)
         yield
     finally:
         lock.release()
+
+
+def _busy(folder: Path | str) -> SinkError:
+    return SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
 
 
 def _is_free(folder: Path) -> bool:
@@ -153,7 +157,7 @@ def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
     for folder, folders, files in os.walk(output):
         folders[:] = [name for name in folders if not name.endswith(".masks")]  # there may be millions in these
         if LOCK in files and Path(folder) != output and not _is_free(Path(folder)):
-            raise SinkError(f"another job is at work in {folder}: wait for it, or choose another output folder")
+            raise _busy(folder)
         begun = "manifest.json" in files and folder.endswith(".parts")
         for name in ["manifest.json"] if begun else [name for name in files if name.endswith(".summary.json")]:
             path = Path(folder, name)

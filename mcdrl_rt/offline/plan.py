@@ -119,9 +119,7 @@ def plan(
         SourceError: no input exists, one holds nothing to see, or two would get the same name.
         SinkError: the output folder is an input or lies in one, or a result would replace an input or another's.
     """
-    there = next((folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder)), None)
-    if there is None or not os.path.isdir(there):
-        raise SinkError(f"cannot make the output folder {output}: {there or output.anchor} is not a folder")
+    _refuse_no_folder(output)
     given = _listed(inputs)
     paths = _named(name for name in given if not is_remote(name))
     files: list[tuple[Path, Path]] = []  # a source, and its place below the output folder
@@ -162,6 +160,28 @@ def plan(
             names += [Path(_stem(file)), Path(file.name)]
         choices = [job_of(file, name) for name in dict.fromkeys(names)]
         jobs.append(next((job for job in choices if _has_results(job)), choices[0]))
+    _refuse_clashes(jobs)
+    return jobs
+
+
+def _refuse_no_folder(output: Path) -> None:
+    """Make sure that there is, or can be, a folder of that name, without making it.
+
+    Raises:
+        SinkError: what is there is a file, or lies where its folders would.
+    """
+    there = next((folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder)), None)
+    if there is None or not os.path.isdir(there):
+        raise SinkError(f"cannot make the output folder {output}: {there or output.anchor} is not a folder")
+
+
+def _refuse_clashes(jobs: Sequence[Job]) -> None:
+    """Make sure that every result has a place of its own.
+
+    Raises:
+        SourceError: two procedures would have the same.
+        SinkError: one would lie in another's, or in an input's.
+    """
     places = Counter(job.place for job in jobs)
     twice = sorted({legible(_stem(job.source)) for job in jobs if places[job.place] > 1})
     if twice:
@@ -173,10 +193,9 @@ def plan(
                 f"the results of {job.title} would lie in {folder}, which is for those of {owned[folder].title}; "
                 "process them into different folders"
             )
-    replaced = {_real(job.result(end)) for job in jobs for end in RESULTS} & {_real(file) for file, _ in files}
+    replaced = {_real(job.result(end)) for job in jobs for end in RESULTS} & {_real(job.source) for job in jobs}
     if replaced:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
-    return jobs
 
 
 def _has_results(job: Job) -> bool:

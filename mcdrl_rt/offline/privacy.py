@@ -38,7 +38,7 @@ class Deidentified(Source):
         source: opened; closed with this one.
         field: (H, W) uint8 of the whole procedure, from ``field_of``; None to look at each frame by itself, as for
             pictures, which need not belong together.
-        outside: has seen the frames before the source's first; see ``follow``.
+        outside: has seen the frames before the source's first, by ``is_outside``; by default there are none.
     """
 
     def __init__(self, source: Source, field: UInt8Array | None, outside: OutOfBody | None = None) -> None:

@@ -202,8 +202,15 @@ class Supervisor:
             self._run("engine", self._work, self._generation, segmenter)
         self._ready.set()
 
-    def _run(self, name: str, work: Callable[..., None], *arguments: object) -> None:
-        self._thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+    def _run(self, name: str, work: Callable[..., None], generation: int, *arguments: object) -> None:
+        def run() -> None:
+            try:
+                work(generation, *arguments)
+            finally:  # it may have been given up
+                with self._changed:
+                    self._left_behind.discard(generation)
+
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
         self._thread.start()
 
     def _work(self, generation: int, segmenter: AnySegmenter) -> None:
@@ -216,13 +223,6 @@ class Supervisor:
                 self._deliver(generation, _segment([streams[ticket.seat] for ticket in tickets], tickets))
         except BaseException as error:  # whatever it is, the video goes on
             self._lost(generation, _reason(error))
-        finally:
-            self._came_back(generation)
-
-    def _came_back(self, generation: int) -> None:
-        """A thread ends, which may have been given up."""
-        with self._changed:
-            self._left_behind.discard(generation)
 
     def _take(self, generation: int, most: int) -> list[Ticket]:
         """The frames to work on next, one of each stream at most, each in turn; none once this engine is given up."""
@@ -298,12 +298,6 @@ class Supervisor:
             seat.waiting = None
 
     def _restart(self, generation: int) -> None:
-        try:
-            self._try_to_restart(generation)
-        finally:
-            self._came_back(generation)
-
-    def _try_to_restart(self, generation: int) -> None:
         while not self._closed.wait(BACKOFF_S[min(self._failures, len(BACKOFF_S)) - 1]):
             with self._changed:
                 if generation != self._generation:
