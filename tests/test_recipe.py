@@ -74,6 +74,7 @@ def test_overrides_are_toml_and_win(tmp_path: Path) -> None:
         ('name = "x"', ["deployed_alpha=7"], r"has a deployed_alpha outside \[0, 1\]"),
         ('name = "x"', ["start_share=0.5"], "has a start_share, but no start"),
         ('name = "x"\nstart = "mcdrl-small"', ["start_share=1"], "has a start_share outside"),
+        ('name = "x"', ["branches=2"], "has branches, but no start that they branch off"),
         ('name = "x"', ["part_rate=40"], r"has a rate outside \[0, 1\]"),
         ('name = "x"', ["style_rate=-0.1"], r"has a rate outside \[0, 1\]"),
         ('name = "x"', ["seed=-1"], "has a seed below 0"),

@@ -117,6 +117,22 @@ def test_a_run_that_studies_share_counts_once(finished: Path, tmp_path: Path) ->
         report.load_results([finished / "runs", tmp_path / "more"])
 
 
+def test_runs_measured_by_themselves_are_reported_on(finished: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted((finished / "runs" / "north").rglob("evaluation.json"))):
+        content = json.loads(path.read_text())
+        del content["variant"], content["left_out"]
+        (tmp_path / f"run-{number}").mkdir()
+        (tmp_path / f"run-{number}" / "evaluation.json").write_text(json.dumps(content))
+    results = report.load_results([tmp_path])
+    assert [(result.variant, result.left_out) for result in results] == [(f"run-{i}", "north") for i in range(3)]
+    studied = report.load_results([finished / "runs"])
+    assert [one.figures for one in results] == [one.figures for one in studied if one.left_out == "north"]
+    with pytest.raises(SpecError, match="no run is of the variant 'Baseline'; --against one of run-0, run-1, run-2"):
+        report.write_report(results, tmp_path / "report", finished / "data", "Baseline")
+    report.write_report(results, tmp_path / "report", finished / "data", "run-1")
+    assert "Dice minus run-1" in (tmp_path / "report" / "report.md").read_text()
+
+
 def test_parts_of_a_study_are_all_of_it(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done: list[Path] = []
     monkeypatch.setattr(study, "execute", lambda fabric, run, *_: done.append(run.folder))
@@ -240,8 +256,12 @@ def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str
 
 
 def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SpecError, match=r"no evaluation\.json under .*; run training\.study first"):
+    nothing = "has no figures of an unseen site; run training.study, or training.evaluate on a run"
+    with pytest.raises(SpecError, match=nothing):
         report.load_results([tmp_path])
     (tmp_path / "evaluation.json").write_text(json.dumps({"sites": {}}))
-    with pytest.raises(SpecError, match="is no evaluation of a study"):
+    with pytest.raises(SpecError, match=nothing):
+        report.load_results([tmp_path])
+    (tmp_path / "evaluation.json").write_text(json.dumps([]))
+    with pytest.raises(SpecError, match="is no evaluation"):
         report.load_results([tmp_path])

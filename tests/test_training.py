@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
 from training import loop
 from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
-from training.launch import add_arguments, claim, make_fabric
+from training.launch import IMAGES, add_arguments, claim, make_fabric, read_images
 from training.loop import Trainer
 from training.methods import build_method
 from training.recipe import Recipe, lineage
@@ -288,6 +289,49 @@ def test_start_keeps_its_share_of_the_weights(tiny: Recipe, tmp_path: Path) -> N
                 torch.testing.assert_close(mixed[f"network.{name}"], 0.25 * value + 0.75 * trained)
     weights = load_checkpoint(tmp_path / "mixed" / "tiny.safetensors").encoder.trunk.conv_stem.weight
     torch.testing.assert_close(weights, mixed["network.encoder.trunk.conv_stem.weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_branches_are_trained_apart_and_their_mean_is_kept(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    train(FABRIC, dataclasses.replace(tiny, epochs=1, causal_from_epoch=0), tmp_path, tmp_path / "first")
+    start = tmp_path / "first" / "tiny.safetensors"
+    for part in ("images", "masks"):  # nine have come since: each branch alone would hold out others of them
+        for picture in list((tmp_path / "tiny" / part).iterdir()):
+            shutil.copy(picture, picture.with_name(f"new-{picture.name}"))
+    further = dataclasses.replace(tiny, start=str(start), epochs=1, causal_from_epoch=0, validation_share=0.3)
+    recipe = dataclasses.replace(further, branches=2)
+    epoch = Trainer.epoch
+
+    def stopped(self: Trainer, number: int) -> dict[str, float]:
+        if self.recipe.seed == 9:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "epoch", stopped)
+        train(FABRIC, recipe, tmp_path, run)
+    first = (run / "branch-8" / "method.safetensors").stat()
+    start.write_bytes(b"another")  # the run has its own copy, and is under way
+    result = train(FABRIC, recipe, tmp_path, run)
+    assert (run / "branch-8" / "method.safetensors").stat() == first
+    branches = [load_method(run / f"branch-{seed}", tmp_path) for seed in (8, 9)]
+    one, other = (branch.state_dict() for branch in branches)
+    assert [branch.recipe.seed for branch in branches] == [8, 9]
+    for name, value in result.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (one[name] + other[name]) / 2)
+    weight = "network.encoder.trunk.conv_stem.weight"
+    assert not torch.equal(one[weight], other[weight])
+    assert read_images(run / IMAGES) == read_images(run / "branch-8" / IMAGES) == read_images(run / "branch-9" / IMAGES)
+    spec = read_spec(run / "tiny.safetensors")
+    assert Split.from_json(spec.provenance["images"]) == read_images(run / IMAGES)
+    assert [old.branches for old in lineage(spec.provenance)] == [2, 0]
+    again = train(FABRIC, recipe, tmp_path, run).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in result.state_dict().items())
+    with pytest.raises(SpecError, match=r"holds a run with other settings \(branches\)"):
+        train(FABRIC, dataclasses.replace(recipe, branches=3), tmp_path, run)
 
 
 def test_patience_judges_no_epoch_before_the_causal_network_is_trained(tiny: Recipe, tmp_path: Path) -> None:

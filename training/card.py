@@ -141,7 +141,9 @@ def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> st
         held = f"all but {recipe.validation_share:.0%}, which were drawn at random (seed {recipe.seed}) and held out"
         lines.append(f"- {_KNOWN.get(site, site)}: {held if recipe.validation_share else 'all of it'}.")
     if phantoms := max((recipe.phantom_count for recipe in recipes), default=0):
-        lines.append(f"- {phantoms} frames of this package's procedural phantom.")
+        branches, others = recipes[0].branches, recipes[0].phantom_count
+        more = f", and {others} others in each of the {branches} last trainings" if branches and others else ""
+        lines.append(f"- {phantoms} frames of this package's procedural phantom{more}.")
     if recipes and (start := recipes[-1].encoder_weights or recipes[-1].pretrained):
         lines.append(f"- Encoder start: {_KNOWN.get(start, start)}.")
     unseen = [title.removesuffix(" (unseen)") for title in sites if title.endswith(" (unseen)")]
@@ -149,8 +151,9 @@ def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> st
         lines.append(f"- Never trained on: {'; '.join(_KNOWN.get(site, site) for site in unseen)}.")
     if recipes:
         patience = any(recipe.patience for recipe in recipes)
-        chosen = "the held-out images chose the epoch" if patience else "at the last epoch; no image chose them"
-        lines.append(f"- The weights are the moving average, {chosen}.")
+        epoch = "at an epoch that the held-out images chose" if patience else "at the last epoch, which no image chose"
+        mean = f"the mean of {recipes[0].branches} trainings' weights, of each " if recipes[0].branches else ""
+        lines.append(f"- The weights are {mean}the moving average {epoch}.")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from training.sites import data_root
 from training.split import Split
 
 TRAINED = ("last.pt", "method.safetensors", "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
+BRANCH = "branch-"  # and a seed: the folder of a branch, in that of its run
 IMAGES = "images.json"  # which images a run is shown, and which it holds out
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -154,8 +155,8 @@ def read_images(path: Path) -> Split:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether something was trained in a run's folder."""
-    return any((run / name).exists() for name in TRAINED)
+    """Whether something was trained in a run's folder, or in one of its branches."""
+    return any((run / name).exists() for name in TRAINED) or any(map(has_begun, run.glob(f"{BRANCH}*")))
 
 
 def refuse_other(recipe: Recipe, run: Path) -> None:

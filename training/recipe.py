@@ -37,6 +37,8 @@ class Recipe:
             ``mcdrl-small``, the shipped one; empty for none.
         start_share: of the start's weights in those kept, the rest being the trained ones' (WiSE-FT, arXiv 2109.01903):
             what was known is forgotten less, and what is new learned less.
+        branches: trainings from that start, each with a seed of its own (the recipe's + 1, + 2, …), whose mean is kept
+            (DiWA, arXiv 2205.09739): what is theirs alone averages out; 0 for one training, with the recipe's seed.
         mean, std: what those weights expect.
         train_sites: folders of the training sites under the data folder.
         validation_share: of every training site, whole groups, held out for the selection rule and for reporting.
@@ -73,6 +75,7 @@ class Recipe:
     encoder_weights: str = ""
     start: str = ""
     start_share: float = 0.0
+    branches: int = 0
     input_size: tuple[int, int] = (224, 224)
     grid_stride: int = 0
     classes: tuple[str, ...] = ("polyp",)
@@ -141,7 +144,7 @@ class Recipe:
             if (value := getattr(self, name)) not in known:
                 raise SpecError(f"recipe {self.name!r}: {name} is one of {', '.join(known)}, not {value!r}")
         amounts = ("weight_decay", "warmup_epochs", "causal", "contrast", "dice", "dense", "edge", "readout")
-        counts = ("patience", "phantom_count", "pretrain_epochs", "causal_from_epoch", "grid_stride")
+        counts = ("patience", "phantom_count", "pretrain_epochs", "causal_from_epoch", "grid_stride", "branches")
         negative = [name for name in (*amounts, *counts) if getattr(self, name) < 0]
         odd_sites = [repr(name) for name in self.train_sites if not _is_name(name)]
         problems = {
@@ -154,6 +157,7 @@ class Recipe:
             f"a start, which is for method mcdrl, not {self.method}": self.start and self.method != "mcdrl",
             "a start_share outside [0, 1)": not 0 <= self.start_share < 1,
             "a start_share, but no start": self.start_share and not self.start,
+            "branches, but no start that they branch off": self.branches and not self.start,
             "a validation_share outside [0, 1)": not 0 <= self.validation_share < 1,
             "patience, but no validation_share to go by": self.patience and not self.validation_share,
             "no epochs": self.epochs < 1,

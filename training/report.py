@@ -1,5 +1,7 @@
 """What a study found: ``python -m training.report runs/ablation --output report`` (Markdown, CSV and plots).
 
+Runs that ``training.evaluate`` measured one by one can be named, too: each is a variant, called as its folder is.
+
 Figures are of sites that were left out of training, per image at its own size, then averaged, then over seeds (mean ±
 standard deviation). The paper's figures stand in columns of their own. Differences from the first variant named
 ``--against`` are of Dice, image by image, with a 95 % interval of a bootstrap over groups (patients, sequences), the
@@ -86,38 +88,48 @@ def main() -> int:
 
 
 def load_results(folders: Iterable[Path]) -> list[Result]:
-    """Every finished run of some studies, in the studies' order of variants as far as it can be told.
+    """Every finished run of some studies, in the studies' order of variants as far as it can be told, and every run
+    that was measured by itself, on each of the sites it was not trained on.
 
     Raises:
-        SpecError: there is none, or a file is none of ``training.study``.
+        SpecError: there is none, or a file is no evaluation.
     """
     results: list[Result] = []
     there: dict[tuple[str, str, int], Result] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("evaluation.json")):
-        try:
-            content = json.loads(path.read_text())
-            site = content["sites"][content["left_out"]]
-            held = [other["figures"]["dice"] for other in content["sites"].values() if not other["unseen"]]
-            mean = float(np.mean(held)) if held else float("nan")
-            result = Result(
-                content["variant"],
-                content["left_out"],
+        for result in _read_results(path):
+            place = (result.variant, result.left_out, result.recipe.seed)
+            if (other := there.setdefault(place, result)) is result:  # studies may share a run
+                results.append(result)
+            elif other.recipe != result.recipe:
+                raise SpecError(f"{other.folder} and {result.folder} have one name and differ; report on them apart")
+    if not results:
+        where = ", ".join(map(str, folders))
+        raise SpecError(f"{where} has no figures of an unseen site; run training.study, or training.evaluate on a run")
+    return results
+
+
+def _read_results(path: Path) -> list[Result]:
+    """What an ``evaluation.json`` says of the site that was left out, or, outside a study, of each unseen one."""
+    try:
+        content = json.loads(path.read_text())
+        sites = content["sites"]
+        held = [site["figures"]["dice"] for site in sites.values() if not site["unseen"]]
+        unseen = [name for name, site in sites.items() if site["unseen"]]
+        return [
+            Result(
+                content.get("variant", path.parent.name),
+                name,
                 recipe_from(content["recipe"]),
-                site["figures"],
-                site["images"],
-                mean,
+                sites[name]["figures"],
+                sites[name]["images"],
+                float(np.mean(held)) if held else float("nan"),
                 path.parent,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise SpecError(f"{path} is no evaluation of a study ({type(error).__name__}: {error})") from error
-        place = (result.variant, result.left_out, result.recipe.seed)
-        if (other := there.setdefault(place, result)) is result:  # studies may share a run
-            results.append(result)
-        elif other.recipe != result.recipe:
-            raise SpecError(f"{other.folder} and {result.folder} have one name and differ; report on them apart")
-    if not results:
-        raise SpecError(f"no evaluation.json under {', '.join(map(str, folders))}; run training.study first")
-    return results
+            for name in ([content["left_out"]] if "left_out" in content else unseen)
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpecError(f"{path} is no evaluation ({type(error).__name__}: {error})") from error
 
 
 def write_report(results: Sequence[Result], output: Path, data: Path, against: str) -> None:

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,13 +29,23 @@ from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
 from training.files import whole
-from training.launch import IMAGES, add_arguments, claim, claim_images, has_begun, make_fabric, read_images
+from training.launch import (
+    BRANCH,
+    IMAGES,
+    add_arguments,
+    claim,
+    claim_images,
+    has_begun,
+    make_fabric,
+    read_images,
+    refuse_other,
+)
 from training.loop import Trainer
 from training.methods import Method, build_method
 from training.methods.base import save_weights, start_model, start_path
 from training.methods.causal import Causal
 from training.pretrain import pretrain
-from training.recipe import Recipe, load_recipe, recipe_from
+from training.recipe import Recipe, lineage, load_recipe, recipe_from
 from training.sites import Sample
 from training.split import Split, split_of, split_sites
 
@@ -59,11 +70,21 @@ def main() -> int:
     return 0
 
 
-def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1) -> Method:
+def train(
+    fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1, parent: Path | None = None
+) -> Method:
     """Run a recipe, or go on with it; returns the trained method.
 
     The run's folder gets ``recipe.json``, ``images.json`` (its split), ``method.safetensors`` (the weights kept) and,
     of a model that can be deployed, ``NAME.safetensors``, a checkpoint for ``mcdrl-rt``.
+
+    Args:
+        fabric: launched.
+        recipe: the run's choices.
+        data: the folder of the sites, and of the encoder's weights.
+        run: the run's folder.
+        workers: processes that load data, for each process that trains.
+        parent: of a branch, the run that it is one of: it has the same start, and is shown the same images.
 
     Raises:
         SpecError: the recipe cannot be run, the folder holds a run of another one or of other images, the training goes
@@ -76,23 +97,27 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
             f"{recipe.causal_from_epoch} (causal_from_epoch)"
         )
     claim(fabric, recipe, run)
-    start = _start(fabric, recipe, run)
-    seen = split_of(read_spec(start).provenance, data, recipe.train_sites) if start else None
-    kept, held = split_sites(data, recipe, seen)
+    start = _start(fabric, recipe, run, parent)
+    known = read_images(parent / IMAGES) if parent else _seen(recipe, data, start)
+    kept, held = split_sites(data, recipe, known)
     if recipe.patience and not held:
         raise SpecError(f"recipe {recipe.name!r} has patience, and a validation_share that holds no image out")
     split = Split.of(kept, held, data)
     claim_images(fabric, split, run)
-    dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
-    clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
-    method = _with_images(build_method(recipe, data, clip), split)
-    held_set = held_out_set(recipe, held) if held else None
-    trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
-    fabric.print(
-        f"{recipe.method} on {len(dataset())} images ({recipe.phantom_count} of them synthetic), {len(held)} held out, "
-        f"{fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
-    )
-    result = trainer.train()
+    if recipe.branches:
+        result = _with_images(build_method(recipe, data, start), split)
+        _set_mean(result, list(_branches(fabric, recipe, data, run, workers)))
+    else:
+        dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
+        clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
+        method = _with_images(build_method(recipe, data, clip), split)
+        held_set = held_out_set(recipe, held) if held else None
+        trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
+        fabric.print(
+            f"{recipe.method} on {len(dataset())} images ({recipe.phantom_count} of them synthetic), {len(held)} held "
+            f"out, {fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
+        )
+        result = trainer.train()
     if recipe.start_share and isinstance(result, Causal):
         _towards_start(result, recipe, data, run)
     if fabric.is_global_zero:
@@ -106,11 +131,33 @@ def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 
     return result
 
 
-def _start(fabric: Fabric, recipe: Recipe, run: Path) -> Path | None:
+def _branches(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int) -> Iterator[Method]:
+    """Train a run's branches, each in a folder of its own; those that are finished are read."""
+    for seed in range(recipe.seed + 1, recipe.seed + recipe.branches + 1):
+        branch = dataclasses.replace(recipe, seed=seed, branches=0, start_share=0.0)
+        folder = run / f"{BRANCH}{seed}"
+        if (folder / "method.safetensors").is_file():
+            refuse_other(branch, folder)
+            yield load_method(folder, data)
+        else:
+            fabric.print(f"[{seed - recipe.seed} of {recipe.branches}] {folder}", flush=True)
+            yield train(fabric, branch, data, folder, workers, parent=run)
+
+
+@torch.no_grad()
+def _set_mean(method: Method, others: Sequence[Method]) -> None:
+    """Give a method the mean of the others' weights."""
+    states = [{name: value.cpu() for name, value in other.state_dict().items()} for other in others]
+    for name, value in method.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
+
+
+def _start(fabric: Fabric, recipe: Recipe, run: Path, parent: Path | None) -> Path | None:
     """The run's own copy of the checkpoint it starts from; None where the recipe has none."""
     if not recipe.start:
         return None
-    path, source = run / START, start_path(recipe)
+    path, source = run / START, parent / START if parent else start_path(recipe)
     if not (path.is_file() and has_begun(run)):  # one of an attempt that came to nothing may be another
         read_spec(source)
         if fabric.is_global_zero:
@@ -118,6 +165,26 @@ def _start(fabric: Fabric, recipe: Recipe, run: Path) -> Path | None:
                 shutil.copyfile(source, unfinished)
     fabric.barrier()
     return path
+
+
+def _seen(recipe: Recipe, data: Path, start: Path | None) -> Split | None:
+    """What a start was trained on, and what it was not; None without a start.
+
+    Raises:
+        SpecError: it does not say, and the recipe would draw another split than its own did.
+    """
+    if start is None:
+        return None
+    provenance = read_spec(start).provenance
+    for earlier in lineage(provenance):
+        both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
+        split = (earlier.validation_share, earlier.seed)
+        if both and "images" not in provenance and split != (recipe.validation_share, recipe.seed):
+            raise SpecError(
+                f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
+                "give the recipe the same, or images it has seen are held out"
+            )
+    return split_of(provenance, data, recipe.train_sites)
 
 
 def _with_images(method: Method, split: Split) -> Method:

@@ -24,7 +24,7 @@ from mcdrl_rt.types import ModelSpec
 from training import losses
 from training.dataset import Item
 from training.files import whole
-from training.recipe import Recipe, lineage
+from training.recipe import Recipe
 
 
 class Prediction(NamedTuple):
@@ -138,14 +138,6 @@ def _trained_model(recipe: Recipe, path: Path) -> MCDRL:
     same = ("encoder", "grid_stride", "classes", "confounders", "mean", "std", "depth", "head")
     if other := [name for name in same if getattr(spec, name) != getattr(wanted, name)]:
         raise SpecError(f"{recipe.start} has another {', '.join(other)}; give the recipe the same")
-    for earlier in lineage(spec.provenance):
-        both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
-        split = (earlier.validation_share, earlier.seed)
-        if both and "images" not in spec.provenance and split != (recipe.validation_share, recipe.seed):
-            raise SpecError(
-                f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
-                "give the recipe the same, or images it has seen are held out"
-            )
     new = {name: getattr(wanted, name) for name in ("name", "input_size", "alpha", "provenance")}
     model = build_empty(dataclasses.replace(spec, **new))
     weights, places = trained.state_dict(), model.state_dict()
