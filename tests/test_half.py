@@ -55,7 +55,7 @@ def assert_near(model: FoldedMCDRL, frames: UInt8Array) -> None:
     exact, near = outputs(model, frames), outputs(to_half(model), frames)
     assert {k: (v.shape, v.dtype) for k, v in near.items()} == {k: (v.shape, v.dtype) for k, v in exact.items()}
     assert (near["logits"] - exact["logits"]).norm() <= 5e-3 * exact["logits"].norm()
-    assert torch.allclose(near["confounders"], exact["confounders"], atol=1e-2)
+    assert torch.allclose(near["confounders"], exact["confounders"], atol=2e-2)
     assert (near["score"].int() - exact["score"].int()).abs().float().mean() <= 1
     assert (near["label"] != exact["label"]).float().mean() <= 5e-3
     assert not torch.equal(near["logits"], exact["logits"])
