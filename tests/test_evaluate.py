@@ -13,6 +13,7 @@ import pytest
 from miniature import write_site
 
 from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.model.checkpoint import read_spec
 from mcdrl_rt.model.prompts import confounder_names
@@ -207,6 +208,23 @@ def test_card_is_made_of_what_was_measured(
     assert f"| grey with noise | {measured['empty']['grey with noise']:.0%} |" in card
     kept = json.loads((run / "evaluation.json").read_text())
     assert len(kept["sites"]["there"]["images"]["dice"]) == 3 and kept["recipe"]["name"] == "tiny"
+
+
+def test_card_tells_what_branches_have_seen() -> None:
+    first = Recipe(name="x", phantom_count=300)
+    branches = dataclasses.replace(first, start="x", branches=6, phantom_count=100)
+    tuned = dataclasses.replace(first, start="y", phantom_count=0)
+    provenance: dict[str, str] = {}
+    cards = []
+    for recipe in (first, branches, tuned):
+        own = {"recipe": json.dumps(dataclasses.asdict(recipe))}
+        provenance = own | ({"start": json.dumps(provenance)} if provenance else {})
+        spec = dataclasses.replace(read_spec(DEFAULT_CHECKPOINT), provenance=provenance)
+        cards.append(render_card(spec, {"sites": {}, "engine": "none"}))
+    assert "\n- 300 frames of this package's procedural phantom.\n" in cards[0]
+    assert all("\n- 300 + 6 × 100 frames of this package's" in card for card in cards[1:])
+    assert "The weights are the mean of 6 trainings' weights, of each the moving average at the last epoch" in cards[1]
+    assert all("The weights are the moving average at the last epoch" in card for card in (cards[0], cards[2]))
 
 
 def test_folder_without_a_run_is_named(

@@ -121,6 +121,9 @@ def test_runs_measured_by_themselves_are_reported_on(finished: Path, tmp_path: P
     for number, path in enumerate(sorted((finished / "runs" / "north").rglob("evaluation.json"))):
         content = json.loads(path.read_text())
         del content["variant"], content["left_out"]
+        content["recipe"] |= {"seed": number, "train_sites": [f"s{number}"]}
+        if content["recipe"]["method"] == "mcdrl":
+            content["recipe"] |= {"branches": 2, "start": "mcdrl-small"}
         (tmp_path / f"run-{number}").mkdir()
         (tmp_path / f"run-{number}" / "evaluation.json").write_text(json.dumps(content))
     results = report.load_results([tmp_path])
@@ -130,7 +133,15 @@ def test_runs_measured_by_themselves_are_reported_on(finished: Path, tmp_path: P
     with pytest.raises(SpecError, match="no run is of the variant 'Baseline'; --against one of run-0, run-1, run-2"):
         report.write_report(results, tmp_path / "report", finished / "data", "Baseline")
     report.write_report(results, tmp_path / "report", finished / "data", "run-1")
-    assert "Dice minus run-1" in (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    differences = text[text.index("Dice minus run-1") :]
+    assert "| run-0 | 1 | " in differences and "| run-2 | 1 | " in differences  # whatever their seeds
+    assert "where a recipe has branches, their mean; nothing" in text and "train_sites=('s2',)" in text
+    shutil.copytree(tmp_path / "run-1", tmp_path / "other" / "run-1")
+    other = tmp_path / "other" / "run-1" / "evaluation.json"
+    other.write_text(other.read_text().replace("0.", "0.1"))
+    with pytest.raises(SpecError, match="have one name and differ; report on them apart"):
+        report.load_results([tmp_path])
 
 
 def test_parts_of_a_study_are_all_of_it(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,7 +203,8 @@ def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
     def result(variant: str, seed: int, dice: list[float]) -> report.Result:
         recipe = report.recipe_from({"name": "x", "seed": seed})
         images = {"image": list("1234"), "dice": dice, "group": ["a", "a", "b", "c"], "lesion": [0.1] * 4}
-        return report.Result(variant, "north", recipe, {"dice": float(np.mean(dice))}, images, math.nan, tmp_path)
+        figures = {"dice": float(np.mean(dice))}
+        return report.Result(variant, "north", recipe, figures, images, math.nan, tmp_path, seed)
 
     results = [result("Baseline", 0, [0.5, 0.5, 0.5, 0.5]), result("Baseline", 1, [0.7, 0.7, 0.7, 0.7])]
     results += [result("MCDRL", 0, [0.9, 0.7, 0.7, 0.7]), result("MCDRL", 1, [0.7, 0.7, 0.7, 0.7])]
@@ -245,6 +257,7 @@ def test_papers_figures(variant: str, letter: str, expected: list[tuple[str, flo
         ('recipe = "tiny.toml"\n[variants.a]\nseed = 1', "sets seed, which seeds and leave_out are for"),
         ('recipe = "tiny.toml"\n[variants."w/o x"]\n[variants."w-o-x"]', "w/o x and w-o-x would share a folder"),
         (f'recipe = "{ROOT}/training/recipes/finetune.toml"\n[variants.a]', "starts from a checkpoint may have seen"),
+        ('recipe = "tiny.toml"\n[variants.a]\nstart = "mcdrl-small"', "starts from a checkpoint may have seen"),
     ],
 )
 def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str) -> None:
@@ -256,7 +269,7 @@ def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str
 
 
 def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nothing = "has no figures of an unseen site; run training.study, or training.evaluate on a run"
+    nothing = ": no figures of an unseen site; training.study makes them, and training.evaluate RUN"
     with pytest.raises(SpecError, match=nothing):
         report.load_results([tmp_path])
     (tmp_path / "evaluation.json").write_text(json.dumps({"sites": {}}))

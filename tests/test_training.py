@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mcdrl_rt.errors import SourceError, SpecError
-from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
+from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec, save_checkpoint
 from training import loop
 from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
@@ -297,7 +297,7 @@ def test_branches_are_trained_apart_and_their_mean_is_kept(
     run = tmp_path / "run"
     train(FABRIC, dataclasses.replace(tiny, epochs=1, causal_from_epoch=0), tmp_path, tmp_path / "first")
     start = tmp_path / "first" / "tiny.safetensors"
-    for part in ("images", "masks"):  # nine have come since: each branch alone would hold out others of them
+    for part in ("images", "masks"):  # nine have come since: by its own seed each branch would hold out others of them
         for picture in list((tmp_path / "tiny" / part).iterdir()):
             shutil.copy(picture, picture.with_name(f"new-{picture.name}"))
     further = dataclasses.replace(tiny, start=str(start), epochs=1, causal_from_epoch=0, validation_share=0.3)
@@ -312,26 +312,49 @@ def test_branches_are_trained_apart_and_their_mean_is_kept(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "epoch", stopped)
         train(FABRIC, recipe, tmp_path, run)
-    first = (run / "branch-8" / "method.safetensors").stat()
+    files = [run / f"branch-{seed}" / "method.safetensors" for seed in (8, 9)]
+    first = files[0].stat().st_mtime_ns
     start.write_bytes(b"another")  # the run has its own copy, and is under way
     result = train(FABRIC, recipe, tmp_path, run)
-    assert (run / "branch-8" / "method.safetensors").stat() == first
-    branches = [load_method(run / f"branch-{seed}", tmp_path) for seed in (8, 9)]
-    one, other = (branch.state_dict() for branch in branches)
-    assert [branch.recipe.seed for branch in branches] == [8, 9]
+    assert files[0].stat().st_mtime_ns == first and not result.training
+    one, other = map(load_file, files)
     for name, value in result.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (one[name] + other[name]) / 2)
     weight = "network.encoder.trunk.conv_stem.weight"
     assert not torch.equal(one[weight], other[weight])
-    assert read_images(run / IMAGES) == read_images(run / "branch-8" / IMAGES) == read_images(run / "branch-9" / IMAGES)
+    split = read_images(run / IMAGES)
     spec = read_spec(run / "tiny.safetensors")
-    assert Split.from_json(spec.provenance["images"]) == read_images(run / IMAGES)
+    assert Split.from_json(spec.provenance["images"]) == split and len(split.held) == 1 + round(0.3 * 9)
     assert [old.branches for old in lineage(spec.provenance)] == [2, 0]
+    branch = load_method(run / "branch-9", tmp_path)  # which can be measured by itself
+    assert Split.from_json(branch.spec.provenance["images"]) == split
+    assert torch.equal(branch.get_parameter(weight), other[weight])
     again = train(FABRIC, recipe, tmp_path, run).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in result.state_dict().items())
     with pytest.raises(SpecError, match=r"holds a run with other settings \(branches\)"):
         train(FABRIC, dataclasses.replace(recipe, branches=3), tmp_path, run)
+    shutil.copyfile(run / "start.safetensors", start)
+    half = train(FABRIC, dataclasses.replace(recipe, start_share=0.5), tmp_path, tmp_path / "half").state_dict()
+    kept = load_checkpoint(run / "start.safetensors").state_dict()["encoder.trunk.conv_stem.weight"]
+    torch.testing.assert_close(half[weight], (kept + result.state_dict()[weight]) / 2)
+    files[1].write_bytes(files[1].read_bytes()[:1000])
+    with pytest.raises(SpecError, match=r"cannot read the weights of .*branch-9"):
+        train(FABRIC, recipe, tmp_path, run)
+
+
+def test_start_that_does_not_say_what_it_has_seen_needs_the_same_split(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, epochs=1, causal_from_epoch=0)
+    train(FABRIC, recipe, tmp_path, tmp_path / "first")
+    model = load_checkpoint(tmp_path / "first" / "tiny.safetensors")
+    model.spec = dataclasses.replace(model.spec, provenance={"recipe": model.spec.provenance["recipe"]})
+    save_checkpoint(model, tmp_path / "old.safetensors")  # as those of before splits were written down
+    further = dataclasses.replace(recipe, start=str(tmp_path / "old.safetensors"))
+    with pytest.raises(SpecError, match=r"was trained on tiny with validation_share=0\.1 and seed=7; give the"):
+        train(FABRIC, dataclasses.replace(further, seed=8), tmp_path, tmp_path / "other")
+    train(FABRIC, dataclasses.replace(further, branches=1), tmp_path, tmp_path / "same")  # whose own seed is 8
+    with pytest.raises(SpecError, match=r"recipe 'tiny' starts from .*gone, which is not there; train that first"):
+        train(FABRIC, dataclasses.replace(further, start=str(tmp_path / "gone")), tmp_path, tmp_path / "more")
 
 
 def test_patience_judges_no_epoch_before_the_causal_network_is_trained(tiny: Recipe, tmp_path: Path) -> None:

@@ -140,10 +140,8 @@ def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> st
     for site, recipe in trained.items():
         held = f"all but {recipe.validation_share:.0%}, which were drawn at random (seed {recipe.seed}) and held out"
         lines.append(f"- {_KNOWN.get(site, site)}: {held if recipe.validation_share else 'all of it'}.")
-    if phantoms := max((recipe.phantom_count for recipe in recipes), default=0):
-        branches, others = recipes[0].branches, recipes[0].phantom_count
-        more = f", and {others} others in each of the {branches} last trainings" if branches and others else ""
-        lines.append(f"- {phantoms} frames of this package's procedural phantom{more}.")
+    if phantoms := _phantoms(recipes):
+        lines.append(f"- {phantoms} frames of this package's procedural phantom.")
     if recipes and (start := recipes[-1].encoder_weights or recipes[-1].pretrained):
         lines.append(f"- Encoder start: {_KNOWN.get(start, start)}.")
     unseen = [title.removesuffix(" (unseen)") for title in sites if title.endswith(" (unseen)")]
@@ -155,6 +153,13 @@ def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> st
         mean = f"the mean of {recipes[0].branches} trainings' weights, of each " if recipes[0].branches else ""
         lines.append(f"- The weights are {mean}the moving average {epoch}.")
     return "\n".join(lines)
+
+
+def _phantoms(recipes: Sequence[Recipe]) -> str:
+    """How many synthetic frames it has seen: each branch others, and of runs of one seed the later ones no others."""
+    first = max((recipe.phantom_count for recipe in recipes if not recipe.branches), default=0)
+    of_branches = [f"{r.branches} × {r.phantom_count}" for r in reversed(recipes) if r.branches and r.phantom_count]
+    return " + ".join([str(first)] * bool(first) + of_branches)
 
 
 def _recipes(recipes: Sequence[Recipe]) -> str:

@@ -52,7 +52,8 @@ def draw_all(
             pictures.append(panels(site, samples, methods, runs, output / f"panels-{site}.jpg"))
             causal = {v: m for v, m in methods.items() if isinstance(m, Causal)}
             if causal:
-                others = {n: load_site(data / n, skip_bad) for n in next(iter(runs.values())).recipe.train_sites}
+                trained = [n for n in next(iter(runs.values())).recipe.train_sites if (data / n).is_dir()]
+                others = {name: load_site(data / name, skip_bad) for name in trained}
                 pictures.append(tsne(site, {site: samples, **others}, causal, output / f"tsne-{site}.png"))
     return pictures
 
@@ -63,12 +64,13 @@ def dice_by_site(results: Sequence[Result], sites: Sequence[str], variants: Sequ
     axes = figure.subplots()
     width = 0.8 / len(variants)
     for v, variant in enumerate(variants):
+        label: str | None = variant
         for s, site in enumerate(sites):
             values = [r.figures["dice"] for r in results if (r.left_out, r.variant) == (site, variant)]
             if values:
                 x = s + (v - (len(variants) - 1) / 2) * width
-                label = variant if s == 0 else None
                 axes.bar(x, np.mean(values), width * 0.92, color=f"C{v % 10}", alpha=0.75, label=label)
+                label = None
                 axes.plot([x] * len(values), values, "k.", markersize=4)
     axes.set_xticks(range(len(sites)), [f"{site} left out" for site in sites])
     axes.set_ylabel("mean Dice")
@@ -157,7 +159,7 @@ def _first_runs(results: Sequence[Result], site: str, variants: Sequence[str]) -
         some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
         some = [r for r in some if (r.folder / "method.safetensors").is_file()]
         if some:
-            runs[variant] = min(some, key=lambda r: r.recipe.seed)
+            runs[variant] = min(some, key=lambda r: r.seed)
     return runs
 
 

@@ -30,7 +30,7 @@ from training.recipe import Recipe, recipe_from
 from training.sites import data_root, manifest
 
 RULE = (
-    "Weights: the moving average at the last epoch{patience}; nothing was selected on a site that was left out. "
+    "Weights: the moving average at the last epoch{patience}{mean}; nothing was selected on a site that was left out. "
     "Figures: each image at its own size, labels without a threshold, averaged over images, then over seeds."
 )
 BASES = ("Baseline", "default", "U-Net")  # the first of these that there is, others are compared with
@@ -58,6 +58,7 @@ class Result:
         images: columns, one value an image.
         held_dice: mean Dice on the held-out part of the training sites.
         folder: of the run.
+        seed: of a study's run; 0 of one that was measured by itself.
     """
 
     variant: str
@@ -67,12 +68,13 @@ class Result:
     images: dict[str, list[Any]]
     held_dice: float
     folder: Path
+    seed: int
 
 
 def main() -> int:
     """Command line of the module; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of studies")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of studies, or of runs that were measured")
     parser.add_argument("--output", type=Path, required=True, help="folder for the report")
     parser.add_argument("--data", type=Path, default=data_root(), help="folder of the sites (default: MCDRL_DATA)")
     parser.add_argument("--against", help=f"the variant that differences are from (default: {', '.join(BASES)})")
@@ -92,20 +94,20 @@ def load_results(folders: Iterable[Path]) -> list[Result]:
     that was measured by itself, on each of the sites it was not trained on.
 
     Raises:
-        SpecError: there is none, or a file is no evaluation.
+        SpecError: there is none, a file is no evaluation, or two runs have one name.
     """
     results: list[Result] = []
     there: dict[tuple[str, str, int], Result] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("evaluation.json")):
         for result in _read_results(path):
-            place = (result.variant, result.left_out, result.recipe.seed)
-            if (other := there.setdefault(place, result)) is result:  # studies may share a run
+            place = (result.variant, result.left_out, result.seed)
+            if (other := there.setdefault(place, result)) is result:
                 results.append(result)
-            elif other.recipe != result.recipe:
+            elif other.images != result.images or other.recipe != result.recipe:  # else two studies share a run
                 raise SpecError(f"{other.folder} and {result.folder} have one name and differ; report on them apart")
     if not results:
         where = ", ".join(map(str, folders))
-        raise SpecError(f"{where} has no figures of an unseen site; run training.study, or training.evaluate on a run")
+        raise SpecError(f"{where}: no figures of an unseen site; training.study makes them, and training.evaluate RUN")
     return results
 
 
@@ -118,13 +120,14 @@ def _read_results(path: Path) -> list[Result]:
         unseen = [name for name, site in sites.items() if site["unseen"]]
         return [
             Result(
-                content.get("variant", path.parent.name),
+                content.get("variant", path.parent.resolve().name),
                 name,
                 recipe_from(content["recipe"]),
                 sites[name]["figures"],
                 sites[name]["images"],
                 float(np.mean(held)) if held else float("nan"),
                 path.parent,
+                content["recipe"].get("seed", 0) if "variant" in content else 0,
             )
             for name in ([content["left_out"]] if "left_out" in content else unseen)
         ]
@@ -147,8 +150,12 @@ def write_report(results: Sequence[Result], output: Path, data: Path, against: s
     _write_csv(output / "figures.csv", figures)
     _write_csv(output / "differences.csv", differences)
     pictures = plots.draw_all(results, sites, variants, output, data)
-    patience = results[0].recipe.patience
-    rule = RULE.format(patience=f", or the best held-out epoch (patience {patience})" if patience else "")
+    patience = max(result.recipe.patience for result in results)
+    branches = any(result.recipe.branches for result in results)
+    rule = RULE.format(
+        patience=f", or the best held-out epoch (patience {patience})" if patience else "",
+        mean=", and where a recipe has branches, their mean" if branches else "",
+    )
     lines = ["# Report", "", rule, ""]
     for site in sites:
         lines += _site_section(site, [row for row in figures if row["site"] == site], data)
@@ -203,7 +210,7 @@ def difference_rows(
 
 
 def _by_seed(results: Sequence[Result], site: str, variant: str) -> dict[int, Result]:
-    return {r.recipe.seed: r for r in results if (r.left_out, r.variant) == (site, variant)}
+    return {r.seed: r for r in results if (r.left_out, r.variant) == (site, variant)}
 
 
 def _base(results: Sequence[Result]) -> str:
@@ -275,7 +282,9 @@ def _lesion_section(results: Sequence[Result], variants: Sequence[str]) -> list[
 
 def _recipe_lines(results: Sequence[Result], variants: Sequence[str]) -> list[str]:
     """The settings all runs share, then what each variant changes."""
-    ignored = {"seed", "train_sites"}
+    trained = {(r.left_out, r.recipe.train_sites) for r in results}
+    alike = len(trained) == len({site for site, _ in trained})  # as in a study: all others than the one left out
+    ignored = {"seed", "train_sites"} if alike else {"seed"}
     settings = {v: vars(next(r.recipe for r in results if r.variant == v)) for v in variants}
     names = [name for name in settings[variants[0]] if name not in ignored]
     shared = [n for n in names if len({repr(s[n]) for s in settings.values()}) == 1]

@@ -133,8 +133,6 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
         common, variants = described.pop("set", {}), described.pop("variants")
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise SpecError(f"cannot read study {study}: {type(error).__name__}: {error}") from error
-    if base.start:
-        raise SpecError(f"study {study}: a run that starts from a checkpoint may have seen what is left out")
     names = [folder.name for folder in find_sites(data)]
     seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)
     _check(study, seeds, left_out, common, variants)
@@ -149,7 +147,10 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
             for variant, own in variants.items():
                 folder = output / site / _folder_of(variant) / f"seed-{seed}"
                 others = tuple(name for name in names if name != site)
-                yield Run(variant, site, _changed(base, common | own, seed, others), folder)
+                recipe = _changed(base, common | own, seed, others)
+                if recipe.start:
+                    raise SpecError(f"study {study}: what starts from a checkpoint may have seen what is left out")
+                yield Run(variant, site, recipe, folder)
 
 
 def _check(study: Path, seeds: Any, left_out: Any, common: Any, variants: Any) -> None:

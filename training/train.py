@@ -16,7 +16,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from training.launch import (
     has_begun,
     make_fabric,
     read_images,
-    refuse_other,
 )
 from training.loop import Trainer
 from training.methods import Method, build_method
@@ -50,6 +49,7 @@ from training.sites import Sample
 from training.split import Split, split_of, split_sites
 
 START = "start.safetensors"  # the run's own copy of the checkpoint it started from
+WEIGHTS = "method.safetensors"  # those that are kept
 
 
 def main() -> int:
@@ -70,21 +70,11 @@ def main() -> int:
     return 0
 
 
-def train(
-    fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1, parent: Path | None = None
-) -> Method:
+def train(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int = 1) -> Method:
     """Run a recipe, or go on with it; returns the trained method.
 
     The run's folder gets ``recipe.json``, ``images.json`` (its split), ``method.safetensors`` (the weights kept) and,
     of a model that can be deployed, ``NAME.safetensors``, a checkpoint for ``mcdrl-rt``.
-
-    Args:
-        fabric: launched.
-        recipe: the run's choices.
-        data: the folder of the sites, and of the encoder's weights.
-        run: the run's folder.
-        workers: processes that load data, for each process that trains.
-        parent: of a branch, the run that it is one of: it has the same start, and is shown the same images.
 
     Raises:
         SpecError: the recipe cannot be run, the folder holds a run of another one or of other images, the training goes
@@ -97,31 +87,24 @@ def train(
             f"{recipe.causal_from_epoch} (causal_from_epoch)"
         )
     claim(fabric, recipe, run)
-    start = _start(fabric, recipe, run, parent)
-    known = read_images(parent / IMAGES) if parent else _seen(recipe, data, start)
-    kept, held = split_sites(data, recipe, known)
+    start = _start(fabric, recipe, run)
+    kept, held = split_sites(data, recipe, _seen(recipe, data, start))
     if recipe.patience and not held:
         raise SpecError(f"recipe {recipe.name!r} has patience, and a validation_share that holds no image out")
     split = Split.of(kept, held, data)
     claim_images(fabric, split, run)
+    fit = partial(_fit, fabric, data=data, start=start, kept=kept, held=held, workers=workers)
     if recipe.branches:
-        result = _with_images(build_method(recipe, data, start), split)
-        _set_mean(result, list(_branches(fabric, recipe, data, run, workers)))
+        weights = [_branch(fabric, branch, run / f"{BRANCH}{branch.seed}", split, fit) for branch in _branches(recipe)]
+        result = build_method(recipe, data, start).eval()
+        _set_mean(result, weights)
     else:
-        dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
-        clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
-        method = _with_images(build_method(recipe, data, clip), split)
-        held_set = held_out_set(recipe, held) if held else None
-        trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
-        fabric.print(
-            f"{recipe.method} on {len(dataset())} images ({recipe.phantom_count} of them synthetic), {len(held)} held "
-            f"out, {fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
-        )
-        result = trainer.train()
+        result = fit(recipe, run)
+    result = _with_images(result, split)
     if recipe.start_share and isinstance(result, Causal):
         _towards_start(result, recipe, data, run)
     if fabric.is_global_zero:
-        save_weights(result, run / "method.safetensors")
+        save_weights(result, run / WEIGHTS)
         if isinstance(result, Causal) and result.spec.depth:
             deployed = copy.copy(result.network)  # the same weights
             own_alpha = recipe.deployed_alpha if recipe.method == "mcdrl" else 0.0  # the others select nothing by it
@@ -131,34 +114,80 @@ def train(
     return result
 
 
-def _branches(fabric: Fabric, recipe: Recipe, data: Path, run: Path, workers: int) -> Iterator[Method]:
-    """Train a run's branches, each in a folder of its own; those that are finished are read."""
-    for seed in range(recipe.seed + 1, recipe.seed + recipe.branches + 1):
-        branch = dataclasses.replace(recipe, seed=seed, branches=0, start_share=0.0)
-        folder = run / f"{BRANCH}{seed}"
-        if (folder / "method.safetensors").is_file():
-            refuse_other(branch, folder)
-            yield load_method(folder, data)
-        else:
-            fabric.print(f"[{seed - recipe.seed} of {recipe.branches}] {folder}", flush=True)
-            yield train(fabric, branch, data, folder, workers, parent=run)
+def _fit(
+    fabric: Fabric,
+    recipe: Recipe,
+    run: Path,
+    *,
+    data: Path,
+    start: Path | None,
+    kept: list[Sample],
+    held: list[Sample],
+    workers: int,
+) -> Method:
+    """Train from the start, or from where ``run`` was left."""
+    dataset = cache(partial(training_set, fabric, recipe, kept))  # read once, and not before it is needed
+    clip = pretrain(fabric, recipe, data, dataset, run, workers) if recipe.pretrains else start
+    method = build_method(recipe, data, clip)
+    held_set = held_out_set(recipe, held) if held else None
+    trainer = Trainer(fabric, recipe, method, run, dataset(), held_set, workers)
+    fabric.print(
+        f"{recipe.method} on {len(dataset())} images ({recipe.phantom_count} of them synthetic), {len(held)} held out, "
+        f"{fabric.world_size} × {fabric.device.type} {fabric.strategy.precision.precision}"
+    )
+    return trainer.train()
+
+
+def _branches(recipe: Recipe) -> list[Recipe]:
+    """The trainings whose mean is kept."""
+    seeds = range(recipe.seed + 1, recipe.seed + recipe.branches + 1)
+    return [dataclasses.replace(recipe, seed=seed, branches=0, start_share=0.0) for seed in seeds]
+
+
+def _branch(
+    fabric: Fabric, recipe: Recipe, folder: Path, split: Split, fit: Callable[[Recipe, Path], Method]
+) -> Path:
+    """Train a branch in a folder of its own, if that is not done; returns the file of its weights."""
+    claim(fabric, recipe, folder)
+    claim_images(fabric, split, folder)
+    weights = folder / WEIGHTS
+    if not fabric.broadcast(weights.is_file()):
+        fabric.print(folder, flush=True)
+        result = fit(recipe, folder)
+        if fabric.is_global_zero:
+            save_weights(result, weights)
+        fabric.barrier()
+    return weights
 
 
 @torch.no_grad()
-def _set_mean(method: Method, others: Sequence[Method]) -> None:
-    """Give a method the mean of the others' weights."""
-    states = [{name: value.cpu() for name, value in other.state_dict().items()} for other in others]
+def _set_mean(method: Method, files: Sequence[Path]) -> None:
+    """Give a method the mean of the weights in some files.
+
+    Raises:
+        SpecError: one is damaged.
+    """
+    try:
+        states = [load_file(file) for file in files]
+    except (OSError, SafetensorError) as error:
+        raise SpecError(f"cannot read the weights of {', '.join(map(str, files))}: {error}") from error
     for name, value in method.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
 
 
-def _start(fabric: Fabric, recipe: Recipe, run: Path, parent: Path | None) -> Path | None:
-    """The run's own copy of the checkpoint it starts from; None where the recipe has none."""
+def _start(fabric: Fabric, recipe: Recipe, run: Path) -> Path | None:
+    """The run's own copy of the checkpoint it starts from; None where the recipe has none.
+
+    Raises:
+        SpecError: it is not there.
+    """
     if not recipe.start:
         return None
-    path, source = run / START, parent / START if parent else start_path(recipe)
+    path, source = run / START, start_path(recipe)
     if not (path.is_file() and has_begun(run)):  # one of an attempt that came to nothing may be another
+        if not source.is_file():
+            raise SpecError(f"recipe {recipe.name!r} starts from {source}, which is not there; train that first")
         read_spec(source)
         if fabric.is_global_zero:
             with whole(path) as unfinished:
@@ -221,10 +250,12 @@ def load_method(run: Path, data: Path) -> Method:
     """
     try:
         recipe = recipe_from(json.loads((run / "recipe.json").read_text()))
-        weights = load_file(run / "method.safetensors")
+        weights = load_file(run / WEIGHTS)
     except (OSError, ValueError, SafetensorError, SpecError) as error:
         raise SpecError(f"{run} holds no finished run: {error}") from error
-    clip = next((path for name in (START, "clip.safetensors") if (path := run / name).is_file()), None)
+    # a branch's start is its run's
+    starts = [run / START, run.parent / START] if recipe.start else [run / "clip.safetensors"]
+    clip = next((path for path in starts if path.is_file()), None)
     method = build_method(recipe, data, clip)
     method.load_state_dict(weights)
     images = run / IMAGES
