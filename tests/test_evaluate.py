@@ -21,10 +21,16 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import ModelSpec, UInt8Array
 from training import evaluate as evaluation
 from training.card import render_card
-from training.conditions import PHANTOM_CONDITIONS
+from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN
 from training.evaluate import evaluate
 from training.launch import make_fabric
-from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
+from training.readout import (
+    dice_under_conditions,
+    marked_on_empty,
+    measure_parts,
+    readout_on_phantom,
+    readout_on_real,
+)
 from training.recipe import Recipe
 from training.split import Split, split_sites
 from training.train import train
@@ -172,6 +178,20 @@ def test_parts_with_and_without_a_lesion_are_measured(red: Segmenter) -> None:
     assert measure_parts(red, [(pixels, np.ones_like(labels)), (pixels, np.zeros_like(labels))]) == {}
 
 
+def test_masks_are_measured_under_every_condition(red: Segmenter) -> None:
+    pixels = np.full((80, 100, 3), 90, np.uint8)
+    labels = np.zeros((80, 100), np.uint8)
+    labels[20:60, 30:70] = 1
+    pixels[20:60, 30:70] = (200, 40, 40)  # called a lesion
+    found = dice_under_conditions(red, [(pixels, labels)] * 3)
+    assert next(iter(found)) == "none" and found["none"] > 0.95
+    assert set(found) - {"none"} == {*red.spec.confounders} & {*CONDITIONS} - {PLAIN}
+    assert found["narrow-band imaging"] < 0.5  # in which nothing is red
+    assert found["a distant view"] > 0.8  # labels move with the pixels
+    hidden = np.zeros_like(labels)
+    assert dice_under_conditions(red, [(pixels, labels), (pixels, hidden)])["none"] == found["none"]
+
+
 def test_card_is_made_of_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +223,9 @@ def test_card_is_made_of_what_was_measured(
     assert card == render_card(read_spec(run / "tiny.safetensors"), measured)
     assert f"| mean Dice | {measured['sites']['here (held out)']['dice']:.3f} |" in card
     assert f"| motion blur | {measured['readout']['real']['motion blur']:.0%} |" in card
+    conditions = measured["conditions"]
+    assert list(conditions) == list(measured["sites"]) and len(conditions["here (held out)"]) == 12
+    assert "| blood | {:.3f} | {:.3f} |".format(*(site["blood"] for site in conditions.values())) in card
     parts = measured["parts"]["there (unseen)"]
     assert f"| there (unseen) | {parts['parts']} | {parts['marked']:.0%} | {parts['area']:.1%} |" in card
     assert f"| grey with noise | {measured['empty']['grey with noise']:.0%} |" in card

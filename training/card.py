@@ -50,7 +50,7 @@ At each image's own size, labels without a threshold, per image and then average
 
 {table}
 
-## Confounder readout
+{conditions}## Confounder readout
 Share of pictures in which the weight of a condition rises when that condition is drawn on them: held-out
 pictures, and scenes of the phantom rendered in white light and at a site. Where it is near one half the readout says
 nothing of that condition.
@@ -112,6 +112,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> s
         text_tower=_text_tower(recipes),
         training_data=_training_data(recipes, measured["sites"]),
         readout=_readout(measured.get("readout", {})),
+        conditions=_conditions(measured.get("conditions", {})),
         engine=measured["engine"],
         table=_table(measured["sites"]),
         limits=_limits(measured),
@@ -187,6 +188,18 @@ def _table(sites: dict[str, dict[str, float]]) -> str:
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _conditions(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """How well it does under every condition that can be drawn."""
+    if not measured:
+        return ""
+    lines = ["## Under imaging conditions", "Mean Dice on a hundred of these images at most, of each site, when a"]
+    lines += ["condition of the dictionary is drawn on them (`training/conditions.py`).", ""]
+    lines += ["| condition drawn | " + " | ".join(measured) + " |", "|---|" + "---|" * len(measured)]
+    for name in dict.fromkeys(name for site in measured.values() for name in site):
+        lines.append(f"| {name} | " + " | ".join(f"{site[name]:.3f}" for site in measured.values()) + " |")
+    return "\n".join([*lines, "", ""])
 
 
 def _limits(measured: Mapping[str, Any]) -> str:

@@ -33,13 +33,19 @@ from training.files import whole
 from training.launch import found_device
 from training.methods import Method
 from training.metrics import ImageScore, score_image, selected_pixels, summarise
-from training.readout import marked_on_empty, measure_parts, readout_on_phantom, readout_on_real
+from training.readout import (
+    dice_under_conditions,
+    marked_on_empty,
+    measure_parts,
+    readout_on_phantom,
+    readout_on_real,
+)
 from training.recipe import lineage
 from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample
 from training.split import Split, image_id, in_order, split_of
 from training.train import load_method
 
-READOUT_PICTURES = 100
+DRAWN_ON = 100  # images of a site that conditions are drawn on
 _FIELDS = [field.name for field in dataclasses.fields(ImageScore)]
 
 
@@ -94,6 +100,10 @@ def main() -> int:
             "engine": segmenter.engine.name,
             "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
             "readout": measure_readout(segmenter, sites),
+            "conditions": {
+                _title(name, scores): dice_under_conditions(segmenter, list(map(read_sample, _some(scores))))
+                for name, scores in sites.items()
+            },
             "parts": {
                 _title(name, scores): measure_parts(segmenter, map(read_sample, scores.samples))
                 for name, scores in sites.items()
@@ -161,6 +171,11 @@ def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [samples[i] for i in places]
 
 
+def _some(site: SiteScores) -> list[Sample]:
+    """Those of a site that conditions are drawn on."""
+    return evenly(site.samples, DRAWN_ON)
+
+
 def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> dict[str, dict[str, float]]:
     """How often a condition's weight rises when it is drawn (``training.readout``), on held-out pictures and phantoms.
 
@@ -169,7 +184,7 @@ def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> di
     held = [sample for site in sites.values() if not site.unseen for sample in site.samples]
     if not segmenter.spec.depth or not held:
         return {}
-    pictures = [read_sample(sample)[0] for sample in evenly(held, READOUT_PICTURES)]
+    pictures = [read_sample(sample)[0] for sample in evenly(held, DRAWN_ON)]
     return {"real": readout_on_real(segmenter, pictures), "phantom": readout_on_phantom(segmenter)}
 
 

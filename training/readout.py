@@ -1,6 +1,7 @@
 """What a model makes of pictures whose content is known: of a condition drawn on them, of no lesion, and of nothing.
 
-Does the confounder readout read? A condition is drawn on a picture; the weight of that condition has to rise.
+Does the confounder readout read? A condition is drawn on a picture; the weight of that condition has to rise. Do masks
+withstand it? Dice should not fall.
 
 >>> shares = readout_on_real(segmenter, pictures)      # {"motion blur": 0.97, …}; doctest: +SKIP
 """
@@ -20,6 +21,7 @@ from training.dataset import part_of
 PHANTOM_SIZE = (288, 352)
 EMPTY_SIZE = (576, 720)
 COLOURS = {"white": (255, 255, 255), "grey": (128, 128, 128), "orange-pink": (230, 150, 120)}
+UNTOUCHED = "none"  # the condition that is drawn on pictures left as they are
 NOISE = 4.0  # standard deviation of a camera's noise, in 8-bit levels
 
 
@@ -28,12 +30,9 @@ def readout_on_real(segmenter: Segmenter, pictures: Sequence[UInt8Array], seed: 
 
     Plain white-light imaging cannot be drawn and is left out.
     """
-    names = segmenter.spec.confounders
     plain = [segmenter(picture).confounders for picture in pictures]
     shares = {}
-    for m, name in enumerate(names):
-        if name == PLAIN or name not in CONDITIONS:
-            continue
+    for m, name in _drawable(segmenter):
         rose = []
         for i, picture in enumerate(pictures):
             drawn, _ = apply_condition(
@@ -42,6 +41,38 @@ def readout_on_real(segmenter: Segmenter, pictures: Sequence[UInt8Array], seed: 
             rose.append(bool(segmenter(drawn).confounders[m] > plain[i][m]))
         shares[name] = round(float(np.mean(rose)), 4)
     return shares
+
+
+def _drawable(segmenter: Segmenter) -> list[tuple[int, str]]:
+    """The conditions of a model's dictionary that can be drawn, and their places in it."""
+    names = enumerate(segmenter.spec.confounders)
+    return [(m, name) for m, name in names if name != PLAIN and name in CONDITIONS]
+
+
+def dice_under_conditions(
+    segmenter: Segmenter, pictures: Sequence[tuple[UInt8Array, UInt8Array]], seed: int = 0
+) -> dict[str, float]:
+    """Mean Dice when a condition is drawn on pictures, by condition, whatever a lesion is called; first as they are.
+
+    Args:
+        segmenter: what is measured.
+        pictures: pixels (H, W, 3) and labels (H, W) of each. Where none of a lesion is left in view, it does not count.
+        seed: of the conditions' strengths and places.
+    """
+
+    def mean(drawn: Iterable[tuple[UInt8Array, UInt8Array]]) -> float:
+        scores = []
+        for pixels, labels in drawn:
+            if labels.any():
+                found, truth = segmenter(pixels).labels > 0, labels > 0
+                scores.append(2 * int((found & truth).sum()) / int(found.sum() + truth.sum()))
+        return round(float(np.mean(scores)), 4)
+
+    def drawn(m: int, name: str) -> Iterable[tuple[UInt8Array, UInt8Array]]:
+        for i, picture in enumerate(pictures):
+            yield apply_condition(name, np.random.default_rng((seed, m, i)), *picture)
+
+    return {UNTOUCHED: mean(pictures)} | {name: mean(drawn(m, name)) for m, name in _drawable(segmenter)}
 
 
 def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_003) -> dict[str, float]:
