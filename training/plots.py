@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from sklearn.manifold import TSNE
 
 from mcdrl_rt.segmenter import Segmenter
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 QUANTILES = (0.1, 0.5, 0.9)  # the images of a panel: where the first variant does badly, as usual, and well
 TICKS = (0.5, 1, 2, 5, 10, 20, 50)  # per cent of the image
+STYLES = ("-", "--", ":")  # of lines, after every tenth variant
 POINTS = 250  # images of each site in a t-SNE
 PANEL = (216, 288)
 Titled = tuple[str, Path]
@@ -59,42 +60,43 @@ def draw_all(
 
 
 def dice_by_site(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], path: Path) -> Titled:
-    """Bars of mean Dice, a dot for every seed."""
-    figure = Figure(figsize=(2 + 0.5 * len(sites) * len(variants), 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(variants)
-    for v, variant in enumerate(variants):
-        label: str | None = variant
-        for s, site in enumerate(sites):
+    """Mean Dice of every variant, beside the first one's (dotted), and a dot for every seed."""
+    figure = Figure(figsize=(2 + 3.5 * len(sites), 1.2 + 0.27 * len(variants)), layout="constrained")
+    for axes, site in zip(figure.subplots(1, len(sites), sharey=True, squeeze=False)[0], sites, strict=True):
+        for v, variant in enumerate(variants):
             values = [r.figures["dice"] for r in results if (r.left_out, r.variant) == (site, variant)]
             if values:
-                x = s + (v - (len(variants) - 1) / 2) * width
-                axes.bar(x, np.mean(values), width * 0.92, color=f"C{v % 10}", alpha=0.75, label=label)
-                label = None
-                axes.plot([x] * len(values), values, "k.", markersize=4)
-    axes.set_xticks(range(len(sites)), [f"{site} left out" for site in sites])
-    axes.set_ylabel("mean Dice")
-    axes.set_ylim(0, 1)
-    axes.legend(fontsize="small", ncols=2, loc="lower center")
+                axes.plot(values, [v] * len(values), "C0.", markersize=5)
+                axes.plot(np.mean(values), v, "C0|", markersize=14, markeredgewidth=2)
+                if v == 0:
+                    axes.axvline(float(np.mean(values)), color="0.6", linestyle=":")
+        axes.set(title=f"{site} left out", xlabel="mean Dice")
+        axes.set_yticks(range(len(variants)), variants)
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
     return "Dice on the site left out (dots: seeds)", path
 
 
 def dice_by_size(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], path: Path) -> Titled:
     """Mean Dice over the share of the image that is lesion, in bins of as many images."""
-    figure = Figure(figsize=(5 * len(sites), 4), layout="constrained")
+    figure = Figure(figsize=(2 + 4.5 * len(sites), max(4, 0.6 + 0.21 * len(variants))), layout="constrained")
+    lines: dict[str, Any] = {}
     for axes, site in zip(figure.subplots(1, len(sites), squeeze=False)[0], sites, strict=True):
-        for variant in variants:
+        for v, variant in enumerate(variants):
             some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
             if some:
                 share = 100 * np.array(some[0].images["lesion"], float)
                 dice = np.mean([r.images["dice"] for r in some], axis=0)
                 bins = np.array_split(np.argsort(share), 8)
-                axes.plot([share[b].mean() for b in bins], [dice[b].mean() for b in bins], ".-", label=variant)
+                style = {"color": f"C{v % 10}", "linestyle": STYLES[v // 10 % len(STYLES)], "marker": "."}
+                x, y = ([values[b].mean() for b in bins] for values in (share, dice))
+                lines[variant] = axes.plot(x, y, **style)[0]
         axes.set(title=f"{site} left out", xlabel="lesion, % of the image", ylabel="mean Dice", xscale="log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
-        axes.legend(fontsize="small")
+    figure.legend(lines.values(), lines.keys(), fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=110)
     return "Dice by lesion size", path
 

@@ -167,10 +167,12 @@ def _set_mean(method: Method, files: Sequence[Path]) -> None:
     Raises:
         SpecError: one is damaged.
     """
-    try:
-        states = [load_file(file) for file in files]
-    except (OSError, SafetensorError) as error:
-        raise SpecError(f"cannot read the weights of {', '.join(map(str, files))}: {error}") from error
+    states = []
+    for file in files:
+        try:
+            states.append(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise SpecError(f"cannot read {file} ({error}); delete it, and it is made again") from error
     for name, value in method.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
