@@ -190,6 +190,7 @@ def test_masks_are_measured_under_every_condition(red: Segmenter) -> None:
     assert found["a distant view"] > 0.8  # labels move with the pixels
     hidden = np.zeros_like(labels)
     assert dice_under_conditions(red, [(pixels, labels), (pixels, hidden)])["none"] == found["none"]
+    assert dice_under_conditions(red, [(pixels, hidden)]) == {}
 
 
 def test_card_is_made_of_what_was_measured(

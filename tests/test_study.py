@@ -276,5 +276,5 @@ def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SpecError, match=nothing):
         report.load_results([tmp_path])
     (tmp_path / "evaluation.json").write_text(json.dumps([]))
-    with pytest.raises(SpecError, match="is no evaluation"):
+    with pytest.raises(SpecError, match=r"evaluation\.json is no evaluation \(TypeError"):
         report.load_results([tmp_path])

@@ -112,7 +112,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> s
         text_tower=_text_tower(recipes),
         training_data=_training_data(recipes, measured["sites"]),
         readout=_readout(measured.get("readout", {})),
-        conditions=_conditions(measured.get("conditions", {})),
+        conditions=_conditions({site: dice for site, dice in measured.get("conditions", {}).items() if dice}),
         engine=measured["engine"],
         table=_table(measured["sites"]),
         limits=_limits(measured),
@@ -198,7 +198,8 @@ def _conditions(measured: Mapping[str, Mapping[str, float]]) -> str:
     lines += ["condition of the dictionary is drawn on them (`training/conditions.py`).", ""]
     lines += ["| condition drawn | " + " | ".join(measured) + " |", "|---|" + "---|" * len(measured)]
     for name in dict.fromkeys(name for site in measured.values() for name in site):
-        lines.append(f"| {name} | " + " | ".join(f"{site[name]:.3f}" for site in measured.values()) + " |")
+        cells = [f"{site[name]:.3f}" if name in site else "" for site in measured.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", ""])
 
 

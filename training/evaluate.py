@@ -101,7 +101,9 @@ def main() -> int:
             "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
             "readout": measure_readout(segmenter, sites),
             "conditions": {
-                _title(name, scores): dice_under_conditions(segmenter, list(map(read_sample, _some(scores))))
+                _title(name, scores): dice_under_conditions(
+                    segmenter, [read_sample(sample) for sample in evenly(scores.samples, DRAWN_ON)]
+                )
                 for name, scores in sites.items()
             },
             "parts": {
@@ -169,11 +171,6 @@ def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:
     """``most`` samples or all there are, spread evenly."""
     places = np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)
     return [samples[i] for i in places]
-
-
-def _some(site: SiteScores) -> list[Sample]:
-    """Those of a site that conditions are drawn on."""
-    return evenly(site.samples, DRAWN_ON)
 
 
 def measure_readout(segmenter: Segmenter, sites: Mapping[str, SiteScores]) -> dict[str, dict[str, float]]:

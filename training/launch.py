@@ -22,7 +22,8 @@ from training.recipe import Recipe, recipe_from
 from training.sites import data_root
 from training.split import Split
 
-TRAINED = ("last.pt", "method.safetensors", "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
+WEIGHTS = "method.safetensors"  # those of a method that are kept, in the end
+TRAINED = ("last.pt", WEIGHTS, "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
 BRANCH = "branch-"  # and a seed: the folder of a branch, in that of its run
 IMAGES = "images.json"  # which images a run is shown, and which it holds out
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what we say ourselves

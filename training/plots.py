@@ -18,6 +18,7 @@ from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import FloatArray, UInt8Array
 from training.dataset import LesionDataset
 from training.evaluate import MethodEngine
+from training.launch import WEIGHTS
 from training.methods import Method
 from training.methods.causal import Causal
 from training.overlays import draw_outlines
@@ -159,7 +160,7 @@ def _first_runs(results: Sequence[Result], site: str, variants: Sequence[str]) -
     runs: dict[str, Result] = {}
     for variant in variants:
         some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
-        some = [r for r in some if (r.folder / "method.safetensors").is_file()]
+        some = [r for r in some if (r.folder / WEIGHTS).is_file()]
         if some:
             runs[variant] = min(some, key=lambda r: r.seed)
     return runs

@@ -8,14 +8,14 @@ withstand it? Dice should not fall.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from mcdrl_rt.segmenter import Segmenter
-from mcdrl_rt.types import FloatArray, UInt8Array
+from mcdrl_rt.types import BoolArray, FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, apply_condition
+from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, Picture, apply_condition
 from training.dataset import part_of
 
 PHANTOM_SIZE = (288, 352)
@@ -31,16 +31,32 @@ def readout_on_real(segmenter: Segmenter, pictures: Sequence[UInt8Array], seed: 
     Plain white-light imaging cannot be drawn and is left out.
     """
     plain = [segmenter(picture).confounders for picture in pictures]
+    bare = [(picture, np.zeros_like(picture[..., 0])) for picture in pictures]
     shares = {}
     for m, name in _drawable(segmenter):
-        rose = []
-        for i, picture in enumerate(pictures):
-            drawn, _ = apply_condition(
-                name, np.random.default_rng((seed, m, i)), picture, np.zeros_like(picture[..., 0])
-            )
-            rose.append(bool(segmenter(drawn).confounders[m] > plain[i][m]))
-        shares[name] = round(float(np.mean(rose)), 4)
+        weights = [segmenter(drawn).confounders[m] for drawn, _ in _drawn(m, name, bare, seed)]
+        shares[name] = round(float(np.mean([new > old[m] for new, old in zip(weights, plain, strict=True)])), 4)
     return shares
+
+
+def dice_under_conditions(segmenter: Segmenter, pictures: Sequence[Picture], seed: int = 0) -> dict[str, float]:
+    """Mean Dice when a condition is drawn on pictures, by condition, whatever a lesion is called; first as they are.
+
+    Args:
+        segmenter: what is measured.
+        pictures: pixels (H, W, 3) and labels (H, W) of each. Where none of a lesion is in view, it does not count.
+        seed: of the conditions' strengths and places.
+
+    Returns:
+        Without the conditions under which no lesion is in view.
+    """
+    drawn = {UNTOUCHED: iter(pictures)} | {n: _drawn(m, n, pictures, seed) for m, n in _drawable(segmenter)}
+    figures = {}
+    for name, some in drawn.items():
+        scores = [_dice(segmenter(pixels).labels > 0, labels > 0) for pixels, labels in some if labels.any()]
+        if scores:
+            figures[name] = round(float(np.mean(scores)), 4)
+    return figures
 
 
 def _drawable(segmenter: Segmenter) -> list[tuple[int, str]]:
@@ -49,30 +65,15 @@ def _drawable(segmenter: Segmenter) -> list[tuple[int, str]]:
     return [(m, name) for m, name in names if name != PLAIN and name in CONDITIONS]
 
 
-def dice_under_conditions(
-    segmenter: Segmenter, pictures: Sequence[tuple[UInt8Array, UInt8Array]], seed: int = 0
-) -> dict[str, float]:
-    """Mean Dice when a condition is drawn on pictures, by condition, whatever a lesion is called; first as they are.
+def _drawn(m: int, name: str, pictures: Iterable[Picture], seed: int) -> Iterator[Picture]:
+    """Each picture with a condition, the mth of the dictionary, drawn on it; the same whenever it is asked for."""
+    for i, picture in enumerate(pictures):
+        yield apply_condition(name, np.random.default_rng((seed, m, i)), *picture)
 
-    Args:
-        segmenter: what is measured.
-        pictures: pixels (H, W, 3) and labels (H, W) of each. Where none of a lesion is left in view, it does not count.
-        seed: of the conditions' strengths and places.
-    """
 
-    def mean(drawn: Iterable[tuple[UInt8Array, UInt8Array]]) -> float:
-        scores = []
-        for pixels, labels in drawn:
-            if labels.any():
-                found, truth = segmenter(pixels).labels > 0, labels > 0
-                scores.append(2 * int((found & truth).sum()) / int(found.sum() + truth.sum()))
-        return round(float(np.mean(scores)), 4)
-
-    def drawn(m: int, name: str) -> Iterable[tuple[UInt8Array, UInt8Array]]:
-        for i, picture in enumerate(pictures):
-            yield apply_condition(name, np.random.default_rng((seed, m, i)), *picture)
-
-    return {UNTOUCHED: mean(pictures)} | {name: mean(drawn(m, name)) for m, name in _drawable(segmenter)}
+def _dice(found: BoolArray, truth: BoolArray) -> float:
+    """Of two masks (H, W), one of them not empty."""
+    return 2 * int((found & truth).sum()) / int(found.sum() + truth.sum())
 
 
 def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_003) -> dict[str, float]:
@@ -96,9 +97,7 @@ def readout_on_phantom(segmenter: Segmenter, count: int = 50, seed: int = 1_000_
     return shares
 
 
-def measure_parts(
-    segmenter: Segmenter, pictures: Iterable[tuple[UInt8Array, UInt8Array]], seed: int = 0
-) -> dict[str, float]:
+def measure_parts(segmenter: Segmenter, pictures: Iterable[Picture], seed: int = 0) -> dict[str, float]:
     """What is marked on parts of pictures that show no lesion, and how well on parts as large that show some of one.
 
     Args:
@@ -116,9 +115,8 @@ def measure_parts(
         free, lesion = (part_of(np.random.default_rng((seed, i)), labels, lesion=kind) for kind in (False, True))
         if free is not None and lesion is not None:
             marked, found = (segmenter(np.ascontiguousarray(pixels[part])).labels > 0 for part in (free, lesion))
-            truth = labels[lesion] > 0
             areas.append(float(marked.mean()))
-            dice.append(2 * int((found & truth).sum()) / int(found.sum() + truth.sum()))
+            dice.append(_dice(found, labels[lesion] > 0))
     if not areas:
         return {}
     figures = {"marked": np.mean([area > 0.01 for area in areas]), "area": np.mean(areas), "dice": np.mean(dice)}

@@ -32,6 +32,7 @@ from training.files import whole
 from training.launch import (
     BRANCH,
     IMAGES,
+    WEIGHTS,
     add_arguments,
     claim,
     claim_images,
@@ -49,7 +50,6 @@ from training.sites import Sample
 from training.split import Split, split_of, split_sites
 
 START = "start.safetensors"  # the run's own copy of the checkpoint it started from
-WEIGHTS = "method.safetensors"  # those that are kept
 
 
 def main() -> int:
@@ -207,10 +207,10 @@ def _seen(recipe: Recipe, data: Path, start: Path | None) -> Split | None:
     if start is None:
         return None
     provenance = read_spec(start).provenance
-    for earlier in lineage(provenance):
+    for earlier in [] if "images" in provenance else lineage(provenance):
         both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
         split = (earlier.validation_share, earlier.seed)
-        if both and "images" not in provenance and split != (recipe.validation_share, recipe.seed):
+        if both and split != (recipe.validation_share, recipe.seed):
             raise SpecError(
                 f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
                 "give the recipe the same, or images it has seen are held out"
