@@ -12,9 +12,9 @@ demo: .venv/.run
 	$(BIN)/mcdrl-rt stream --input phantom:size=1280x720,frames=450,seed=15 --output demo.mp4
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/.dev
+test-slow: .venv/.slow
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
@@ -40,6 +40,10 @@ picture: .venv/.run
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,dev]'
 	touch $@ .venv/.run
+
+.venv/.slow: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist demo.mp4 .pytest_cache .mypy_cache .ruff_cache .hypothesis

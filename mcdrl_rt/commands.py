@@ -265,6 +265,8 @@ def process(
     with failures(", ".join(map(redacted, inputs)), as_json):
         if not output:
             raise SinkError("the name of the output folder is empty")
+        if ray is not None and workers is not None:
+            raise SinkError("--workers are this machine's; with --ray, the cluster decides how many there are")
         store = offline.Store(output) if offline.is_remote(output) else None
         folder = Path(plain(output)) if store is None else store.folder
         jobs = offline.plan(inputs, folder, offline.pseudonym if deidentify else None, store)
@@ -273,7 +275,7 @@ def process(
             raise typer.Exit(1)
         return
     offline.make_folder(folder) if store is None else store.prepare()
-    load = offline.Loader(model, engine, precision, device)
+    load = offline.Loader(model and model.absolute(), engine, precision, device)
     segmenter = load()
     about = offline.engine_facts(segmenter, model)
     count = offline.worker_count(workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -41,6 +42,7 @@ class Bars:
         self._sizes = dict(sizes)
         self._done = dict.fromkeys(sizes, 0)
         self._ended = set[Path]()
+        self._frames, self._began_s = 0, time.monotonic()  # of all procedures, done now and not before an interruption
         self._progress = _progress() if shown and stderr.is_terminal else None
         self._total: Any = None
         self._tasks: dict[Path, Any] = {}
@@ -63,8 +65,12 @@ class Bars:
             return None
         progress = self._progress
         task = self._tasks[source] = progress.add_task(_short(source.name), total=frames, count="", fps="")
+        reached: int | None = None
 
         def advance(done: int) -> None:
+            nonlocal reached
+            self._frames += done - (done if reached is None else reached)
+            reached = done
             _advance(progress, task, done, frames)
             self._reach(source, self._sizes[source] * done // frames if frames else 0)
 
@@ -80,7 +86,9 @@ class Bars:
     def _reach(self, source: Path, size: int) -> None:
         self._done[source] = size
         if self._progress is not None and self._total is not None:
-            self._progress.update(self._total, completed=sum(self._done.values()), count=self._count())
+            speed = self._frames / max(time.monotonic() - self._began_s, 1e-3)
+            done = sum(self._done.values())
+            self._progress.update(self._total, completed=done, count=self._count(), fps=_fps(speed))
 
     def _count(self) -> str:
         return f"{len(self._ended)} of {len(self._sizes)}"
@@ -155,8 +163,11 @@ def _progress() -> Any:
 
 def _advance(progress: Any, task: Any, frames: int, total: int | None) -> None:
     speed = next((each.speed for each in progress.tasks if each.id == task), None)
-    fps = f"{speed:.0f} fps" if speed else ""
-    progress.update(task, completed=frames, count=f"{frames}/{total or '?'}", fps=fps)
+    progress.update(task, completed=frames, count=f"{frames}/{total or '?'}", fps=_fps(speed))
+
+
+def _fps(speed: float | None) -> str:
+    return f"{speed:.0f} fps" if speed else ""
 
 
 def _short(name: str) -> str:

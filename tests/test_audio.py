@@ -245,3 +245,14 @@ def test_any_number_of_channels_is_mixed_into_two_or_told_of(tmp_path: Path, cha
     else:
         assert mixed == [min(channels, 2)] and sink.problem is None
         assert np.abs(samples(tmp_path / "b.mp4")[1]).max() > 0.01
+
+
+def test_sound_that_is_lost_where_a_clock_goes_back_is_told_of(tmp_path: Path) -> None:
+    source = write_recording(tmp_path / "a.ts", "aac", seconds=2)
+    first = source.read_bytes()
+    source.write_bytes(first + first)  # a recorder that began anew
+    target = tmp_path / "b.mp4"
+    with open_source(str(source)) as video, open_sink(str(target), video.format, audio=source) as sink:
+        for frame in video:
+            sink.write(Shown(frame))
+    assert sink.problem is not None and "sound was left out where its clock goes back" in sink.problem

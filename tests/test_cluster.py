@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from test_hands import SETTINGS, content
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError
-from mcdrl_rt.offline import Loader, engine_facts, plan, process
+from mcdrl_rt.offline import Loader, cluster, engine_facts, plan, process
 from mcdrl_rt.offline.cluster import Cluster
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
@@ -58,11 +59,11 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     folder = tempfile.mkdtemp(prefix="ray")  # a socket's name has to be short
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    cluster = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
+    nodes = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes.workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    nodes.wait_for_nodes()
+    yield nodes
+    nodes.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -73,6 +74,12 @@ def archive(tmp_path: Path) -> Path:
     for name, frames in (("a", 150), ("b", 60)):
         write_clip(folder / f"{name}.mp4", pts=range(frames), codec_options={"g": "5", "bf": "0"})
     return folder
+
+
+def segments_done(out: Path) -> int:
+    """Of all procedures that are being worked on."""
+    manifests = [path.read_text() for path in out.rglob("manifest.json")]
+    return sum(len(json.loads(text)["done"]) for text in manifests)
 
 
 def facts() -> dict[str, str]:
@@ -90,8 +97,9 @@ def test_a_cluster_makes_what_one_process_makes_though_a_node_is_lost(
 
         def lose_one() -> None:
             deadline = time.monotonic() + 60
-            while not list(out.rglob("manifest.json")) and time.monotonic() < deadline:
+            while not segments_done(out) and time.monotonic() < deadline:
                 time.sleep(0.01)
+            assert segments_done(out)
             nodes.remove_node(nodes.workers[0], allow_graceful=False)
 
         thread = threading.Thread(target=lose_one)
@@ -99,8 +107,22 @@ def test_a_cluster_makes_what_one_process_makes_though_a_node_is_lost(
         ended = list(outcomes)
         thread.join()
     assert [outcome.error for outcome in ended] == [None, None]
-    assert len(content(one)) == 6
+    assert len(content(one)) == 8
     assert content(one) == content(out)
+
+
+def test_a_cluster_that_has_lost_all_of_its_workers_is_an_error(
+    nodes: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 2.0)
+    out = tmp_path / "out"
+    with Cluster(nodes.address, Load(), facts()) as hands:
+        for node in nodes.workers:
+            nodes.remove_node(node, allow_graceful=False)
+        outcomes = list(process(plan([archive], out), out, Load()(), SETTINGS, hands=hands, engine=facts()))
+    for outcome in outcomes:
+        assert outcome.error is not None
+        assert "no machine of the Ray cluster is left that has what a worker needs: {'num_cpus': 1}" in outcome.error
 
 
 def test_workers_that_differ_or_see_nothing_are_refused(nodes: Any, archive: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdrl_rt.types import UInt8Array
-from mcdrl_rt.video.field import blanked, field_of
+from mcdrl_rt.video.field import blanked, field_of, field_of_video
 from mcdrl_rt.video.phantom import Phantom
 
 SIZE = (360, 480)
@@ -41,12 +41,12 @@ def form(kind: str, share: float) -> UInt8Array:
     return inside
 
 
-def write(rgb: UInt8Array, text: str, at: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
+def write(rgb: UInt8Array, text: str, at: tuple[int, int], level: int = 235) -> tuple[UInt8Array, UInt8Array]:
     """The picture with a text on it, and where the text is."""
     ink = np.zeros(rgb.shape[:2], np.uint8)
     cv2.putText(ink, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 255, 1, cv2.LINE_AA)
     share = ink[..., None] / 255
-    return (rgb * (1 - share) + 235 * share).astype(np.uint8), ink > 60
+    return (rgb * (1 - share) + level * share).astype(np.uint8), ink > 60
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,6 +86,23 @@ def test_what_is_written_on_the_picture_is_found_when_the_picture_moves() -> Non
     assert field is not None and clean is not None
     assert np.mean([(field[ink] > 0).mean() for ink in inks]) < 0.01
     assert (field > 0).mean() > 0.9 * (clean > 0).mean()
+
+
+@pytest.mark.parametrize(
+    ("level", "seen"), [(235, range(16)), (235, range(40, 56)), (10, range(80)), (10, range(30, 45))]
+)
+def test_what_is_written_dark_or_for_a_while_is_found_too(level: int, seen: range) -> None:
+    inside = form("octagon", 0.8)
+    frames, text = [], np.zeros(SIZE, bool)
+    for index in range(80):
+        rgb = cv2.add(tissue(index) // 2, 90)
+        if index in seen:
+            rgb, text = write(rgb, "DOE JANE", (200, 180), level)
+        frames.append(cv2.bitwise_and(rgb, rgb, mask=inside))
+    field, moves = field_of_video(frames, for_a_while=len(seen) < 20)
+    assert field is not None and moves
+    assert text.any() and (field[text] > 0).mean() < 0.01
+    assert (field > 0).mean() > 0.9 * (inside > 0).mean()
 
 
 def test_a_picture_that_fills_the_frame_stays_and_a_menu_now_and_then_shows_nothing_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -14,12 +15,13 @@ from clips import write_clip
 from streams import BrightEngine
 
 from mcdrl_rt.engine.base import RawOutput
+from mcdrl_rt.errors import EngineError
 from mcdrl_rt.offline import Here, Loader, Outcome, Processes, Settings, plan, process, worker_count
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
 
-SETTINGS = Settings(annotated=False, masks=("ffv1", "coco"), report=False, segment_s=0.5)
+SETTINGS = Settings(masks=("ffv1", "coco"), report=False, segment_s=0.5)
 
 
 class Deadly(BrightEngine):
@@ -65,8 +67,8 @@ def run(archive: Path, out: Path, hands: Hands | None = None) -> list[Outcome]:
 
 def content(out: Path) -> dict[str, bytes]:
     """Of all results but the summaries, which tell how long it took."""
-    results = [path for path in out.iterdir() if path.is_file()]
-    return {p.name: p.read_bytes() for p in results if p.suffix in (".mkv", ".parquet") or "masks" in p.name}
+    ends = (".mp4", ".mkv", ".parquet", ".masks.json")
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name.endswith(ends)}
 
 
 def test_two_workers_make_what_one_makes(archive: Path, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_two_workers_make_what_one_makes(archive: Path, tmp_path: Path) -> None:
         assert outcome.error is None is other.error
         assert outcome.summary is not None and other.summary is not None
         assert outcome.summary.frames_out == other.summary.frames_out
-    assert len(content(tmp_path / "one")) == 9
+    assert len(content(tmp_path / "one")) == 12
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
@@ -111,6 +113,41 @@ def test_breaking_off_dismisses_the_workers(archive: Path, tmp_path: Path) -> No
     left = run(archive, out)  # and another goes on where they were
     assert [outcome.error for outcome in left] == [None] * 3
     assert any(outcome.before for outcome in left)
+
+
+def no_engine() -> Segmenter:
+    """What a worker gets whose engine does not load."""
+    raise EngineError("the engine was not built here")
+
+
+def test_an_engine_that_does_not_load_is_told_as_it_is(archive: Path, tmp_path: Path) -> None:
+    outcomes = run(archive, tmp_path / "out", Processes(no_engine, 2))
+    assert [str(outcome.error).endswith("the engine was not built here") for outcome in outcomes] == [True] * 3
+
+
+def test_only_workers_are_dismissed(archive: Path, tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        run(archive, tmp_path / "out", Processes(Load(), 2))
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_a_part_is_the_same_to_the_bit_whatever_cores_there_are(archive: Path, tmp_path: Path) -> None:
+    """Workers have a share of the cores, and x264 makes another file for each number of threads."""
+    cores = sorted(os.sched_getaffinity(0))
+    files = []
+    try:
+        for number, some in enumerate((cores[:1], cores)):
+            os.sched_setaffinity(0, some)
+            run(archive, tmp_path / str(number))
+            files.append(content(tmp_path / str(number)))
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert files[0] == files[1]
 
 
 def test_there_is_a_worker_for_every_few_cores() -> None:

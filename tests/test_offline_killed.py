@@ -24,7 +24,7 @@ def content(folder: Path) -> dict[str, bytes]:
     for name in held:
         if name.endswith(".summary.json"):
             written = json.loads(held[name])
-            written["summary"] |= dict.fromkeys(("seconds", "fps", "realtime", "output"))
+            written["summary"] |= dict.fromkeys(("seconds", "fps", "realtime", "stages", "output"))
             held[name] = json.dumps(written).encode()
     return held
 

@@ -39,7 +39,7 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def run(inputs: list[str], output: str, engine: BrightEngine | None = None) -> list[Outcome]:
     store = Store(output)
     store.prepare()
-    jobs = plan(inputs, store.folder)
+    jobs = plan(inputs, store.folder, store=store)
     return list(process(jobs, store.folder, Segmenter(engine or BrightEngine()), SETTINGS, store=store))
 
 
@@ -69,7 +69,7 @@ def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Pat
     assert summary["source"] == "memory:///bucket/in/day1/a.mp4"
     assert summary["output"] == "memory:///bucket/out/day1/a.annotated.mp4"
     here = content(out / "day1")
-    assert len(here) == 2
+    assert len(here) == 3
     assert all(far.cat(f"/bucket/out/day1/{name}") == data for name, data in here.items())
 
 
@@ -87,7 +87,7 @@ def test_folders_of_pictures_elsewhere_are_procedures(far: Any, tmp_path: Path) 
     here = tmp_path / "here"
     list(process(plan([tmp_path / "stills"], here), here, Segmenter(BrightEngine()), SETTINGS))
     made = content(here)
-    assert len(made) == 4
+    assert len(made) == 6
     for name, data in made.items():
         assert far.cat(f"/bucket/out/{name}") == data, name
     assert not list((tmp_path / "cache" / "inputs").rglob("*.png"))
@@ -214,3 +214,23 @@ def test_what_a_store_no_longer_has_is_done_again(far: Any) -> None:
     far.rm("/bucket/out", recursive=True)
     (outcome,) = run(inputs, output)
     assert not outcome.before and far.exists("/bucket/out/b.summary.json")
+
+
+def test_what_is_somebody_elses_in_a_store_is_left_alone(far: Any) -> None:
+    far.pipe("/bucket/out/a.annotated.mp4", b"of somebody")
+    inputs = ["memory://bucket/in/day1/a.mp4", "memory://bucket/in/day2/b.mp4"]
+    bad, good = run(inputs, "memory://bucket/out")
+    assert good.error is None and bad.error is not None
+    assert "memory:///bucket/out/a.annotated.mp4 is there already, of no job; move it, or" in bad.error
+    assert far.cat("/bucket/out/a.annotated.mp4") == b"of somebody"
+    assert not far.exists("/bucket/out/a.summary.json")
+
+
+def test_what_a_store_has_keeps_its_name_when_another_of_that_name_comes(far: Any, tmp_path: Path) -> None:
+    run(["memory://bucket/in"], "memory://bucket/out")
+    other = write_clip(tmp_path / "a.avi", pts=range(5))
+    far.pipe("/bucket/in/day1/a.avi", other.read_bytes())
+    outcomes = run(["memory://bucket/in"], "memory://bucket/out")
+    places = {outcome.job.source.name: outcome.job.place.name for outcome in outcomes}
+    assert places == {"a.mp4": "a", "a.avi": "a.avi", "b.mp4": "b"}
+    assert {outcome.job.source.name for outcome in outcomes if outcome.before} == {"a.mp4", "b.mp4"}

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _PACKAGES = {
     "torch": ("torch",),
     "onnx": (),
 }
+_VECTORS = re.compile(r"s?sse|avx|fma|f16c|amx|neon|asimd|fphp|sve|sme|bf16|i8mm")  # as Linux calls them
 _KNOWN = {"runtime", "precision", "spec", "files", "versions", "gpu"}
 
 
@@ -49,18 +51,24 @@ def versions(runtime: str) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     if runtime == "torch":  # its packages are compiled for the very processor
-        found["processor"] = hashlib.sha256(_processor().encode()).hexdigest()
+        found["processor"] = processor()
     library = native_library(runtime)
     return found | ({"native": file_hash(library)} if library else {})
 
 
-def _processor() -> str:
-    """What the processor can do, as far as the system tells."""
+def processor() -> str:
+    """The processor's name, and a hash of the vector instructions it has: kinds of processors round differently.
+
+    Of what Linux lists only these count: the rest of the list changes with the kernel.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        lines = []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    vectors = sorted(filter(_VECTORS.match, facts.get("flags", facts.get("Features", "")).split()))
+    known = hashlib.sha256(" ".join(vectors).encode()).hexdigest()[:8] if vectors else ""
+    return " ".join(filter(None, (facts.get("model name") or platform.processor() or platform.machine(), known)))
 
 
 def native_library(runtime: str) -> Path | None:

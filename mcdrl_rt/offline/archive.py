@@ -99,7 +99,7 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
         if job.summary.exists():  # done, and not sent
             summary, before = carry_out(job, crew, on_start, store.address)
         else:
-            with store.recalled(job.summary):
+            with store.recalled(job.summary, job.results(crew.settings)):
                 summary, before = carry_out(job, crew, on_start, store.address)
             if before:
                 return Outcome(job, summary, before)

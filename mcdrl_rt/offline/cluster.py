@@ -11,6 +11,7 @@ one kind: bits differ between kinds, so a worker whose engine is not the head's 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -25,8 +26,11 @@ from mcdrl_rt.offline.hands import CORES_EACH, Hands, Loader, OnFrame
 from mcdrl_rt.offline.manifest import Part
 from mcdrl_rt.offline.work import Task, work
 from mcdrl_rt.segmenter import AnySegmenter
+from mcdrl_rt.video.index import Segment
 
 _ANSWER_S = 5.0
+_PATIENCE_S = 30.0  # without a segment done, before it is looked whether anybody is there
+_NONE = Segment(0, None, None)
 _TRIES = 3  # of a segment, when machines are lost
 
 
@@ -38,13 +42,14 @@ class Cluster(Hands):
             is a part of, or ``local`` for one of this machine alone.
         load: gives each worker its engine.
         engine: what it is, from ``engine_facts``.
-        cores: for each worker; by default four, or all of a machine that has less. A worker on a GPU has it alone.
+
+    A worker has four cores, or all of a machine that has less; on a GPU it has that alone.
 
     Raises:
         EngineError: Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(self, address: str, load: Loader, engine: Mapping[str, str], cores: int | None = None) -> None:
+    def __init__(self, address: str, load: Loader, engine: Mapping[str, str]) -> None:
         ray = self._ray = _import_ray()
         self._load, self._engine = load, dict(engine)
         try:
@@ -57,7 +62,7 @@ class Cluster(Hands):
             self.count = int(sum(machine.get("GPU", 0) for machine in machines))
             self._needs = {"num_gpus": 1}
         else:
-            each = cores or min([CORES_EACH, *(int(machine.get("CPU", 0)) or CORES_EACH for machine in machines)])
+            each = min([CORES_EACH, *(int(machine.get("CPU", 0)) or CORES_EACH for machine in machines)])
             self.count = sum(int(machine.get("CPU", 0)) // each for machine in machines)
             self._needs = {"num_cpus": each}
         if not self.count:
@@ -68,14 +73,28 @@ class Cluster(Hands):
         """See ``Hands.do``."""
         ray = self._ray
         remote = ray.remote(_do).options(**self._needs, max_retries=_TRIES, scheduling_strategy="SPREAD")
-        pending = {remote.remote(self._load, self._engine, task): task.segment.number for task in tasks}
+        # what a task carries grows with the length of its recording: all segments share one
+        shared = ray.put(dataclasses.replace(tasks[0], segment=_NONE)) if tasks else None
+        pending = {remote.remote(self._load, self._engine, shared, task.segment): task.segment.number for task in tasks}
         try:
             while pending:
-                (done, *_), _ = ray.wait(list(pending), num_returns=1)
-                yield pending.pop(done), self._result(done)
+                done, _ = ray.wait(list(pending), num_returns=1, timeout=_PATIENCE_S)
+                if done:
+                    yield pending.pop(done[0]), self._result(done[0])
+                elif not any(self._suits(node) for node in ray.nodes()):
+                    raise EngineError(
+                        f"no machine of the Ray cluster is left that has what a worker needs: {self._needs}"
+                    )
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
+
+    def _suits(self, node: Mapping[str, Any]) -> bool:
+        """Whether a machine can have a worker."""
+        resources = {"num_cpus": "CPU", "num_gpus": "GPU"}
+        return node["Alive"] and all(
+            node["Resources"].get(resources[name], 0) >= count for name, count in self._needs.items()
+        )
 
     def close(self) -> None:
         """Leave the cluster; what it is at for us is broken off."""
@@ -101,12 +120,15 @@ def _call(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
-def _do(load: Loader, engine: Mapping[str, str], task: Task) -> Part:
+def _do(load: Loader, engine: Mapping[str, str], shared: Task, segment: Segment) -> Part:
     """Work on a segment, on whatever machine this is."""
-    here = platform.node()
+    task, here = dataclasses.replace(shared, segment=segment), platform.node()
     for path in (task.recording.path, task.folder):
         if not path.exists():
-            raise SinkError(f"{here} does not see {path}: input and output must be on storage that all machines share")
+            raise SinkError(
+                f"{here} does not see {path}: input and output must be on storage that all machines share, and so must "
+                "MCDRL_CACHE where one of them is an address"
+            )
     segmenter, facts = _engine(load)
     if differs := difference({"engine": engine}, {"engine": facts}):
         raise EngineError(f"{here} has another engine than the head ({differs}); use machines of one kind")

@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import av
+import cv2
+
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
-from mcdrl_rt.engine.sidecar import FILES, file_hash, runtime_of, versions
+from mcdrl_rt.engine.sidecar import FILES, file_hash, processor, runtime_of, versions
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.video.output import reason
@@ -24,6 +26,8 @@ Fingerprint = Mapping[str, Mapping[str, Any]]
 
 def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str, str]:
     """What an engine is: its name (runtime, precision, device), its model, the content of its files, and versions.
+
+    Those of the libraries that prepare its pictures are among them.
 
     Args:
         segmenter: loaded.
@@ -38,7 +42,8 @@ def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str
     content = hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
     name = segmenter.engine.name
     facts = {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
-    return facts | ({"processor": _processor()} if "cpu" in name.lower() else {})
+    facts |= {"av": av.__version__, "opencv": cv2.__version__}  # they decode pictures, and bring them to size
+    return facts | ({"processor": processor()} if "cpu" in name.lower() else {})
 
 
 def input_facts(source: Path) -> dict[str, Any]:
@@ -101,17 +106,6 @@ def difference(there: Fingerprint, now: Fingerprint) -> str | None:
             if was.get(name) != is_.get(name):
                 return f"{part} {name}: {_text(was.get(name))} there, {_text(is_.get(name))} now"
     return None
-
-
-def _processor() -> str:
-    """Kinds of processors round differently."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "flags"))]
-    known = hashlib.sha256(" ".join(names[:2]).encode()).hexdigest()[:8] if names else ""
-    return " ".join(filter(None, (names[0] if names else platform.processor() or platform.machine(), known)))
 
 
 def _text(value: Any) -> str:

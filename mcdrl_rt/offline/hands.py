@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Self
 
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, McdrlError
 from mcdrl_rt.offline.manifest import Part
 from mcdrl_rt.offline.work import Task, work
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter
@@ -127,7 +128,8 @@ class Processes(Hands):
                 return
             self._closed = True
         for process in multiprocessing.active_children():
-            process.terminate()
+            if isinstance(process, _Worker):  # others are somebody else's
+                process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
     def _do_alone(self, task: Task) -> Part:
@@ -148,11 +150,18 @@ class Processes(Hands):
                 self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.count, context, _begin, (self._load, self.count))
+        return ProcessPoolExecutor(self.count, _Context(), _begin, (self._load, self.count))
 
 
-_segmenter: AnySegmenter | None = None  # of a worker
+class _Worker(SpawnProcess):
+    pass
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+_segmenter: AnySegmenter | McdrlError | None = None  # of a worker, or why it has none
 
 
 def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
@@ -164,7 +173,10 @@ def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number % count :: count] or cores)
     threading.Thread(target=_end_with_leader, name="leader", daemon=True).start()
-    _segmenter = load()
+    try:
+        _segmenter = load()
+    except McdrlError as error:  # who gives out work is told: raised here, it would be a worker that died
+        _segmenter = error
 
 
 def _end_with_leader() -> None:
@@ -176,6 +188,8 @@ def _end_with_leader() -> None:
 
 def _do(task: Task) -> Part:
     assert _segmenter is not None
+    if isinstance(_segmenter, McdrlError):
+        raise _segmenter
     return work(task, _segmenter)
 
 

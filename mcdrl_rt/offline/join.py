@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.manifest import Manifest, discard, keep_names, write_json
+from mcdrl_rt.offline.manifest import Manifest, Part, discard, keep_names, write_json
 from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Product
@@ -74,7 +74,8 @@ def finish(
         _report(job, job.name(settings), manifest.folder, summary, origin_s if settings.annotated else None)
     done = manifest.folder / "summary.json"
     known = {"fingerprint": manifest.fingerprint, "stamp": manifest.stamp}
-    write_json(done, known | {"summary": dataclasses.asdict(summary)})
+    kept = dataclasses.replace(summary, output=Path(summary.output).name) if settings.private else summary
+    write_json(done, known | {"summary": dataclasses.asdict(kept)})
     keep_names(job.summary.parent)  # the results' names before that which says they are there
     _move(done, job.summary)
     keep_names(job.summary.parent)
@@ -103,8 +104,20 @@ def _summary(source: str, manifest: Manifest, recording: Recording) -> Summary:
         fps=round(frames / seconds, 2) if seconds else 0.0,
         realtime=round(video_s / seconds, 2) if seconds else 0.0,
         first_frame_s=None,
-        stages={},
+        stages=_stages(parts),
     )
+
+
+def _stages(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
+    """The segments' percentiles, averaged over their frames; the maximum is the largest."""
+    stages: dict[str, dict[str, float]] = {}
+    for stage in dict.fromkeys(name for part in parts for name in part.stages):
+        seen = [(part.frames, part.stages[stage]) for part in parts if stage in part.stages]
+        frames = sum(count for count, _ in seen)
+        figures = {name: sum(count * its[name] for count, its in seen) / frames for name in seen[0][1]}
+        figures["max_ms"] = max(its["max_ms"] for _, its in seen)
+        stages[stage] = {name: round(figure, 2) for name, figure in figures.items()}
+    return stages
 
 
 def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fraction | None) -> None:

@@ -35,6 +35,7 @@ class Part:
         first, last: their times, in units of the time base; None without frames.
         engine_restarts: how often the engine had to be started again.
         seconds: that it took.
+        stages: percentiles of the milliseconds that a frame spent in each stage, as ``Summary`` has them.
         tally: what the source says of it.
         problems: what people should know of it.
         sizes: of what it is made of, by the ends of their names, as ``size_of`` gives them.
@@ -46,6 +47,7 @@ class Part:
     last: int | None
     engine_restarts: int
     seconds: float
+    stages: dict[str, dict[str, float]]
     tally: Tally
     problems: list[str]
     sizes: dict[str, int | None]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
@@ -159,7 +160,8 @@ def plan(
         if file in alone:  # it may have been named alone, or with others, before
             names += [Path(_stem(file)), Path(file.name)]
         choices = [job_of(file, name) for name in dict.fromkeys(names)]
-        jobs.append(next((job for job in choices if _has_results(job)), choices[0]))
+        is_unclear = store is None or counts[place] > 1 or file in alone  # a store takes its time to answer
+        jobs.append(next((job for job in choices if is_unclear and _has_results(job, store)), choices[0]))
     _refuse_clashes(jobs)
     return jobs
 
@@ -198,13 +200,23 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
         raise SinkError(f"the input {min(replaced).name} would be replaced by a result; choose another output folder")
 
 
-def _has_results(job: Job) -> bool:
+def _has_results(job: Job, store: Store | None) -> bool:
     """Whether what lies under a job's names is of its very input: others of that name came and went."""
-    for known in (job.summary, job.parts / MANIFEST):
-        with contextlib.suppress(SourceError):
-            if job.origin is None and read_json(known).get("stamp") == stamp(job.source):
-                return True
+    known = [_json(job.summary), _json(job.parts / MANIFEST), store and store.summary_of(job.summary)]
+    with contextlib.suppress(SourceError, KeyError, TypeError):
+        if job.origin is not None:
+            facts = job.origin.facts()
+            return any(content["fingerprint"]["input"] == facts for content in known if content)
+        now = stamp(job.source)
+        return any(content.get("stamp") == now for content in known if isinstance(content, dict))
     return False
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """What is in a file of JSON, if it is there and can be read."""
+    with contextlib.suppress(SourceError):
+        return read_json(path)
+    return None
 
 
 def _each_once(files: Iterable[tuple[Path, Path]]) -> list[tuple[Path, Path]]:

@@ -24,7 +24,8 @@ from mcdrl_rt.video.segment import open_segment
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.verdict import Tally
 
-_SAMPLES = 60
+_SAMPLES, _EVERY_S, _MOST_SAMPLES = 60, 5.0, 240  # to see what is written for a while, a long video takes more
+_LONG_S = 60.0
 _LEADS_S = (3.0, 12.0, 48.0)  # that are looked at before a segment, until it is known where it begins
 _STILL = "its picture hardly moves: whatever on it may be writing was blanked, with some of what is beside it"
 
@@ -36,12 +37,14 @@ class Recording(ABC):
         path: of the file, or of the folder of pictures.
         format: of its frames.
         frames: how many there are, for progress bars.
+        length_s: from the first to the last; 0 of a set of pictures.
         sound: the file its sound is in, if it can have any.
     """
 
     path: Path
     format: VideoFormat
     frames: int | None
+    length_s: float = 0.0
     sound: Path | None = None
 
     @abstractmethod
@@ -104,9 +107,12 @@ class _File(Recording):
         self.path = self.sound = path
         self._index = index_of(path)
         self.format, self.frames = self._index.format, len(self._index.times)
+        first, last = self._index.times[[0, -1]] if self.frames else (0, 0)
+        self.length_s = float((int(last) - int(first)) * self.format.time_base)
 
     def samples(self) -> Iterator[UInt8Array]:
-        keyframes = _spread(self._index)
+        wanted = int(min(max(_SAMPLES, self.length_s / _EVERY_S), _MOST_SAMPLES))
+        keyframes = _spread(self._index, wanted)
         if len(keyframes) < _SAMPLES:  # then the way to the middle is through all of it
             step = max(1, len(self._index.times) // _SAMPLES)
             with open_source(str(self.path)) as source:
@@ -133,11 +139,11 @@ class _File(Recording):
         return self._index.verdict(tallies)
 
 
-def _spread(index: VideoIndex) -> list[int]:
-    """Keyframes from beginning to end, as many as samples are wanted; fewer where some would lie close together."""
+def _spread(index: VideoIndex, count: int) -> list[int]:
+    """Keyframes from beginning to end, as many as are wanted; fewer where some would lie close together."""
     if index.problem is not None:
         return []
-    wanted = index.times[np.linspace(0, len(index.times) - 1, _SAMPLES).round().astype(int)]
+    wanted = index.times[np.linspace(0, len(index.times) - 1, count).round().astype(int)]
     before = np.searchsorted(index.keyframes, wanted, side="right") - 1
     return [index.keyframes[number] for number in np.unique(before.clip(0))]
 
@@ -171,11 +177,12 @@ class _Private(Recording):
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self.path, self.format, self.frames = recording.path, recording.format, recording.frames
+        self.length_s = recording.length_s
         self._field: UInt8Array | None = None
         self._moves = True
         samples = recording.samples()  # one in memory at a time
         if (first := next(samples, None)) is not None:
-            self._field, self._moves = field_of_video(itertools.chain([first], samples))
+            self._field, self._moves = field_of_video(itertools.chain([first], samples), recording.length_s >= _LONG_S)
             if self._field is None:  # it is dark from end to end: better black than a name
                 self._field = np.zeros(self.format.size, np.uint8)
 

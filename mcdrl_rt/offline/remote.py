@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -172,18 +173,38 @@ class Store:
         """Where a result will be."""
         return str(self._files.unstrip_protocol(self._there(path)))
 
-    @contextlib.contextmanager
-    def recalled(self, summary: Path) -> Iterator[None]:
-        """Have the summary of a procedure that was done before, if it was, for as long as it takes: kept, it would say
-        that the procedure is done when the store no longer has it.
+    def summary_of(self, summary: Path) -> Any:
+        """What a procedure's summary says there, if it is there and can be read; else None.
 
         Raises:
             SinkError: the store cannot be read.
         """
         with _told(SinkError, f"cannot read {redacted(self._url)}"):
+            if not self._files.exists(self._there(summary)):
+                return None
+            with contextlib.suppress(ValueError):
+                return json.loads(self._files.cat_file(self._there(summary)))
+        return None
+
+    @contextlib.contextmanager
+    def recalled(self, summary: Path, results: Sequence[Path] = ()) -> Iterator[None]:
+        """Have the summary of a procedure that was done before, if it was, for as long as it takes: kept, it would say
+        that the procedure is done when the store no longer has it.
+
+        Args:
+            summary: where it belongs here.
+            results: what lies there without it under one of these names is somebody's.
+
+        Raises:
+            SinkError: the store cannot be read, or holds what is somebody's.
+        """
+        with _told(SinkError, f"cannot read {redacted(self._url)}"):
             there = self._files.exists(self._there(summary))
             if there:
                 _get(self._files, self._there(summary), summary)
+            elif foreign := next((path for path in results if self._files.exists(self._there(path))), None):
+                where = redacted(self.address(foreign))
+                raise SinkError(f"{where} is there already, of no job; move it, or choose another output folder")
         try:
             yield
         finally:

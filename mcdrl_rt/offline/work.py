@@ -96,6 +96,7 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             last=together.last,
             engine_restarts=summary.engine_restarts,
             seconds=summary.seconds,
+            stages=summary.stages,
             tally=tally_of(source),
             problems=[problem] if problem else [],
             sizes={kind.end: size_of(path) for kind, path in zip(kinds, paths, strict=True)},

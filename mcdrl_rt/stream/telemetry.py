@@ -72,7 +72,7 @@ class Summary:
         realtime: duration of the video over the wall time; above 1 is faster than real time.
         first_frame_s: from the start of the run to the first frame written.
         mask_age: percentiles of the masks' age, milliseconds.
-        stages: per stage percentiles, milliseconds.
+        stages: per stage percentiles, milliseconds; of an archive's procedure, means of its segments' ones.
         stopped: ended by the user before its source did.
         problem: what was wrong with the input or output though the run went on; None if nothing.
     """

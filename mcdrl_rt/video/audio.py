@@ -29,6 +29,7 @@ _COPIED = {
     "avi": ("mp3", "ac3", *_PCM),
 }
 _ENCODERS = {"webm": "libopus", "avi": "libmp3lame"}
+_OVERLAP_S = 1  # of sound that comes twice, where nothing is lost
 _RATE = 48_000  # where an encoder does not take the recording's own; all take this one
 _BITS_PER_CHANNEL = 64_000
 _MIXED = (*range(1, 9), 10, 12, 14, 16, 24)  # numbers of channels that FFmpeg mixes into two
@@ -159,8 +160,11 @@ class _Track:
     def _copy(self, packet: Packet[AudioStream], shift: int) -> None:
         dts = packet.pts if packet.dts is None else packet.dts
         packet.pts, packet.dts = cast(int, packet.pts) - shift, cast(int, dts) - shift
-        backwards = self._last_dts is not None and packet.dts <= self._last_dts  # no container takes that
-        if backwards or (packet.pts < 0 and not self._before_zero):
+        if self._last_dts is not None and packet.dts <= self._last_dts:  # no container takes that
+            if (self._last_dts - packet.dts) * packet.time_base > _OVERLAP_S:
+                self.problem = "sound was left out where its clock goes back"
+            return
+        if packet.pts < 0 and not self._before_zero:
             return
         self._last_dts = packet.dts
         packet.stream = self._stream

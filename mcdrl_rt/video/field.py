@@ -2,10 +2,11 @@
 
 Processors draw a round, octagonal or rectangular picture into a black canvas, and write names, dates and numbers
 around it, into its corners, or across its edge. ``region`` finds a generous box for the model; this finds the form, and
-errs on the narrow side. What is written on the picture is told from it by staying where it is while the picture moves:
-that takes several frames, from different moments. In a single picture it is not found; in a video that hardly moves,
-whatever is as thin and bright as writing, and stays, is taken for it. A panel or an inset that touches the picture is
-not told from it, with dark letters on it, nor a second picture that is as red as the first.
+errs on the narrow side. What is written on the picture, bright or dark, is told from it by staying where it is while
+the picture moves: that takes several frames, from different moments. In a single picture it is not found, nor what is
+there for a few of the frames alone; in a video that hardly moves, whatever is as thin and bright as writing, and stays,
+is taken for it, and nothing dark. A panel or an inset that touches the picture is not told from it, nor a second
+picture that is as red as the first.
 
     >>> field = field_of([picture])                                        # doctest: +SKIP
     >>> field, moves = field_of_video(frames)                              # doctest: +SKIP
@@ -14,6 +15,7 @@ not told from it, with dark letters on it, nor a second picture that is as red a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import cv2
@@ -35,6 +37,8 @@ _FRAMES = 8  # with fewer, nothing is known to stand still
 _MOVED = 8.0  # grey levels between one frame and the next: the picture is another one
 _STROKE_CONTRAST = 24  # grey levels
 _OFTEN = 0.3  # share of the frames with a stroke in one place: digits of a clock come and go, reflections do not return
+_OFTEN_DARK = 0.5  # vessels and folds are thin and dark as well, and return more often
+_WINDOW, _STAYED = 8, 7  # frames one after another, and how many of them show what is written for a while
 _ROOM = 9  # cells around strokes that belong to the text, and between its letters
 _AGREED = 0.1  # share of the frames in which a place was in the picture: in the dark, its edge is not seen
 
@@ -54,14 +58,18 @@ def field_of(frames: Iterable[UInt8Array]) -> UInt8Array | None:
     return survey.field(size, survey.writing.moves) if size and survey.count else None
 
 
-def field_of_video(frames: Iterable[UInt8Array]) -> tuple[UInt8Array | None, bool]:
+def field_of_video(frames: Iterable[UInt8Array], for_a_while: bool = False) -> tuple[UInt8Array | None, bool]:
     """As ``field_of``, of a whole video: where it hardly moves, what may be writing is taken for it.
+
+    Args:
+        frames: as ``field_of`` takes them.
+        for_a_while: so is what stays for eight of them or more; they are seconds apart, so that no reflection does.
 
     Returns:
         The field, and whether its picture moves enough to tell writing from it.
     """
     size, survey = _survey(frames)
-    return survey.field(size, True) if size and survey.count else None, survey.writing.moves
+    return survey.field(size, True, for_a_while) if size and survey.count else None, survey.writing.moves
 
 
 def _survey(frames: Iterable[UInt8Array]) -> tuple[tuple[int, int] | None, _Survey]:
@@ -103,7 +111,7 @@ class _Survey:
         self.writing.see(rgb)
         (self._full if form.mean() >= _FULL else self._forms).append(form)
 
-    def field(self, size: tuple[int, int], without_writing: bool) -> UInt8Array:
+    def field(self, size: tuple[int, int], without_writing: bool, for_a_while: bool = False) -> UInt8Array:
         """(H, W) uint8, 255 inside."""
         field = np.full(size, 255, np.uint8)
         if len(self._full) < len(self._forms):
@@ -111,24 +119,25 @@ class _Survey:
             narrow = cv2.erode(agreed.astype(np.float32), np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
             field[cv2.resize(narrow, size[::-1], interpolation=cv2.INTER_LINEAR) <= 0.5] = 0
         if without_writing:
-            field[cv2.resize(self.writing.found, size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
+            field[cv2.resize(self.writing.found(for_a_while), size[::-1], interpolation=cv2.INTER_NEAREST) > 0] = 0
         return field
 
 
 class _Writing:
-    """Looks for thin bright strokes that are where they were when the picture has become another one."""
+    """Looks for thin strokes that are where they were when the picture has become another one."""
 
     def __init__(self) -> None:
         self._last: UInt8Array | None = None
-        self._moved, self._all = _Strokes(), _Strokes()
+        self._moved, self._dark, self._all = _Strokes(_OFTEN), _Strokes(_OFTEN_DARK), _Strokes(_OFTEN)
 
     def see(self, rgb: UInt8Array) -> None:
         """Take a frame; one that looks like the last one says nothing, unless there is no other."""
         small = _small(rgb, _WRITTEN_SIDE).max(axis=2)
-        strokes = cv2.morphologyEx(small, cv2.MORPH_TOPHAT, np.ones((_ROOM, _ROOM))) > _STROKE_CONTRAST
-        self._all.add(strokes)
+        bright, dark = (_strokes(small, kind) for kind in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT))
+        self._all.add(bright)
         if self._last is None or cv2.absdiff(small, self._last).mean() >= _MOVED:
-            self._moved.add(strokes)
+            self._moved.add(bright)
+            self._dark.add(dark)
             self._last = small
 
     @property
@@ -136,29 +145,49 @@ class _Writing:
         """Whether enough different frames were seen to know what stands still."""
         return self._moved.frames >= _FRAMES
 
-    @property
-    def found(self) -> UInt8Array:
-        """(h, w) uint8, 1 where something is written, or may be."""
-        often = (self._moved if self.moves else self._all).often.astype(np.uint8)
-        return np.asarray(cv2.dilate(often, np.ones((_ROOM, 2 * _ROOM))), np.uint8)
+    def found(self, for_a_while: bool) -> UInt8Array:
+        """(h, w) uint8, 1 where something is written, or may be; of what is there ``for_a_while``, too."""
+        often = self._moved.often | self._dark.often if self.moves else self._all.often
+        if for_a_while and self.moves:
+            often |= self._moved.stayed | self._dark.stayed
+        return np.asarray(cv2.dilate(often.astype(np.uint8), np.ones((_ROOM, 2 * _ROOM))), np.uint8)
+
+
+def _strokes(small: UInt8Array, kind: int) -> BoolArray:
+    """(h, w), where something thin is brighter (top hat) or darker (black hat) than what is around it."""
+    return np.asarray(cv2.morphologyEx(small, kind, np.ones((_ROOM, _ROOM))) > _STROKE_CONTRAST)
 
 
 class _Strokes:
-    """Counts in how many frames there is a stroke in a place."""
+    """Counts in how many frames there is a stroke in a place, of all and of the last few."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
+        self._share = share  # of the frames, that is too much for a reflection or a vessel
         self.frames = 0
         self._counts: np.ndarray | int = 0
+        self._lately: np.ndarray | int = 0
+        self._last: deque[BoolArray] = deque()  # the frames that are in _lately
+        self._stayed: np.ndarray | bool = False
 
     def add(self, strokes: BoolArray) -> None:
         """Take those of a frame, (h, w)."""
         self.frames += 1
         self._counts = self._counts + strokes.astype(np.int32)
+        self._lately = self._lately + strokes.astype(np.int8)
+        self._last.append(strokes)
+        if len(self._last) > _WINDOW:
+            self._lately = self._lately - self._last.popleft().astype(np.int8)
+        self._stayed = self._stayed | (self._lately >= _STAYED)
 
     @property
     def often(self) -> BoolArray:
-        """(h, w), where there is one too often for a reflection."""
-        return np.asarray(self._counts >= _OFTEN * self.frames)
+        """(h, w), where there is one too often."""
+        return np.asarray(self._counts >= self._share * self.frames)
+
+    @property
+    def stayed(self) -> BoolArray:
+        """(h, w), where there was one for a while, at some time."""
+        return np.asarray(self._stayed, bool)
 
 
 def _small(rgb: UInt8Array, longer_side: int) -> UInt8Array:
