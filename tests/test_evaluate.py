@@ -14,6 +14,7 @@ from miniature import write_site
 
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.engine.sidecar import file_hash
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.model.checkpoint import read_spec
 from mcdrl_rt.model.prompts import confounder_names
@@ -121,8 +122,21 @@ def test_images_that_come_later_and_bad_ones_change_nothing(
     assert f"left out: cannot read {held[0].image}" in capsys.readouterr().err
     strict = json.dumps(dataclasses.asdict(recipe) | {"bad_images": "stop"})
     red.engine.spec = dataclasses.replace(red.spec, provenance=provenance | {"recipe": strict})
-    with pytest.raises(SourceError, match="cannot read"):
+    with pytest.raises(SourceError, match=r"cannot read .*--bad-images skip"):
         evaluate(red, tmp_path)
+    assert evaluate(red, tmp_path, skip_bad=True)["here"].samples == held[1:]
+
+
+def test_sites_may_be_chosen_and_the_others_are_not_looked_at(red: Segmenter, tmp_path: Path) -> None:
+    write_site(tmp_path / "here", count=8)
+    there = write_site(tmp_path / "there", count=3)
+    for mask in (there / "masks").iterdir():
+        mask.unlink()
+    assert list(evaluate(red, tmp_path, only=["here"])) == ["here"]
+    with pytest.raises(SourceError, match="3 of 3 images have no mask"):
+        evaluate(red, tmp_path)
+    with pytest.raises(SourceError, match=r"nowhere is no site in .*, which has here, there"):
+        evaluate(red, tmp_path, only=["nowhere"])
 
 
 def test_site_of_a_class_the_model_does_not_know_is_left_out_aloud(
@@ -219,7 +233,7 @@ def test_card_is_made_of_what_was_measured(
         said = json.loads(capsys.readouterr().out)
         assert set(said["sites"]) == {"here (held out)", "there (unseen)"}
     measured = json.loads((run / "tiny.json").read_text())
-    assert measured == said
+    assert measured == said and measured["weights"] == file_hash(run / "tiny.safetensors")
     card = (run / "tiny.md").read_text()
     assert card == render_card(read_spec(run / "tiny.safetensors"), measured)
     assert f"| mean Dice | {measured['sites']['here (held out)']['dice']:.3f} |" in card
@@ -244,11 +258,22 @@ def test_card_tells_what_branches_have_seen() -> None:
         own = {"recipe": json.dumps(dataclasses.asdict(recipe))}
         provenance = own | ({"start": json.dumps(provenance)} if provenance else {})
         spec = dataclasses.replace(read_spec(DEFAULT_CHECKPOINT), provenance=provenance)
-        cards.append(render_card(spec, {"sites": {}, "engine": "none"}))
+        cards.append(render_card(spec, {"sites": {}, "engine": "none", "weights": ""}))
     assert "\n- 300 frames of this package's procedural phantom.\n" in cards[0]
     assert all("\n- 300 + 6 × 100 frames of this package's" in card for card in cards[1:])
     assert "The weights are the mean of 6 trainings' weights, of each the moving average at the last epoch" in cards[1]
     assert all("The weights are the moving average at the last epoch" in card for card in (cards[0], cards[2]))
+
+
+def test_card_does_not_call_held_out_what_a_later_run_has_seen() -> None:
+    first = Recipe(name="x", train_sites=("Kvasir-SEG", "there"), validation_share=0.1)
+    tuned = dataclasses.replace(first, start="x", validation_share=0.0, train_sites=("Kvasir-SEG",))
+    start = json.dumps({"recipe": json.dumps(dataclasses.asdict(first))})
+    provenance = {"recipe": json.dumps(dataclasses.asdict(tuned)), "start": start}
+    spec = dataclasses.replace(read_spec(DEFAULT_CHECKPOINT), provenance=provenance)
+    card = render_card(spec, {"sites": {}, "engine": "none", "weights": ""})
+    assert "under CC BY 4.0 (Borgli et al. 2020): all of it.\n" in card
+    assert "- there: all but 10%, which were drawn at random (seed 0) and held out.\n" in card
 
 
 def test_folder_without_a_run_is_named(

@@ -112,10 +112,30 @@ def test_own_manifest_describes_any_folder(tmp_path: Path) -> None:
     assert len(kept) == len(held) == 2 and kept[0].group != held[0].group  # a patient stays on one side
 
 
+def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in ("patient1/0001", "patient1/0002", "patient2/0001", "others/0001"):
+        write_pair(tmp_path / "f" / f"{place}.png", tmp_path / "t" / f"{place.replace('/', '_')}.png")
+    (tmp_path / "site.toml").write_text(
+        'group = "patient([0-9]+)"\n[[layout]]\nimage = "f/*/*.png"\nmask = "t/{folder}_{stem}.png"\n'
+    )
+    groups = {sample.image.relative_to(tmp_path / "f").as_posix(): sample.group for sample in load_site(tmp_path)}
+    assert groups == {
+        "patient1/0001.png": "patient1",
+        "patient1/0002.png": "patient1",
+        "patient2/0001.png": "patient2",
+        "others/0001.png": "f/others/0001.png",
+    }
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: 1 images that the manifest's group does not match, each a group of its own\n"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("layout = ", "cannot read"),
+        ('name = "é"', "cannot read"),
+        (f'classes = "polyp"\n{PLAIN_LAYOUT}', "has .classes. that are no names"),
+        (f"group_starts = 5\n{PLAIN_LAYOUT}", "has group_starts that is no list of numbers"),
         ("x = 1", "needs .*layout"),
         ('[[layout]]\nimage = "*.png"', "needs .*layout"),
         (f'group = "(p"\n{PLAIN_LAYOUT}', "has a group that is no regular expression"),
@@ -124,7 +144,7 @@ def test_own_manifest_describes_any_folder(tmp_path: Path) -> None:
     ],
 )
 def test_unusable_manifest_is_named(tmp_path: Path, text: str, complaint: str) -> None:
-    (tmp_path / "site.toml").write_text(text)
+    (tmp_path / "site.toml").write_text(text, encoding="latin-1")
     with pytest.raises(SpecError, match=complaint):
         load_site(tmp_path)
 

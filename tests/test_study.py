@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
@@ -84,7 +83,8 @@ def test_every_variant_is_trained_on_the_other_sites_and_measured_on_all(finishe
         count = 10 if result.left_out == "CVC-ClinicDB" else 11
         assert result.figures["images"] == count == len(result.images["dice"]) == len(result.images["group"])
         assert result.figures["dice"] == pytest.approx(np.mean(result.images["dice"]), abs=1e-3)
-        assert 0 <= result.held_dice <= 1
+        assert 0 <= result.held_figures["dice"] <= 1
+        assert np.mean(result.held["dice"]) == pytest.approx(result.held_figures["dice"], abs=1e-4)
         assert not (result.folder / "last.pt").exists() and (result.folder / "method.safetensors").exists()
     pretrained = [path for path in (finished / "runs" / "pretrained").iterdir() if path.is_dir()]
     assert len(pretrained) == 2  # one for each site left out, shared by the variants
@@ -136,7 +136,7 @@ def test_runs_measured_by_themselves_are_reported_on(finished: Path, tmp_path: P
     text = (tmp_path / "report" / "report.md").read_text()
     differences = text[text.index("Dice minus run-1") :]
     assert "| run-0 | 1 | " in differences and "| run-2 | 1 | " in differences  # whatever their seeds
-    assert "where a recipe has branches, their mean; nothing" in text and "train_sites=('s2',)" in text
+    assert "where a recipe has branches, their mean; no image" in text and "train_sites=('s2',)" in text
     shutil.copytree(tmp_path / "run-1", tmp_path / "other" / "run-1")
     other = tmp_path / "other" / "run-1" / "evaluation.json"
     other.write_text(other.read_text().replace("0.", "0.1"))
@@ -204,17 +204,24 @@ def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
         recipe = report.recipe_from({"name": "x", "seed": seed})
         images = {"image": list("1234"), "dice": dice, "group": ["a", "a", "b", "c"], "lesion": [0.1] * 4}
         figures = {"dice": float(np.mean(dice))}
-        return report.Result(variant, "north", recipe, figures, images, math.nan, tmp_path, seed)
+        # each seed holds out images of its own
+        held = {"image": [f"{seed}"], "group": ["a"], "dice": dice[:1]}
+        return report.Result(variant, "north", recipe, figures, images, held, {"dice": dice[0]}, tmp_path, seed)
 
     results = [result("Baseline", 0, [0.5, 0.5, 0.5, 0.5]), result("Baseline", 1, [0.7, 0.7, 0.7, 0.7])]
     results += [result("MCDRL", 0, [0.9, 0.7, 0.7, 0.7]), result("MCDRL", 1, [0.7, 0.7, 0.7, 0.7])]
     (row,) = report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
     assert row["difference"] == pytest.approx(0.125) and row["low"] <= 0.125 <= row["high"]
+    assert row["held_difference"] == pytest.approx(0.2) and row["held_low"] <= 0.2 <= row["held_high"]
     more = [*results, result("MCDRL", 2, [0.1] * 4)]  # of a seed that the other has no run of
     assert report.difference_rows(more, ["north"], ["Baseline", "MCDRL"], "Baseline") == [row] and row["seeds"] == 2
     assert report.difference_rows([results[0], more[-1]], ["north"], ["Baseline", "MCDRL"], "Baseline") == []
     figures = report.figure_rows(results, ["north"], ["Baseline", "MCDRL"])
     assert figures[0]["dice"] == pytest.approx(0.6) and figures[0]["dice_std"] == pytest.approx(0.1414, abs=1e-3)
+    assert figures[1]["held_dice"] == pytest.approx(0.8)
+    results[-1].held["image"][0] = "5"
+    (row,) = report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
+    assert "held_difference" not in row and row["difference"] == pytest.approx(0.125)
     results[-1].images["image"][0] = "5"
     with pytest.raises(SpecError, match="runs of MCDRL and Baseline measured different images of north"):
         report.difference_rows(results, ["north"], ["Baseline", "MCDRL"], "Baseline")
@@ -278,3 +285,16 @@ def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "evaluation.json").write_text(json.dumps([]))
     with pytest.raises(SpecError, match=r"evaluation\.json is no evaluation \(TypeError"):
         report.load_results([tmp_path])
+
+
+def test_a_run_whose_site_was_not_measured_costs_the_others_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = shutil.copytree(finished / "runs", tmp_path / "runs")
+    path = next(runs.rglob("evaluation.json"))
+    content = json.loads(path.read_text())
+    del content["sites"][content["left_out"]]
+    path.write_text(json.dumps(content))
+    assert len(report.load_results([runs])) == len(report.load_results([finished / "runs"])) - 1
+    said = f"{path}: {content['left_out']} was left out, and not measured: not in the report"
+    assert said in capsys.readouterr().err.splitlines()

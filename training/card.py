@@ -41,6 +41,7 @@ images. It was never tested in patients, and no decision about a patient may res
 | selection | α = {alpha}: {selected} of {tokens} cells{trained_alpha} |
 | causal network | depth {depth}, {confounders} confounders |
 | text tower | {text_tower} |
+| weights | SHA-256 {weights} |
 
 ## Training data
 {training_data}
@@ -110,6 +111,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> s
         depth=spec.depth,
         confounders=len(spec.confounders),
         text_tower=_text_tower(recipes),
+        weights=measured["weights"],
         training_data=_training_data(recipes, measured["sites"]),
         readout=_readout(measured.get("readout", {})),
         conditions=_conditions({site: dice for site, dice in measured.get("conditions", {}).items() if dice}),
@@ -140,7 +142,8 @@ def _training_data(recipes: Sequence[Recipe], sites: Mapping[str, object]) -> st
     trained = {site: recipe for recipe in recipes for site in recipe.train_sites}
     for site, recipe in trained.items():
         held = f"all but {recipe.validation_share:.0%}, which were drawn at random (seed {recipe.seed}) and held out"
-        lines.append(f"- {_KNOWN.get(site, site)}: {held if recipe.validation_share else 'all of it'}.")
+        shares = [run.validation_share for run in recipes if site in run.train_sites]
+        lines.append(f"- {_KNOWN.get(site, site)}: {held if all(shares) else 'all of it'}.")
     if phantoms := _phantoms(recipes):
         lines.append(f"- {phantoms} frames of this package's procedural phantom.")
     if recipes and (start := recipes[-1].encoder_weights or recipes[-1].pretrained):

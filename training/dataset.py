@@ -21,7 +21,7 @@ from mcdrl_rt.video.phantom import random_sample
 from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
 from training.recipe import Recipe
-from training.sites import Sample, class_ids, read_sample
+from training.sites import MENDED, Sample, class_ids, read_sample
 from training.style import restyle, tone
 from training.views import random_view
 
@@ -108,7 +108,7 @@ class LesionDataset(Dataset[Item]):
                 yield read_sample(sample, ids[sample.lesion])
             except SourceError as error:
                 if not skip_bad:
-                    raise SourceError(f"{error}; mend it, or set bad_images='skip'") from error
+                    raise SourceError(f"{error}; {MENDED}") from error
                 self.skipped.append(str(error))
 
     def with_rates(self, *, condition_rate: float, part_rate: float) -> LesionDataset:

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.base import Engine, RawOutput
+from mcdrl_rt.engine.sidecar import file_hash
 from mcdrl_rt.errors import McdrlError, SourceError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
@@ -41,7 +42,7 @@ from training.readout import (
     readout_on_real,
 )
 from training.recipe import lineage
-from training.sites import Sample, class_ids, data_root, find_sites, load_site, read_sample
+from training.sites import MENDED, Sample, class_ids, data_root, find_sites, load_site, read_sample
 from training.split import Split, image_id, in_order, split_of
 from training.train import load_method
 
@@ -81,22 +82,28 @@ def main() -> int:
     parser.add_argument("--engine", default="auto", help="for a checkpoint")
     parser.add_argument("--precision", default="auto", help="for a checkpoint")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for a run")
+    parser.add_argument("--sites", nargs="+", default=[], metavar="NAME", help="measure on these (default: on all)")
+    parser.add_argument("--bad-images", choices=("stop", "skip"), help="default: what the model's recipe says")
     parser.add_argument("--card", action="store_true", help="write CHECKPOINT.md and CHECKPOINT.json beside it")
     arguments = parser.parse_args()
     try:
         if arguments.card and arguments.model.is_dir():
             raise SpecError(f"a card is a checkpoint's: name the one in {arguments.model}, which ends in .safetensors")
+        if arguments.card and arguments.sites:
+            raise SpecError("a card tells of all sites there are: leave --sites out")
         if arguments.model.is_dir():
             engine: Engine = MethodEngine(load_method(arguments.model, arguments.data), arguments.device)
             segmenter = Segmenter(engine)
         else:
             segmenter = Segmenter.load(arguments.model, engine=arguments.engine, precision=arguments.precision)
-        sites = evaluate(segmenter, arguments.data)
+        skip_bad = None if arguments.bad_images is None else arguments.bad_images == "skip"
+        sites = evaluate(segmenter, arguments.data, only=arguments.sites, skip_bad=skip_bad)
         if arguments.model.is_dir():
             path = arguments.model / "evaluation.json"
             write_evaluation(path, segmenter, sites, **_place_in_study(path))
         measured = {
             "model": segmenter.spec.name,
+            "weights": "" if arguments.model.is_dir() else file_hash(arguments.model),
             "engine": segmenter.engine.name,
             "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
             "readout": measure_readout(segmenter, sites),
@@ -124,7 +131,14 @@ def main() -> int:
     return 0
 
 
-def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[str, SiteScores]:
+def evaluate(
+    segmenter: Segmenter,
+    data: Path,
+    most: int | None = None,
+    *,
+    only: Collection[str] = (),
+    skip_bad: bool | None = None,
+) -> dict[str, SiteScores]:
     """Scores on the training sites' held-out parts and on every other site at hand, by name.
 
     Training sites are those of the model's own recipe, and of those that it started from.
@@ -135,14 +149,24 @@ def evaluate(segmenter: Segmenter, data: Path, most: int | None = None) -> dict[
         segmenter: what is measured.
         data: the folder of the sites.
         most: images of each site, spread evenly over it; all, by default.
+        only: names of the sites to measure; all, by default.
+        skip_bad: leave out images that cannot be used, and say so, instead of raising; by default as the recipe has it.
+
+    Raises:
+        SourceError: an image cannot be used, or one of ``only`` is no site there.
     """
     recipes = lineage(segmenter.spec.provenance)
     trained = list(dict.fromkeys(name for recipe in reversed(recipes) for name in recipe.train_sites))
-    skip_bad = bool(recipes) and recipes[0].bad_images == "skip"
+    if skip_bad is None:
+        skip_bad = bool(recipes) and recipes[0].bad_images == "skip"
     folders = {folder.name: folder for folder in find_sites(data)}
+    if strange := sorted(set(only) - set(folders)):
+        raise SourceError(f"{', '.join(strange)} is no site in {data}, which has {', '.join(folders) or 'none'}")
     split = split_of(segmenter.spec.provenance, data, folders)
     scores = {}
     for name in [*trained, *(name for name in folders if name not in trained)]:
+        if only and name not in only:
+            continue
         if name not in folders:
             print(f"{name}, which it was trained on, is not in {data}: not measured", file=sys.stderr)
             continue
@@ -208,7 +232,7 @@ def evaluate_samples(
             pixels, truth = read_sample(sample, ids[sample.lesion])
         except SourceError as error:
             if not skip_bad:
-                raise
+                raise SourceError(f"{error}; {MENDED}") from error
             print(f"left out: {error}", file=sys.stderr)
             continue
         readable.append(sample)

@@ -149,7 +149,8 @@ def tsne(site: str, parts: dict[str, list[Sample]], methods: dict[str, Causal], 
 @torch.inference_mode()
 def pooled_features(method: Causal, samples: Sequence[Sample]) -> FloatArray:
     """F_ca of every sample, averaged over its selected tokens, (n, d)."""
-    dataset = LesionDataset(samples, method.recipe.input_size, method.spec.classes)
+    skip_bad = method.recipe.bad_images == "skip"
+    dataset = LesionDataset(samples, method.recipe.input_size, method.spec.classes, skip_bad=skip_bad)
     items = (dataset[0, i].pixels.unsqueeze(0) for i in range(len(dataset)))
     rows: list[Any] = [method.network(method.normalise(pixels)).intervened.mean(dim=1)[0] for pixels in items]
     return np.asarray(torch.stack(rows).float().numpy(), np.float32)

@@ -30,7 +30,7 @@ from training.recipe import Recipe, recipe_from
 from training.sites import data_root, manifest
 
 RULE = (
-    "Weights: the moving average at the last epoch{patience}{mean}; nothing was selected on a site that was left out. "
+    "Weights: the moving average at the last epoch{patience}{mean}; no image of a site that was left out chose them. "
     "Figures: each image at its own size, labels without a threshold, averaged over images, then over seeds."
 )
 BASES = ("Baseline", "default", "U-Net")  # the first of these that there is, others are compared with
@@ -45,6 +45,9 @@ COLUMNS = {
     "dice_medium": "Dice 2–10 %",
     "dice_large": "Dice ≥ 10 %",
 }
+HELD = {"held_dice": "held-out Dice", "held_selection_recall": "held-out selection recall"}
+Columns = dict[str, list[Any]]
+"""One value an image, by the figure's name."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Result:
         recipe: of the run.
         figures: means.
         images: columns, one value an image.
-        held_dice: mean Dice on the held-out part of the training sites.
+        held: the same of the held-out parts of the training sites.
+        held_figures: means of theirs over these sites.
         folder: of the run.
         seed: of a study's run; 0 of one that was measured by itself.
     """
@@ -65,8 +69,9 @@ class Result:
     left_out: str
     recipe: Recipe
     figures: dict[str, float]
-    images: dict[str, list[Any]]
-    held_dice: float
+    images: Columns
+    held: Columns
+    held_figures: dict[str, float]
     folder: Path
     seed: int
 
@@ -116,8 +121,12 @@ def _read_results(path: Path) -> list[Result]:
     try:
         content = json.loads(path.read_text())
         sites = content["sites"]
-        held = [site["figures"]["dice"] for site in sites.values() if not site["unseen"]]
+        held = [site for site in sites.values() if not site["unseen"]]
         unseen = [name for name, site in sites.items() if site["unseen"]]
+        names = [content["left_out"]] if "left_out" in content else unseen
+        if missing := [name for name in names if name not in sites]:
+            print(f"{path}: {missing[0]} was left out, and not measured: not in the report", file=sys.stderr)
+            return []
         return [
             Result(
                 content.get("variant", path.parent.resolve().name),
@@ -125,11 +134,16 @@ def _read_results(path: Path) -> list[Result]:
                 recipe_from(content["recipe"]),
                 sites[name]["figures"],
                 sites[name]["images"],
-                float(np.mean(held)) if held else float("nan"),
+                {name: [v for site in held for v in site["images"][name]] for name in ("image", "group", "dice")},
+                {
+                    name: float(np.mean([site["figures"][name] for site in held]))
+                    for name in ("dice", "selection_recall")
+                    if held and all(name in site["figures"] for site in held)
+                },
                 path.parent,
                 content["recipe"].get("seed", 0) if "variant" in content else 0,
             )
-            for name in ([content["left_out"]] if "left_out" in content else unseen)
+            for name in names
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"{path} is no evaluation ({type(error).__name__}: {error})") from error
@@ -180,7 +194,9 @@ def figure_rows(results: Sequence[Result], sites: Sequence[str], variants: Seque
                 values = [r.figures[name] for r in some if name in r.figures]
                 if values:
                     row |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=len(values) > 1))}
-            row["held_dice"] = float(np.mean([r.held_dice for r in some]))
+            for name in some[0].held_figures:
+                values = [r.held_figures[name] for r in some if name in r.held_figures]
+                row[f"held_{name}"] = float(np.mean(values))
             rows.append(row)
     return rows
 
@@ -188,8 +204,8 @@ def figure_rows(results: Sequence[Result], sites: Sequence[str], variants: Seque
 def difference_rows(
     results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], against: str
 ) -> list[dict[str, Any]]:
-    """One row for each site and other variant: Dice minus that of ``against``, with its interval, over the seeds that
-    both have."""
+    """One row for each site and other variant: Dice minus that of ``against`` with its interval, over the seeds that
+    both have; on the site, and on what is held out of the others."""
     rows = []
     for site in sites:
         base = _by_seed(results, site, against)
@@ -198,15 +214,32 @@ def difference_rows(
             seeds = sorted(own.keys() & base.keys())  # an unfinished study has more of one than of the other
             if variant == against or not seeds:
                 continue
-            one, other = ([side[seed].images for seed in seeds] for side in (own, base))
-            first = one[0]
-            if any((run["image"], run["group"]) != (first["image"], first["group"]) for run in (*one, *other)):
+            row: dict[str, Any] = {"site": site, "variant": variant, "seeds": len(seeds)}
+            pairs = [(own[seed], base[seed]) for seed in seeds]
+            found = _difference([(one.images, other.images) for one, other in pairs])
+            if found is None:
                 raise SpecError(f"runs of {variant} and {against} measured different images of {site}")
-            means = (np.mean([run["dice"] for run in side], axis=0) for side in (one, other))
-            mean, low, high = paired_bootstrap(*means, first["group"])
-            row = {"site": site, "variant": variant, "seeds": len(seeds)}
-            rows.append(row | {"difference": mean, "low": low, "high": high})
+            row |= dict(zip(("difference", "low", "high"), found, strict=True))
+            if all(one.held["dice"] and other.held["dice"] for one, other in pairs):
+                # another seed holds out other images: each pair's are its own
+                held = _difference([(_together(pairs, 0), _together(pairs, 1))])
+                row |= dict(zip(("held_difference", "held_low", "held_high"), held, strict=True)) if held else {}
+            rows.append(row)
     return rows
+
+
+def _difference(pairs: Sequence[tuple[Columns, Columns]]) -> tuple[float, float, float] | None:
+    """Dice of the first minus that of the second of each pair, with its interval; None where images differ."""
+    first = pairs[0][0]
+    if any((run["image"], run["group"]) != (first["image"], first["group"]) for pair in pairs for run in pair):
+        return None
+    one, other = (np.mean([pair[side]["dice"] for pair in pairs], axis=0) for side in (0, 1))
+    return paired_bootstrap(one, other, first["group"])
+
+
+def _together(pairs: Sequence[tuple[Result, Result]], side: int) -> Columns:
+    """The held-out images of several seeds, one after another."""
+    return {name: [v for pair in pairs for v in pair[side].held[name]] for name in pairs[0][side].held}
 
 
 def _by_seed(results: Sequence[Result], site: str, variant: str) -> dict[int, Result]:
@@ -232,11 +265,13 @@ def _site_section(site: str, rows: Sequence[dict[str, Any]], data: Path) -> list
     names += sorted({name for row in rows for name in row if name.startswith("dice[") and not name.endswith("_std")})
     theirs = {row["variant"]: published(row["variant"], letter) for row in rows}
     tables = list(dict.fromkeys(figure.table for some in theirs.values() for figure in some))
-    titles = [COLUMNS.get(name, name) for name in names] + ["held-out Dice"] + [f"paper: {t}, Dice" for t in tables]
+    held = [name for name in ("held_dice", "held_selection_recall") if any(name in row for row in rows)]
+    titles = [COLUMNS.get(name, name) for name in names] + [HELD[name] for name in held]
+    titles += [f"paper: {table}, Dice" for table in tables]
     lines = [f"## {site} left out", "", "| variant | seeds | " + " | ".join(titles) + " |"]
     lines.append("|---" * (len(titles) + 2) + "|")
     for row in rows:
-        cells = [_cell(row, name) for name in names] + [f"{row['held_dice']:.3f}"]
+        cells = [_cell(row, name) for name in names] + [f"{row[name]:.3f}" if name in row else "" for name in held]
         printed = {figure.table: f"{figure.dice:.1f} %" for figure in theirs[row["variant"]]}
         cells += [printed.get(table, "") for table in tables]
         lines.append(f"| {row['variant']} | {row['seeds']} | " + " | ".join(cells) + " |")
@@ -254,12 +289,19 @@ def _cell(row: dict[str, Any], name: str) -> str:
 def _difference_section(rows: Sequence[dict[str, Any]], against: str) -> list[str]:
     if not rows:
         return []
-    lines = [f"Dice minus {against}, in points, with its 95 % interval:", ""]
-    lines += ["| variant | seeds | difference | interval |", "|---|---|---|---|"]
+    lines = [f"Dice minus {against}, in points, with its 95 % interval; here, and on what the others hold out:", ""]
+    lines += ["| variant | seeds | difference | interval | held out | interval |", "|---|---|---|---|---|---|"]
     for row in rows:
-        mean, low, high = (100 * row[name] for name in ("difference", "low", "high"))
-        lines.append(f"| {row['variant']} | {row['seeds']} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+        cells = [cell for start in ("", "held_") for cell in _interval(row, start)]
+        lines.append(f"| {row['variant']} | {row['seeds']} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _interval(row: dict[str, Any], start: str) -> list[str]:
+    if f"{start}difference" not in row:
+        return ["", ""]
+    mean, low, high = (100 * row[f"{start}{name}"] for name in ("difference", "low", "high"))
+    return [f"{mean:+.1f}", f"{low:+.1f} to {high:+.1f}"]
 
 
 def _lesion_section(results: Sequence[Result], variants: Sequence[str]) -> list[str]:

@@ -5,7 +5,8 @@ A site is a folder described by a manifest, a small TOML file. Those of the pape
 ``site.toml``:
 
     class = "polyp"                       # of every mask; or "{folder}", the name of the image's folder
-    group = "patient(\\d+)_"               # what must stay on one side of a split: a regular expression on the stem
+    group = "patient(\\d+)"                # what must stay on one side of a split: a regular expression on the stem,
+                                          # or, where that has none of it, on the way to the image from here
     [[layout]]                            # the first whose images exist counts
     image = "frames/*.tif"
     mask = ["truth/{stem}.png", "truth/{stem}_mask.png"]   # the first that exists counts
@@ -38,6 +39,7 @@ from mcdrl_rt.types import UInt8Array
 MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
+MENDED = "mend it, or set bad_images='skip' (for an evaluation, --bad-images skip)"
 Polygon = tuple[tuple[float, float], ...]
 
 
@@ -98,6 +100,8 @@ def load_site(folder: Path, skip_bad: bool = False) -> list[Sample]:
         folder: of the site.
         skip_bad: leave out images that lack their mask, and say so on standard error, instead of raising.
 
+    What else of the annotation was not taken as it is, is said there, too.
+
     Raises:
         SourceError: the folder is missing, is no site, or an image lacks its mask.
     """
@@ -107,8 +111,13 @@ def load_site(folder: Path, skip_bad: bool = False) -> list[Sample]:
         some = ", ".join(path.name for path in site.without_mask[:3])
         problem = f"{folder}: {len(site.without_mask)} of {total} images have no mask: {some}"
         if not skip_bad:
-            raise SourceError(f"{problem}; mend it, or set bad_images='skip'")
+            raise SourceError(f"{problem}; {MENDED}")
         print(f"left out: {problem}", file=sys.stderr)
+    if site.unnamed:
+        labels = ", ".join(f"{label} ({count})" for label, count in sorted(site.unnamed.items()))
+        print(f"{folder}: outlines of what its manifest gives no class are left out: {labels}", file=sys.stderr)
+    for note, count in site.notes.items():
+        print(f"{folder}: {count} {note}", file=sys.stderr)
     return site.samples
 
 
@@ -150,7 +159,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     if own.is_file():
         try:
             described = {"name": "", "class": "polyp"} | tomllib.loads(own.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # it may be no UTF-8 either
             raise SpecError(f"cannot read {own}: {error}") from error
         if problem := _problem(described):
             raise SpecError(f"{own} {problem}; training/sites.py shows how")
@@ -172,6 +181,11 @@ def _problem(described: Mapping[str, Any]) -> str | None:
     layouts = described.get("layout")
     if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
         return "needs [[layout]] with image and mask or polygons"
+    classes, starts = described.get("classes", {}), described.get("group_starts", [])
+    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
+        return 'has [classes] that are no names ("published label" = "name here")'
+    if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
+        return "has group_starts that is no list of numbers"
     try:
         re.compile(described.get("group", ""))
         for pattern in (described["class"], *(pattern for layout in layouts for pattern in _patterns(layout))):
@@ -293,7 +307,10 @@ def _samples(
     outlines = _polygons(folder, layout) if "polygons" in layout else {}
     renamed: Mapping[str, str] = described.get("classes", {})
     for image in sorted(_images(folder, layout)):
-        group = _group(image.stem, described)
+        group = _group(image.relative_to(folder).with_suffix(""), described)
+        if group is None:
+            group = str(image.relative_to(folder))
+            notes["images that the manifest's group does not match, each a group of its own"] += 1
         if "polygons" in layout:
             by_class: dict[str, list[Polygon]] = {}
             if image.stem not in outlines:
@@ -330,9 +347,12 @@ def _polygons(folder: Path, layout: Mapping[str, Any]) -> dict[str, list[tuple[s
     return {name: [(label, polygon) for label, polygon in some if len(polygon) > 2] for name, some in found.items()}
 
 
-def _group(stem: str, described: Mapping[str, Any]) -> str:
+def _group(image: Path, described: Mapping[str, Any]) -> str | None:
+    """What an image belongs to; None where the manifest says how to tell, and it cannot be told."""
     starts = described.get("group_starts")
-    if starts and stem.isdigit():
-        return f"sequence-{bisect.bisect_right(starts, int(stem)):02d}"
-    found = re.search(described["group"], stem) if "group" in described else None
-    return found.group(0) if found else stem
+    if starts and image.stem.isdigit():
+        return f"sequence-{bisect.bisect_right(starts, int(image.stem)):02d}"
+    if "group" not in described:
+        return image.stem
+    found = re.search(described["group"], image.stem) or re.search(described["group"], image.as_posix())
+    return found.group(0) if found else None

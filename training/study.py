@@ -131,7 +131,7 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
         described = tomllib.loads(study.read_text())
         base = load_recipe(study.parent / described.pop("recipe"))
         common, variants = described.pop("set", {}), described.pop("variants")
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"cannot read study {study}: {type(error).__name__}: {error}") from error
     names = [folder.name for folder in find_sites(data)]
     seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)

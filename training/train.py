@@ -259,7 +259,10 @@ def load_method(run: Path, data: Path) -> Method:
     starts = [run / START, run.parent / START] if recipe.start else [run / "clip.safetensors"]
     clip = next((path for path in starts if path.is_file()), None)
     method = build_method(recipe, data, clip)
-    method.load_state_dict(weights)
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SpecError(f"{run} was trained by another version: its weights are not of this model's form") from error
     images = run / IMAGES
     return (_with_images(method, read_images(images)) if images.is_file() else method).eval()
 
