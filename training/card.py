@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mcdrl_rt.engine.choice import PRECISIONS
 from mcdrl_rt.types import ModelSpec
 from training.dataset import PARTS
 from training.files import whole
@@ -119,7 +120,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> s
         table=_table(measured["sites"]),
         limits=_limits(measured),
         notes=f"\n## Notes\n{notes}\n" if notes else "",
-        recipes=_recipes(recipes),
+        recipes=_recipes(recipes, measured["engine"]),
     )
 
 
@@ -166,8 +167,8 @@ def _phantoms(recipes: Sequence[Recipe]) -> str:
     return " + ".join([str(first)] * bool(first) + of_branches)
 
 
-def _recipes(recipes: Sequence[Recipe]) -> str:
-    """How to train each run, the first one first, and with what settings."""
+def _recipes(recipes: Sequence[Recipe], engine: str) -> str:
+    """How to train each run, the first one first, with what settings, and how to measure the last in that engine."""
     known = {without_contrast(load_recipe(path)): f"training/recipes/{path.name}" for path in RECIPES.glob("*.toml")}
     lines: list[str] = []
     for recipe in reversed(recipes):
@@ -176,7 +177,8 @@ def _recipes(recipes: Sequence[Recipe]) -> str:
         lines += [f"`python -m training.train {file} --output {run}`, seed {recipe.seed}:", "", "```json"]
         lines += [json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True), "```", ""]
     name = f"{run}/{recipe.name}" if recipes else "NAME"
-    return "\n".join([*lines, f"Measured by `python -m training.evaluate {name}.safetensors --card`."])
+    precision = "".join(f" --precision {word}" for word in engine.split() if word in PRECISIONS)
+    return "\n".join([*lines, f"Measured by `python -m training.evaluate {name}.safetensors{precision} --card`."])
 
 
 def _table(sites: dict[str, dict[str, float]]) -> str:
