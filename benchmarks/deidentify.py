@@ -3,11 +3,11 @@
     MCDRL_DATA=… python benchmarks/deidentify.py [--photographs FOLDER] [--save NAME]
 
 Text is drawn where its place is known: beside and across the fields of the synthetic procedure and of CVC-ClinicDB's
-pictures in a larger canvas; and, in each picture by itself, beside the field, on surrounds of any grey, in the notch
-that Kvasir-SEG's blackened insets leave. Lesions are those of Kvasir-SEG and CVC-ClinicDB, each picture by itself.
-Photographs of other things are those that scikit-learn and matplotlib bring, and those of a folder: a handful, which
-measures little. The result kept here had 18 more: 16 out of the packages scikit-image, insightface and ultralytics, two
-of a circuit board.
+pictures in a larger canvas; on these pictures, in white and in black, on all or on ten in a row; and, in each picture
+by itself, beside the field, on surrounds of any grey, in the notch that Kvasir-SEG's blackened insets leave. Lesions
+are those of Kvasir-SEG and CVC-ClinicDB, each picture by itself. Photographs of other things are those that
+scikit-learn and matplotlib bring, and those of a folder: a handful, which measures little. The result of the first
+machine had 18 more: 16 out of the packages scikit-image, insightface and ultralytics, two of a circuit board.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from machine import describe
 from outputs import Parser, check_outputs, finish, run_main
 
 from mcdrl_rt.types import UInt8Array
-from mcdrl_rt.video.field import field_of
+from mcdrl_rt.video.field import field_of, field_of_video
 from mcdrl_rt.video.out_of_body import SURE, TISSUE, tissue_share
 from mcdrl_rt.video.phantom import Phantom
 
@@ -49,6 +49,10 @@ def main() -> None:
             "same, surround of 60": _mean(_beside(_in_canvas(rgb), 60) for rgb, _ in clinic[::12]),
             "same, surround of 200": _mean(_beside(_in_canvas(rgb), 200) for rgb, _ in clinic[::12]),
             "in Kvasir-SEG's insets": _mean(_in_inset(rgb) for rgb, _ in kvasir if _inset(rgb) is not None),
+            "on CVC-ClinicDB, white": on_the_picture([rgb for rgb, _ in clinic[::12]], 235, 1.0),
+            "same, in a fifth of them": on_the_picture([rgb for rgb, _ in clinic[::12]], 235, 0.2),
+            "on CVC-ClinicDB, black": on_the_picture([rgb for rgb, _ in clinic[::12]], 10, 1.0),
+            "same, black, in a fifth": on_the_picture([rgb for rgb, _ in clinic[::12]], 10, 0.2),
         },
         "lesion_lost": {"Kvasir-SEG": lesion_lost(kvasir), "CVC-ClinicDB": lesion_lost(clinic)},
         "bodies_taken_for_rooms": {
@@ -77,6 +81,20 @@ def text_surviving(frames: list[UInt8Array]) -> float:
     field = field_of(written)
     assert field is not None
     return float(np.mean([(field[ink] > 0).mean() for ink in inks]))
+
+
+def on_the_picture(frames: list[UInt8Array], level: int, share: float) -> float:
+    """The share of the pixels of a name on the picture, in the middle ones of a long video's frames, that is left."""
+    ink = np.zeros(frames[0].shape[:2], np.uint8)
+    cv2.putText(ink, "DOE, JANE", (110, 150), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 1, cv2.LINE_AA)
+    count = round(share * len(frames))
+    first = (len(frames) - count) // 2
+    written = list(frames)
+    for number in range(first, first + count):
+        alpha = ink[..., None] / 255
+        written[number] = (frames[number] * (1 - alpha) + level * alpha).astype(np.uint8)
+    field, _ = field_of_video(written, for_a_while=True)
+    return 1.0 if field is None else float((field[ink > 127] > 0).mean())
 
 
 def lesion_lost(pictures: list[tuple[UInt8Array, np.ndarray]]) -> float:

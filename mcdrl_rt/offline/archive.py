@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError, fault
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, is_fingerprint
 from mcdrl_rt.offline.hands import Hands, Here
-from mcdrl_rt.offline.manifest import read_json
+from mcdrl_rt.offline.manifest import MANIFEST, read_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
 from mcdrl_rt.offline.products import products
 from mcdrl_rt.offline.remote import Store
-from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.offline.settings import MASKS, PARTS, SUMMARY, Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.video.names import legible
@@ -155,11 +155,11 @@ def _is_free(folder: Path) -> bool:
 def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
     """Make sure that what lies in a folder was made by the same engine, with the same settings, and by nobody now."""
     for folder, folders, files in os.walk(output):
-        folders[:] = [name for name in folders if not name.endswith(".masks")]  # there may be millions in these
+        folders[:] = [name for name in folders if not name.endswith(MASKS["png"])]  # there may be millions in these
         if LOCK in files and Path(folder) != output and not _is_free(Path(folder)):
             raise _busy(folder)
-        begun = "manifest.json" in files and folder.endswith(".parts")
-        for name in ["manifest.json"] if begun else [name for name in files if name.endswith(".summary.json")]:
+        begun = MANIFEST in files and folder.endswith(PARTS)
+        for name in [MANIFEST] if begun else [name for name in files if name.endswith(SUMMARY)]:
             path = Path(folder, name)
             with contextlib.suppress(SourceError):  # it will be told of when it is its turn
                 content = read_json(path)

@@ -12,8 +12,9 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -104,22 +105,29 @@ class Processes(Hands):
 
     def do(self, tasks: Sequence[Task], on_frame: OnFrame | None = None) -> Iterator[tuple[int, Part]]:
         """See ``Hands.do``; who calls it from several threads has all their procedures worked on at once."""
-        left = {task.segment.number: task for task in tasks}
-        futures: dict[Future[Part], int] = {}
-        pool = self._pool
+        waiting, given = deque(tasks), dict[Future[Part], Task]()
         try:
-            futures = {pool.submit(_do, task): number for number, task in left.items()}
-            for future in as_completed(futures):
-                part = future.result()
-                del left[futures[future]]
-                yield futures[future], part
-        except BrokenProcessPool:
-            self._replace(pool)
+            while waiting or given:
+                pool = self._pool
+                try:
+                    while waiting and len(given) < self.count:
+                        future = pool.submit(_do, waiting[0])
+                        given[future] = waiting.popleft()
+                    for future in wait(given, return_when=FIRST_COMPLETED).done:
+                        part = future.result()
+                        yield given.pop(future).segment.number, part
+                except BrokenProcessPool:
+                    self._replace(pool)
+                    for future, task in given.items():  # one by one: so it is known which of them it is that kills
+                        try:
+                            part = future.result()
+                        except BrokenProcessPool:
+                            part = self._do_alone(task)
+                        yield task.segment.number, part
+                    given.clear()
         finally:
-            for future in futures:
+            for future in given:
                 future.cancel()
-        for number, task in list(left.items()):  # one by one: so it is known which of them it is that kills
-            yield number, self._do_alone(task)
 
     def close(self) -> None:
         """End them, in the midst of what they are at; from any thread."""

@@ -19,7 +19,7 @@ from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording
-from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.offline.settings import ANNOTATED, REPORT, TABLE, Settings
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.version import __version__
 from mcdrl_rt.video.chunks import Chunk
@@ -127,15 +127,15 @@ def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fract
     about = {"name": name, "model": summary.model, "engine": summary.engine, "made by": __version__}
     if summary.problem:
         about["note"] = summary.problem
-    table, whole = job.result(".frames.parquet"), folder / "whole.report.html"
+    table, whole = job.result(TABLE), folder / "whole.report.html"
     if origin_s is None:
         write_report(whole, table, about)
     else:
-        video = job.result(".annotated.mp4")
+        video = job.result(ANNOTATED)
         with contextlib.closing(Pictures(video, origin_s)) as pictures:
             # the page names the video by the way from it, and they will lie beside each other
             write_report(whole, table, about, pictures, folder / video.name, float(origin_s))
-    _move(whole, job.result(".report.html"))
+    _move(whole, job.result(REPORT))
 
 
 def _move(whole: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
 from mcdrl_rt.offline.manifest import MANIFEST, read_json
 from mcdrl_rt.offline.remote import Origin, Store, find, is_remote
-from mcdrl_rt.offline.settings import RESULTS, Settings, summaries_of
+from mcdrl_rt.offline.settings import MASKS, PARTS, RESULTS, SUMMARY, Settings, summaries_of
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -55,12 +55,12 @@ class Job:
     @property
     def parts(self) -> Path:
         """The folder it is worked on in."""
-        return self.result(".parts")
+        return self.result(PARTS)
 
     @property
     def summary(self) -> Path:
         """What is written last: where it is, the procedure is done."""
-        return self.result(".summary.json")
+        return self.result(SUMMARY)
 
     @property
     def state(self) -> str:
@@ -90,10 +90,7 @@ class Job:
 
     def results(self, settings: Settings) -> list[Path]:
         """Everything that it is to become."""
-        masks = {"ffv1": ".labels.mkv", "png": ".masks", "coco": ".masks.json"}
-        ends = [".annotated.mp4"] * settings.annotated + [masks[form] for form in settings.masks]
-        ends += [".frames.parquet"] * settings.table + [".report.html"] * settings.report
-        return [self.result(end) for end in (*ends, ".summary.json")]
+        return [self.result(end) for end in settings.ends]
 
 
 def plan(
@@ -188,7 +185,7 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
     twice = sorted({legible(_stem(job.source)) for job in jobs if places[job.place] > 1})
     if twice:
         raise SourceError(f"several inputs are named {', '.join(twice)}; process them into different folders")
-    owned = {job.result(end): job for job in jobs for end in (".masks", ".parts")}
+    owned = {job.result(end): job for job in jobs for end in (MASKS["png"], PARTS)}
     for job in jobs:
         if (folder := next((parent for parent in job.place.parents if parent in owned), None)) is not None:
             raise SinkError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.offline.manifest import keep_names
-from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.offline.settings import ANNOTATED, MASKS, TABLE, Settings
 from mcdrl_rt.types import Shown, VideoFormat
 from mcdrl_rt.video.chunks import Chunk, join
 from mcdrl_rt.video.encoder import H264
@@ -97,7 +97,7 @@ def products(settings: Settings) -> list[Product]:
 class _Annotated(Product):
     """The video with the lesions drawn on it, and its sound."""
 
-    end = ".annotated.mp4"
+    end = ANNOTATED
 
     def open(self, part: Path, about: About) -> Sink:
         return VideoFile(part, H264, about.format, joinable=True)
@@ -109,7 +109,7 @@ class _Annotated(Product):
 class _LabelVideo(Product):
     """The class ids of every pixel as a lossless video."""
 
-    end = ".labels.mkv"
+    end = MASKS["ffv1"]
 
     def open(self, part: Path, about: About) -> Sink:
         return _Labels(VideoFile(part, "ffv1", about.format, joinable=True, grey=True))
@@ -121,7 +121,7 @@ class _LabelVideo(Product):
 class _Pictures(Product):
     """The same as a folder of PNG pictures."""
 
-    end = ".masks"
+    end = MASKS["png"]
 
     def open(self, part: Path, about: About) -> Sink:
         return _Kept(str(part), about.format)
@@ -163,7 +163,7 @@ def _sync() -> None:
 class _Coco(Product):
     """The same as run lengths, in COCO's JSON."""
 
-    end = ".masks.json"
+    end = MASKS["coco"]
 
     def __init__(self) -> None:
         from mcdrl_rt.offline import coco
@@ -181,7 +181,7 @@ class _Coco(Product):
 class _Table(Product):
     """What is known of every frame."""
 
-    end = ".frames.parquet"
+    end = TABLE
 
     def __init__(self) -> None:
         from mcdrl_rt.offline import table

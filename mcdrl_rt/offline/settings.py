@@ -9,24 +9,17 @@ from typing import Any
 
 from mcdrl_rt.errors import SinkError
 
-MASKS = ("ffv1", "png", "coco")
-"""The forms masks are written in; none is a choice, too."""
-RESULTS = (
-    ".annotated.mp4",
-    ".labels.mkv",
-    ".masks",
-    ".masks.json",
-    ".frames.parquet",
-    ".report.html",
-    ".summary.json",
-    ".parts",
-)
+MASKS = {"ffv1": ".labels.mkv", "png": ".masks", "coco": ".masks.json"}
+"""The forms masks are written in, and how the names of each end; none is a choice, too."""
+ANNOTATED, TABLE, REPORT = ".annotated.mp4", ".frames.parquet", ".report.html"
+SUMMARY, PARTS = ".summary.json", ".parts"
+RESULTS = (ANNOTATED, *MASKS.values(), TABLE, REPORT, SUMMARY, PARTS)
 """How the names of a procedure's results end."""
 
 
 def summaries_of(name: str) -> list[str]:
     """What the summary beside a result is called, if this is the name of one."""
-    return [name.removesuffix(end) + ".summary.json" for end in RESULTS if name.endswith(end)]
+    return [name.removesuffix(end) + SUMMARY for end in RESULTS if name.endswith(end)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +57,12 @@ class Settings:
         object.__setattr__(self, "report", self.report and self.table)
         if not (self.annotated or self.masks or self.table):
             raise SinkError("nothing is to be written: neither annotated video, masks nor table")
+
+    @property
+    def ends(self) -> list[str]:
+        """How the names of all that is made end, the summary's last."""
+        masks = [MASKS[form] for form in self.masks]
+        return [ANNOTATED] * self.annotated + masks + [TABLE] * self.table + [REPORT] * self.report + [SUMMARY]
 
     def facts(self) -> dict[str, Any]:
         """The choices, as JSON takes them."""
