@@ -145,6 +145,9 @@ def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool
         if outcome.before and not as_json:
             flaw = outcome.summary.problem
             say(f"{source}: already done{f', with a flaw: {flaw}' if flaw else ''}")
+            if outcome.gone:
+                again = f"to make it again, delete {outcome.job.summary.name} and the others"
+                say(f"{source}: {', '.join(outcome.gone)} is gone since; {again}", "warning:", "yellow")
         else:
             report(outcome.summary, as_json)
     if failed:

@@ -588,3 +588,12 @@ def test_a_job_that_did_not_one_segment_stands_in_nobodys_way(archive: Path, tmp
     (place / "manifest.json").write_text(json.dumps(content))
     (outcome,) = run([archive / "a.mp4"], tmp_path / "out")
     assert outcome.summary is not None and not place.exists()
+
+
+def test_a_result_that_is_gone_is_told_of(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", pts=range(4))
+    (outcome,) = run([path], tmp_path / "out")
+    assert outcome.gone == ()
+    outcome.job.result(".labels.mkv").unlink()
+    (outcome,) = run([path], tmp_path / "out")
+    assert outcome.before and outcome.gone == ("a.labels.mkv",)

@@ -234,3 +234,23 @@ def test_what_a_store_has_keeps_its_name_when_another_of_that_name_comes(far: An
     places = {outcome.job.source.name: outcome.job.place.name for outcome in outcomes}
     assert places == {"a.mp4": "a", "a.avi": "a.avi", "b.mp4": "b"}
     assert {outcome.job.source.name for outcome in outcomes if outcome.before} == {"a.mp4", "b.mp4"}
+
+
+def test_what_is_not_there_costs_the_others_nothing(far: Any, tmp_path: Path) -> None:
+    inputs = ["memory://bucket/nothing.mp4", "nowhere://x/a.mp4", "memory://bucket/in/day2/b.mp4"]
+    lost, unknown, good = run(inputs, "memory://bucket/out")
+    assert good.error is None and far.exists("/bucket/out/b.summary.json")
+    assert lost.error == "no video and no pictures at memory://bucket/nothing.mp4"
+    assert unknown.error is not None and unknown.error.startswith("cannot read nowhere://x/a.mp4: ")
+    store = Store("memory://bucket/out")
+    assert [job.problem is None for job in plan(inputs, store.folder, store=store)] == [False, False, True]
+    with pytest.raises(SourceError, match=r"no video and no pictures at memory://bucket/nothing\.mp4"):
+        plan(inputs[:1], store.folder, store=store)
+
+
+@pytest.mark.parametrize(("there", "said"), [(True, "the server answers 404 File"), (False, "Cannot connect")])
+def test_why_a_web_server_gives_nothing_is_told(there: bool, said: str, tmp_path: Path) -> None:
+    with serving(tmp_path) as address:
+        given = f"{address}/nothing.mp4" if there else "http://127.0.0.1:9/a.mp4"
+        with pytest.raises(SourceError, match=f"cannot read {given}: {said}"):
+            find(given)

@@ -135,6 +135,7 @@ def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsy
         ("layout = ", "cannot read"),
         ('name = "é"', "cannot read"),
         (f'classes = "polyp"\n{PLAIN_LAYOUT}', "has .classes. that are no names"),
+        (f"class = 5\n{PLAIN_LAYOUT}", "has a class that is no text"),
         (f"group_starts = 5\n{PLAIN_LAYOUT}", "has group_starts that is no list of numbers"),
         ("x = 1", "needs .*layout"),
         ('[[layout]]\nimage = "*.png"', "needs .*layout"),

@@ -166,7 +166,7 @@ def near_duplicates(samples: Sequence[Sample], hashes: Sequence[NDArray[np.uint6
 
 def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uint64]]]]:
     site = scan_site(folder)
-    report = Report(site.name, str(folder), groups=len({s.group for s in site.samples}))
+    report = Report(site.name, str(folder))
     report.unnamed, report.notes = dict(site.unnamed), dict(site.notes)
     report.without_mask = [str(path.relative_to(folder)) for path in site.without_mask]
     report.unused = [str(path.relative_to(folder)) for path in unused_pictures(folder, site)]
@@ -186,6 +186,7 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
         else:
             report.empty.append(str(sample.image.relative_to(folder)))
     report.images, report.classes = len(seen), dict(classes)
+    report.groups = len({sample.group for sample, _ in seen})
     if seen:
         ordered = sorted(sizes, key=lambda size: size[0] * size[1])
         report.sizes = tuple("×".join(map(str, size)) for size in (ordered[0], ordered[-1]))  # type: ignore[assignment]

@@ -182,6 +182,8 @@ def _problem(described: Mapping[str, Any]) -> str | None:
     if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
         return "needs [[layout]] with image and mask or polygons"
     classes, starts = described.get("classes", {}), described.get("group_starts", [])
+    if wrong := [name for name in ("name", "class", "group") if not isinstance(described.get(name, ""), str)]:
+        return f"has a {wrong[0]} that is no text"
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
         return 'has [classes] that are no names ("published label" = "name here")'
     if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):

@@ -33,11 +33,17 @@ LOCK = ".mcdrl-rt.lock"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one procedure ended: a summary, or the reason there is none; ``before``: it was done before this job."""
+    """How one procedure ended: a summary, or the reason there is none.
+
+    Args:
+        before: it was done before this job.
+        gone: names of its results that were there then.
+    """
 
     job: Job
     summary: Summary | None = None
     before: bool = False
+    gone: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -95,7 +101,9 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
     try:
         make_folder(job.place.parent)
         if store is None:
-            return Outcome(job, *carry_out(job, crew, on_start))
+            summary, before = carry_out(job, crew, on_start)
+            gone = tuple(legible(path.name) for path in job.results(crew.settings) if not path.exists())
+            return Outcome(job, summary, before, gone)
         if job.summary.exists():  # done, and not sent
             summary, before = carry_out(job, crew, on_start, store.address)
         else:

@@ -105,13 +105,12 @@ class Processes(Hands):
 
     def do(self, tasks: Sequence[Task], on_frame: OnFrame | None = None) -> Iterator[tuple[int, Part]]:
         """See ``Hands.do``; who calls it from several threads has all their procedures worked on at once."""
-        waiting, given = deque(tasks), dict[Future[Part], Task]()
+        waiting, given, pool = deque(tasks), dict[Future[Part], Task](), self._pool
         try:
             while waiting or given:
-                pool = self._pool
                 try:
                     while waiting and len(given) < self.count:
-                        future = pool.submit(_do, waiting[0])
+                        future = self._submit(pool, waiting[0])
                         given[future] = waiting.popleft()
                     for future in wait(given, return_when=FIRST_COMPLETED).done:
                         part = future.result()
@@ -124,7 +123,7 @@ class Processes(Hands):
                         except BrokenProcessPool:
                             part = self._do_alone(task)
                         yield task.segment.number, part
-                    given.clear()
+                    given, pool = {}, self._pool
         finally:
             for future in given:
                 future.cancel()
@@ -145,10 +144,18 @@ class Processes(Hands):
             with self._alone:
                 pool = self._pool
                 try:
-                    return pool.submit(_do, task).result()
+                    return self._submit(pool, task).result()
                 except BrokenProcessPool:
                     self._replace(pool)
         raise EngineError(f"whoever works on segment {task.segment.number} dies: {_TRIES} workers did (out of memory?)")
+
+    def _submit(self, pool: ProcessPoolExecutor, task: Task) -> Future[Part]:
+        try:
+            return pool.submit(_do, task)
+        except BrokenProcessPool:
+            raise
+        except RuntimeError:  # it was shut down meanwhile
+            raise EngineError("the work was broken off") from None
 
     def _replace(self, broken: ProcessPoolExecutor) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
 from mcdrl_rt.offline.manifest import MANIFEST, read_json
-from mcdrl_rt.offline.remote import Origin, Store, find, is_remote
+from mcdrl_rt.offline.remote import Origin, Store, find_or_lose, is_remote
 from mcdrl_rt.offline.settings import MASKS, PARTS, RESULTS, SUMMARY, Settings, summaries_of
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
@@ -75,6 +75,8 @@ class Job:
         try:
             if self.origin is None:
                 stamp(self.source)
+            else:
+                self.origin.facts()
         except SourceError as error:
             return legible(str(error))
         return None
@@ -134,17 +136,16 @@ def plan(
             lost.append(error)
             if path not in alone:
                 files.append((path, Path(_real(path).name)))
-    if lost and len(lost) == len(files) and len(paths) == len(given):
-        raise lost[0]
-    elsewhere = [name for name in given if is_remote(name)]
-    if store is not None:
-        for name in elsewhere:
+    origins: dict[Path, Origin] = {}
+    for name in (name for name in given if is_remote(name)):
+        if store is not None:
             store.refuse_inside(name)
-    far = [one for name in elsewhere for one in find(name)]
-    origins = {origin.copy: origin for origin, _ in far}
-    files += [
-        (one.copy, Path(place) if one.pictures else Path(place).with_name(_stem(Path(place)))) for one, place in far
-    ]
+        found, problem = find_or_lose(name)
+        lost += [problem] if problem else []
+        origins |= {origin.copy: origin for origin, _ in found}
+        files += [(one.copy, Path(at) if one.pictures else Path(at).with_name(_stem(Path(at)))) for one, at in found]
+    if lost and len(lost) == len(files):
+        raise lost[0]
     files = _each_once(files)
 
     def job_of(file: Path, place: Path) -> Job:

@@ -48,18 +48,20 @@ class Origin:
         size: bytes.
         version: of its content, as the store has it: an ETag, a checksum, or when it was last changed.
         pictures: of a folder, the names of those in it.
+        lost: why it cannot be had; then all that is known of it is ``path``, its address as it was given.
     """
 
     files: Any
     path: str
-    size: int
-    version: str
+    size: int = 0
+    version: str = ""
     pictures: tuple[str, ...] = ()
+    lost: str = ""
 
     @property
     def url(self) -> str:
         """Its address."""
-        return str(self.files.unstrip_protocol(self.path))
+        return self.path if self.lost else str(self.files.unstrip_protocol(self.path))
 
     @property
     def copy(self) -> Path:
@@ -67,7 +69,13 @@ class Origin:
         return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(_bare(self.path)).name
 
     def facts(self) -> dict[str, Any]:
-        """What it is, without fetching it; as ``fingerprint.input_facts``."""
+        """What it is, without fetching it; as ``fingerprint.input_facts``.
+
+        Raises:
+            SourceError: it cannot be had.
+        """
+        if self.lost:
+            raise SourceError(self.lost)
         return {"bytes": self.size, "content": _hash(self.version)}
 
     @contextlib.contextmanager
@@ -118,6 +126,8 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
             named = {p: about["type"] == "directory" for p, about in sorted(files.glob(path, detail=True).items())}
         else:
             named = {path: files.isdir(path)} if files.exists(path) else {}
+            if not named:
+                _refuse_server(files, path, given)
         alone = [p for p, is_folder in named.items() if not is_folder]
         names = [_bare(p).split("/") for p in alone]
         common = len(os.path.commonprefix([folders for *folders, _ in names]))  # noqa: RUF071 (of lists)
@@ -127,6 +137,15 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
         if not found:
             raise SourceError(f"no video and no pictures at {redacted(given)}")
         return found
+
+
+def find_or_lose(given: str) -> tuple[list[tuple[Origin, PurePosixPath]], SourceError | None]:
+    """As ``find``; where there is nothing, what will say so when it is its turn, and the reason."""
+    try:
+        return find(given), None
+    except SourceError as error:
+        name = PurePosixPath(_bare(given)).name or "input"
+        return [(Origin(None, given, lost=str(error)), PurePosixPath(name))], error
 
 
 class Store:
@@ -163,11 +182,12 @@ class Store:
         Raises:
             SinkError: it does.
         """
-        files, path = _files(given)
-        inside = PurePosixPath(self._root).is_relative_to(PurePosixPath(path))
-        if files == self._files and inside and files.isdir(path):
-            folders = (redacted(self._url), redacted(given))
-            raise SinkError("the output folder {} lies in the input {}; choose one outside of it".format(*folders))
+        with contextlib.suppress(SourceError), _told(SourceError, f"cannot read {redacted(given)}"):  # ``find`` says it
+            files, path = _files(given)
+            inside = PurePosixPath(self._root).is_relative_to(PurePosixPath(path))
+            if files == self._files and inside and files.isdir(path):
+                folders = (redacted(self._url), redacted(given))
+                raise SinkError("the output folder {} lies in the input {}; choose one outside of it".format(*folders))
 
     def address(self, path: Path) -> str:
         """Where a result will be."""
@@ -243,6 +263,19 @@ def _files(url: str) -> tuple[Any, str]:
 
     files, path = fsspec.core.url_to_fs(url)
     return files, path
+
+
+def _refuse_server(files: Any, path: str, given: str) -> None:
+    """Say why a web server does not give what it is asked for; to fsspec, whatever it says is that nothing is there."""
+    if scheme(given) not in ("http", "https"):
+        return
+    try:
+        files.info(path)
+    except OSError as error:
+        if (cause := error.__cause__) is not None:
+            status = getattr(cause, "status", None)
+            why = f"the server answers {status} {getattr(cause, 'message', '')}" if status else first_line(cause)
+            raise SourceError(f"cannot read {redacted(given)}: {why}") from None
 
 
 def _bare(path: str) -> str:
