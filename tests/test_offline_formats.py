@@ -9,7 +9,7 @@ from typing import Any
 import av
 import pandas as pd
 import pytest
-from clips import picture, read_pixels, read_pts, with_sound, write_clip
+from clips import SIZE, picture, read_pixels, read_pts, with_sound, write_clip
 from test_index import CUT, Write, clip, cut_off, joined, transport
 from test_offline import run
 
@@ -105,6 +105,16 @@ def test_what_cannot_be_cut_is_done_at_once(tmp_path: Path) -> None:
     with open_source(str(path)) as source:
         times = [frame.pts * frame.time_base for frame in source]
     assert read_pts(outcome.job.result(".annotated.mp4")) == times
+
+
+def test_what_segments_count_is_added_up(tmp_path: Path) -> None:
+    """Frames of another size than the first, in several segments."""
+    first = transport(tmp_path / "a.ts", 0, 20)
+    other = transport(tmp_path / "b.ts", 40 * 3600, 40, size=(32, 32))
+    (outcome,) = run([joined(tmp_path / "ab.ts", first, other)], tmp_path / "out", Settings(segment_s=0.3))
+    assert outcome.summary is not None and outcome.summary.frames_out == 60
+    height, width = SIZE
+    assert outcome.summary.problem == f"40 frames were of another size and were scaled into {width}×{height}"
 
 
 def test_sound_is_carried_over_once(tmp_path: Path) -> None:

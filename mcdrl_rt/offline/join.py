@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def finish(
         whole = kind.whole(manifest.folder)
         problems += kind.join(chunks, whole, about)
         _move(whole, job.result(kind.end))
-    told = list(dict.fromkeys(text for text in problems if text))
+    told = _added_up(text for text in problems if text)
     if settings.private:
         told = [nameless(text, recording.path) for text in told]
     summary = dataclasses.replace(
@@ -106,6 +106,21 @@ def _summary(source: str, manifest: Manifest, recording: Recording) -> Summary:
         first_frame_s=None,
         stages=_stages(parts),
     )
+
+
+def _added_up(problems: Iterable[str]) -> list[str]:
+    """Each problem once: of those that begin with a count, segments' are added up.
+
+    >>> _added_up(["2 frames were scaled; no sound", "3 frames were scaled"])
+    ['5 frames were scaled', 'no sound']
+    """
+    counts: dict[str, int] = {}
+    for text in (text for problem in problems for text in problem.split("; ")):
+        count, _, counted = text.partition(" ")
+        is_counted = count.isdecimal() and counted
+        counts.setdefault(counted if is_counted else text, 0)
+        counts[counted if is_counted else text] += int(count) if is_counted else 0
+    return [f"{count} {text}" if count else text for text, count in counts.items()]
 
 
 def _stages(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
