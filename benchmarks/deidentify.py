@@ -40,19 +40,20 @@ def main() -> None:
     if not arguments.data:
         raise SystemExit("say where the sites are: --data, or MCDRL_DATA")
     clinic, kvasir = list(_clinic(arguments.data)), list(_kvasir(arguments.data))
+    some = [rgb for rgb, _ in clinic[::12]]
     result: dict[str, Any] = {
         "benchmark": "deidentify",
         "text_surviving": {
             "synthetic procedure": text_surviving(_phantom()),
-            "CVC-ClinicDB in a canvas": text_surviving([_in_canvas(rgb) for rgb, _ in clinic[::12]]),
-            "same, single pictures": _mean(_beside(_in_canvas(rgb), 0) for rgb, _ in clinic[::12]),
-            "same, surround of 60": _mean(_beside(_in_canvas(rgb), 60) for rgb, _ in clinic[::12]),
-            "same, surround of 200": _mean(_beside(_in_canvas(rgb), 200) for rgb, _ in clinic[::12]),
+            "CVC-ClinicDB in a canvas": text_surviving([_in_canvas(rgb) for rgb in some]),
+            "same, single pictures": _mean(_beside(_in_canvas(rgb), 0) for rgb in some),
+            "same, surround of 60": _mean(_beside(_in_canvas(rgb), 60) for rgb in some),
+            "same, surround of 200": _mean(_beside(_in_canvas(rgb), 200) for rgb in some),
             "in Kvasir-SEG's insets": _mean(_in_inset(rgb) for rgb, _ in kvasir if _inset(rgb) is not None),
-            "on CVC-ClinicDB, white": on_the_picture([rgb for rgb, _ in clinic[::12]], 235, 1.0),
-            "same, in a fifth of them": on_the_picture([rgb for rgb, _ in clinic[::12]], 235, 0.2),
-            "on CVC-ClinicDB, black": on_the_picture([rgb for rgb, _ in clinic[::12]], 10, 1.0),
-            "same, black, in a fifth": on_the_picture([rgb for rgb, _ in clinic[::12]], 10, 0.2),
+            "on CVC-ClinicDB, white": on_the_picture(some, 235, 1.0),
+            "same, in a fifth of them": on_the_picture(some, 235, 0.2),
+            "on CVC-ClinicDB, black": on_the_picture(some, 10, 1.0),
+            "same, black, in a fifth": on_the_picture(some, 10, 0.2),
         },
         "lesion_lost": {"Kvasir-SEG": lesion_lost(kvasir), "CVC-ClinicDB": lesion_lost(clinic)},
         "bodies_taken_for_rooms": {
@@ -91,8 +92,7 @@ def on_the_picture(frames: list[UInt8Array], level: int, share: float) -> float:
     first = (len(frames) - count) // 2
     written = list(frames)
     for number in range(first, first + count):
-        alpha = ink[..., None] / 255
-        written[number] = (frames[number] * (1 - alpha) + level * alpha).astype(np.uint8)
+        written[number] = _inked(frames[number], ink, level)
     field, _ = field_of_video(written, for_a_while=True)
     return 1.0 if field is None else float((field[ink > 127] > 0).mean())
 
@@ -111,8 +111,12 @@ def _written(rgb: UInt8Array, number: int) -> tuple[UInt8Array, np.ndarray]:
     clock = f"{10 + number // 60:02d}:{number % 60:02d}:{number * 7 % 60:02d}"
     for text, at in (*TEXTS, (clock, (20, 140))):
         cv2.putText(ink, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.7, 255, 2, cv2.LINE_AA)
+    return _inked(rgb, ink, 235), ink > 127
+
+
+def _inked(rgb: UInt8Array, ink: UInt8Array, level: int) -> UInt8Array:
     share = ink[..., None] / 255
-    return (rgb * (1 - share) + 235 * share).astype(np.uint8), ink > 127
+    return np.asarray(rgb * (1 - share) + level * share, np.uint8)
 
 
 def _phantom() -> list[UInt8Array]:

@@ -218,13 +218,13 @@ def _strange_lines(folder: Path, reports: Sequence[Report]) -> list[str]:
     """The folders beside sites that hold pictures, and are none."""
     sites = {report.folder for report in reports}
     others = [] if str(folder) in sites else [one for one in sorted(folder.iterdir()) if one.is_dir()]
-    strange = [one for one in others if str(one) not in sites]
-    needed = "it needs images/ and masks/, or a site.toml"
-    return [
-        f"{one} holds pictures, but no site: {needed}" if _has_pictures(one) else f"{one} is a site without an image"
-        for one in strange
-        if _has_pictures(one) or (one / "images").is_dir() or (one / "site.toml").is_file()
-    ]
+    lines = []
+    for one in (one for one in others if str(one) not in sites):
+        if _has_pictures(one):
+            lines.append(f"{one} holds pictures, but no site: it needs images/ and masks/, or a site.toml")
+        elif (one / "images").is_dir() or (one / "site.toml").is_file():
+            lines.append(f"{one} is a site without an image")
+    return lines
 
 
 def _has_pictures(folder: Path) -> bool:

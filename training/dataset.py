@@ -186,7 +186,7 @@ def training_set(fabric: Fabric, recipe: Recipe, samples: Sequence[Sample]) -> L
         style_rate=recipe.style_rate,
         part_rate=recipe.part_rate,
         blank_rate=recipe.blank_rate,
-        skip_bad=recipe.bad_images == "skip",
+        skip_bad=recipe.skips_bad,
     )
     for reason in dataset.skipped:
         fabric.print(f"left out: {reason}")

@@ -158,7 +158,7 @@ def evaluate(
     recipes = lineage(segmenter.spec.provenance)
     trained = list(dict.fromkeys(name for recipe in reversed(recipes) for name in recipe.train_sites))
     if skip_bad is None:
-        skip_bad = bool(recipes) and recipes[0].bad_images == "skip"
+        skip_bad = bool(recipes) and recipes[0].skips_bad
     folders = {folder.name: folder for folder in find_sites(data)}
     if strange := sorted(set(only) - set(folders)):
         raise SourceError(f"{', '.join(strange)} is no site in {data}, which has {', '.join(folders) or 'none'}")

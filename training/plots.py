@@ -49,7 +49,7 @@ def draw_all(
         runs = _first_runs(results, site, variants)
         if len(runs) == len(variants) and (data / site).is_dir():
             methods = {v: load_method(result.folder, data) for v, result in runs.items()}
-            skip_bad = next(iter(runs.values())).recipe.bad_images == "skip"
+            skip_bad = next(iter(runs.values())).recipe.skips_bad
             samples = load_site(data / site, skip_bad)
             pictures.append(panels(site, samples, methods, runs, output / f"panels-{site}.jpg"))
             causal = {v: m for v, m in methods.items() if isinstance(m, Causal)}
@@ -149,8 +149,8 @@ def tsne(site: str, parts: dict[str, list[Sample]], methods: dict[str, Causal], 
 @torch.inference_mode()
 def pooled_features(method: Causal, samples: Sequence[Sample]) -> FloatArray:
     """F_ca of every sample, averaged over its selected tokens, (n, d)."""
-    skip_bad = method.recipe.bad_images == "skip"
-    dataset = LesionDataset(samples, method.recipe.input_size, method.spec.classes, skip_bad=skip_bad)
+    recipe = method.recipe
+    dataset = LesionDataset(samples, recipe.input_size, method.spec.classes, skip_bad=recipe.skips_bad)
     items = (dataset[0, i].pixels.unsqueeze(0) for i in range(len(dataset)))
     rows: list[Any] = [method.network(method.normalise(pixels)).intervened.mean(dim=1)[0] for pixels in items]
     return np.asarray(torch.stack(rows).float().numpy(), np.float32)

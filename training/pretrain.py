@@ -139,8 +139,7 @@ def selection_recall(recipe: Recipe, data: Path, clip: Path | None, samples: Seq
     Without ``clip``, of the recipe's starting weights and a random text tower.
     """
     method = build_method(dataclasses.replace(recipe, method="mcdrl", grid_stride=0), data, clip).eval()
-    skip_bad = recipe.bad_images == "skip"
-    dataset = LesionDataset(samples, recipe.input_size, recipe.classes, skip_bad=skip_bad)
+    dataset = LesionDataset(samples, recipe.input_size, recipe.classes, skip_bad=recipe.skips_bad)
     seen = total = 0
     for i in range(len(dataset)):
         item = dataset[0, i]

@@ -125,6 +125,11 @@ class Recipe:
         return self.pretrain_epochs > 0 and self.method != "unet" and not self.start
 
     @property
+    def skips_bad(self) -> bool:
+        """Whether images that cannot be used are left out, instead of stopping the run."""
+        return self.bad_images == "skip"
+
+    @property
     def intervenes(self) -> bool:
         """Whether the method has a causal network."""
         return self.method in ("mcdrl", "wo-mtrs") and self.depth > 0

@@ -45,7 +45,7 @@ COLUMNS = {
     "dice_medium": "Dice 2–10 %",
     "dice_large": "Dice ≥ 10 %",
 }
-HELD = {"held_dice": "held-out Dice", "held_selection_recall": "held-out selection recall"}
+HELD = ("dice", "selection_recall")  # of COLUMNS, told of what is held out, too
 Columns = dict[str, list[Any]]
 """One value an image, by the figure's name."""
 
@@ -137,7 +137,7 @@ def _read_results(path: Path) -> list[Result]:
                 {name: [v for site in held for v in site["images"][name]] for name in ("image", "group", "dice")},
                 {
                     name: float(np.mean([site["figures"][name] for site in held]))
-                    for name in ("dice", "selection_recall")
+                    for name in HELD
                     if held and all(name in site["figures"] for site in held)
                 },
                 path.parent,
@@ -219,22 +219,23 @@ def difference_rows(
             found = _difference([(one.images, other.images) for one, other in pairs])
             if found is None:
                 raise SpecError(f"runs of {variant} and {against} measured different images of {site}")
-            row |= dict(zip(("difference", "low", "high"), found, strict=True))
+            row |= found
             if all(one.held["dice"] and other.held["dice"] for one, other in pairs):
                 # another seed holds out other images: each pair's are its own
-                held = _difference([(_together(pairs, 0), _together(pairs, 1))])
-                row |= dict(zip(("held_difference", "held_low", "held_high"), held, strict=True)) if held else {}
+                held = _difference([(_together(pairs, 0), _together(pairs, 1))]) or {}
+                row |= {f"held_{name}": value for name, value in held.items()}
             rows.append(row)
     return rows
 
 
-def _difference(pairs: Sequence[tuple[Columns, Columns]]) -> tuple[float, float, float] | None:
+def _difference(pairs: Sequence[tuple[Columns, Columns]]) -> dict[str, float] | None:
     """Dice of the first minus that of the second of each pair, with its interval; None where images differ."""
     first = pairs[0][0]
     if any((run["image"], run["group"]) != (first["image"], first["group"]) for pair in pairs for run in pair):
         return None
     one, other = (np.mean([pair[side]["dice"] for pair in pairs], axis=0) for side in (0, 1))
-    return paired_bootstrap(one, other, first["group"])
+    mean, low, high = paired_bootstrap(one, other, first["group"])
+    return {"difference": mean, "low": low, "high": high}
 
 
 def _together(pairs: Sequence[tuple[Result, Result]], side: int) -> Columns:
@@ -265,13 +266,14 @@ def _site_section(site: str, rows: Sequence[dict[str, Any]], data: Path) -> list
     names += sorted({name for row in rows for name in row if name.startswith("dice[") and not name.endswith("_std")})
     theirs = {row["variant"]: published(row["variant"], letter) for row in rows}
     tables = list(dict.fromkeys(figure.table for some in theirs.values() for figure in some))
-    held = [name for name in ("held_dice", "held_selection_recall") if any(name in row for row in rows)]
-    titles = [COLUMNS.get(name, name) for name in names] + [HELD[name] for name in held]
+    held = [name for name in HELD if any(f"held_{name}" in row for row in rows)]
+    titles = [COLUMNS.get(name, name) for name in names] + [f"held-out {COLUMNS[name]}" for name in held]
     titles += [f"paper: {table}, Dice" for table in tables]
     lines = [f"## {site} left out", "", "| variant | seeds | " + " | ".join(titles) + " |"]
     lines.append("|---" * (len(titles) + 2) + "|")
     for row in rows:
-        cells = [_cell(row, name) for name in names] + [f"{row[name]:.3f}" if name in row else "" for name in held]
+        cells = [_cell(row, name) for name in names]
+        cells += [f"{row[f'held_{name}']:.3f}" if f"held_{name}" in row else "" for name in held]
         printed = {figure.table: f"{figure.dice:.1f} %" for figure in theirs[row["variant"]]}
         cells += [printed.get(table, "") for table in tables]
         lines.append(f"| {row['variant']} | {row['seeds']} | " + " | ".join(cells) + " |")

@@ -94,7 +94,7 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
     kept: list[Sample] = []
     held: list[Sample] = []
     for name in recipe.train_sites:
-        samples = load_site(data / name, skip_bad=recipe.bad_images == "skip")
+        samples = load_site(data / name, skip_bad=recipe.skips_bad)
         known: dict[str, bool] = {}  # groups, and whether they are trained on
         for sample in samples:
             if (its := image_id(sample, data)) in earlier.kept:

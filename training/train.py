@@ -237,7 +237,7 @@ def _towards_start(method: Causal, recipe: Recipe, data: Path, run: Path) -> Non
 def held_out_set(recipe: Recipe, samples: list[Sample]) -> LesionDataset:
     """The held-out part, as it is; what had to be left out is said."""
     dataset = LesionDataset(
-        samples, recipe.input_size, recipe.classes, skip_bad=recipe.bad_images == "skip", seed=recipe.seed
+        samples, recipe.input_size, recipe.classes, skip_bad=recipe.skips_bad, seed=recipe.seed
     )
     for reason in dataset.skipped:
         print(f"left out of what is held out: {reason}", file=sys.stderr)

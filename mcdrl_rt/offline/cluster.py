@@ -30,7 +30,6 @@ from mcdrl_rt.video.index import Segment
 
 _ANSWER_S = 5.0
 _PATIENCE_S = 30.0  # without a segment done, before it is looked whether anybody is there
-_NONE = Segment(0, None, None)
 _TRIES = 3  # of a segment, when machines are lost
 
 
@@ -73,8 +72,8 @@ class Cluster(Hands):
         """See ``Hands.do``."""
         ray = self._ray
         remote = ray.remote(_do).options(**self._needs, max_retries=_TRIES, scheduling_strategy="SPREAD")
-        # what a task carries grows with the length of its recording: all segments share one
-        shared = ray.put(dataclasses.replace(tasks[0], segment=_NONE)) if tasks else None
+        # what a task carries grows with the length of its recording: all segments share the first one's
+        shared = ray.put(tasks[0]) if tasks else None
         pending = {remote.remote(self._load, self._engine, shared, task.segment): task.segment.number for task in tasks}
         try:
             while pending:

@@ -117,9 +117,8 @@ def _added_up(problems: Iterable[str]) -> list[str]:
     counts: dict[str, int] = {}
     for text in (text for problem in problems for text in problem.split("; ")):
         count, _, counted = text.partition(" ")
-        is_counted = count.isdecimal() and counted
-        counts.setdefault(counted if is_counted else text, 0)
-        counts[counted if is_counted else text] += int(count) if is_counted else 0
+        what, more = (counted, int(count)) if count.isdecimal() and counted else (text, 0)
+        counts[what] = counts.get(what, 0) + more
     return [f"{count} {text}" if count else text for text, count in counts.items()]
 
 

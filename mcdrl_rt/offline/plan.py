@@ -201,12 +201,13 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
 def _has_results(job: Job, store: Store | None) -> bool:
     """Whether what lies under a job's names is of its very input: others of that name came and went."""
     known = [_json(job.summary), _json(job.parts / MANIFEST), store and store.summary_of(job.summary)]
+    there = [content for content in known if isinstance(content, dict)]
     with contextlib.suppress(SourceError, KeyError, TypeError):
         if job.origin is not None:
             facts = job.origin.facts()
-            return any(content["fingerprint"]["input"] == facts for content in known if content)
+            return any(content["fingerprint"]["input"] == facts for content in there)
         now = stamp(job.source)
-        return any(content.get("stamp") == now for content in known if isinstance(content, dict))
+        return any(content.get("stamp") == now for content in there)
     return False
 
 

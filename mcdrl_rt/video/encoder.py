@@ -134,8 +134,8 @@ def _works(name: str) -> bool:
     return any(packet.is_keyframe for packet in packets)
 
 
-def _configure(context: VideoCodecContext, codec: Codec, rate: Fraction, live: bool, threads: int = 0) -> None:
-    context.thread_count = threads
+def _configure(context: VideoCodecContext, codec: Codec, rate: Fraction, live: bool) -> None:
+    context.thread_count = 0  # as many as there are cores
     context.pix_fmt = codec.pix_fmt
     context.options = codec.options | (codec.live if live else {})
     if not codec.constant_quality:
@@ -159,7 +159,6 @@ class Encoder:
         in_order: no picture is stored before one that is shown earlier.
         grey: all channels of the pixels are alike, and stored as one; each picture stands for itself, and one that
             looks like the last one is not encoded again.
-        threads: what x264 makes of a picture depends on them; 0 takes what suits the cores at hand.
         options: of FFmpeg's, beyond those in ``CODECS``.
 
     Attributes:
@@ -178,7 +177,6 @@ class Encoder:
         live: bool,
         in_order: bool = False,
         grey: bool = False,
-        threads: int = 0,
         options: dict[str, str] | None = None,
     ) -> None:
         self._codec, self._picture_size = CODECS[name], format.size
@@ -196,7 +194,7 @@ class Encoder:
         stream = container.add_stream(name, rate=format.rate, width=width, height=height, time_base=time_base)
         self._stream = cast(VideoStream, stream)
         context = self._stream.codec_context
-        _configure(context, self._codec, format.rate, live, threads)
+        _configure(context, self._codec, format.rate, live)
         context.options |= options or {}
         context.sample_aspect_ratio = format.pixel_aspect
         context.flags |= Flags.frame_duration  # else each picture lasts as long as all do on average

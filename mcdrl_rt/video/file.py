@@ -31,7 +31,7 @@ from mcdrl_rt.video.output import Sink, Timeline, check_folder, numbered, partia
 _MILLISECOND = Fraction(1, 1000)
 _SYNC_S = 1.0  # what a power cut may cost
 _MAX_TIMESCALE = 2**31 - 1
-_JOINABLE_THREADS = 4  # of the encoder
+_SAME_ANYWHERE = {"threads": "4"}  # what x264 makes of a picture depends on them
 _EXACT = ("mp4", "mov")  # keep any time exactly
 # extension -> FFmpeg's muxer, codec unless asked otherwise
 FORMATS = {
@@ -92,7 +92,7 @@ class VideoFile(Sink):
         self._kept = target  # where the whole file is, in the end
         self._ended = threading.Event()
         try:
-            self._open(codec, format, audio, grey, _JOINABLE_THREADS if joinable else 0)
+            self._open(codec, format, audio, grey, _SAME_ANYWHERE if joinable else {})
         except BaseException as error:
             self.abort()  # whatever stopped it, Ctrl-C included: nothing half-written stays
             if isinstance(error, av.FFmpegError | OSError | ValueError):
@@ -101,7 +101,7 @@ class VideoFile(Sink):
         if self._live:
             threading.Thread(target=self._keep_on_disk, name="sync", daemon=True).start()
 
-    def _open(self, codec: str, format: VideoFormat, audio: Path | None, grey: bool, threads: int) -> None:
+    def _open(self, codec: str, format: VideoFormat, audio: Path | None, grey: bool, encoding: dict[str, str]) -> None:
         self._audio = Audio(audio) if audio else None
         options = container_options(self._muxer, self._timeline.time_base, self._audio, format.live)
         # "file:" keeps FFmpeg from reading a colon in a file's name as a protocol
@@ -115,7 +115,7 @@ class VideoFile(Sink):
             live=format.live,
             in_order=self._in_order,
             grey=grey,
-            threads=threads,
+            options=encoding,
         )
         self.size = self._encoder.size
         if self._audio:
