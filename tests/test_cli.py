@@ -847,8 +847,9 @@ def test_an_archive_gets_a_bar_for_all_and_a_list_before(
 
 def imported_by(program: str) -> set[str]:
     """Top-level modules a program has imported by its end, however it ends."""
-    told = subprocess.run([sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True).stderr
-    lines = [line.split("|") for line in told.splitlines() if line.startswith("import time:")]
+    run = subprocess.run([sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = [line.split("|") for line in run.stderr.splitlines() if line.startswith("import time:")]
     return {line[2].strip().partition(".")[0] for line in lines}
 
 
