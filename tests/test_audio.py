@@ -215,6 +215,35 @@ def test_what_is_put_together_has_all_of_its_sound(tmp_path: Path, frames: int) 
     assert sound(put_together(source, tmp_path / "b.mp4")) == sound(source)
 
 
+@pytest.mark.parametrize("begins_s", [None, 20])
+def test_sound_that_begins_late_is_kept_and_what_never_comes_left_out(tmp_path: Path, begins_s: int | None) -> None:
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, width=64, height=48)
+        video.codec_context.max_b_frames = 0
+        audio = container.add_stream("aac", rate=RATE, layout="mono")
+        for index in range(25 * 22):
+            frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
+            frame.pts, frame.time_base = index, TICK
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for start in range(0, RATE, 1024) if begins_s else ():
+            part = av.AudioFrame.from_ndarray(np.full((1, 1024), 4000, np.int16), format="s16", layout="mono")
+            part.sample_rate, part.time_base, part.pts = RATE, Fraction(1, RATE), start + 20 * RATE
+            container.mux(audio.encode(part))
+        if begins_s:
+            container.mux(audio.encode(None))
+    with open_source(str(path)) as video_in, open_sink(str(tmp_path / "b.mp4"), video_in.format, audio=path) as sink:
+        for frame in video_in:
+            sink.write(Shown(frame))
+    assert len(read_pts(tmp_path / "b.mp4")) == 25 * 22
+    if begins_s:
+        assert sink.problem is None
+        assert abs(sound(tmp_path / "b.mp4")[0][0] - begins_s) < 0.1
+    else:
+        assert sink.problem == "a sound track was left out: it is announced, and nothing of it was found"
+
+
 @pytest.mark.parametrize("channels", [1, 3, 7, 8, 9, 16])
 def test_any_number_of_channels_is_mixed_into_two_or_told_of(tmp_path: Path, channels: int) -> None:
     clip = tmp_path / "a.mov"

@@ -179,6 +179,20 @@ def test_plan_takes_globs_and_lists(archive: Path, tmp_path: Path) -> None:
     assert plan([odd], out) == [Job(odd, out / "@odd[1]")]  # a file may be called anything
 
 
+def test_globs_and_folders_pass_over_what_process_made_and_what_it_has_begun(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.annotated.mp4", "a.summary.json", "b.mp4", "b.annotated.mp4", "c.annotated.mp4"):
+        (tmp_path / name).touch()
+    (tmp_path / "b.parts").mkdir()
+    for name in ("manifest.json", "00000.annotated.mp4"):
+        (tmp_path / "b.parts" / name).touch()
+    expected = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.annotated.mp4")]  # the last is somebody's
+    for given in (f"{tmp_path}/*.mp4", f"{tmp_path}/**/*.mp4", tmp_path):
+        assert [job.source for job in plan([given], Path("/out"))] == expected
+    assert plan([f"{tmp_path}/*.mp4"], tmp_path)  # again, beside the results
+    with pytest.raises(SourceError, match="no file matches"):
+        plan([f"{tmp_path}/b.parts/*.mp4"], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -127,6 +127,14 @@ def test_names_are_the_stores_own(far: Any) -> None:
     assert len(find("memory://")) >= 4
 
 
+def test_folders_and_globs_pass_over_what_process_made_and_what_is_hidden(far: Any) -> None:
+    made = ("a.annotated.mp4", "a.summary.json", "b.parts/manifest.json", "b.parts/00000.annotated.mp4", ".c.mp4")
+    for name in ("a.mp4", "b.mp4", *made):
+        far.pipe(f"/bucket/mixed/{name}", name.encode())
+    for given in ("mixed", "mixed/*.mp4", "mixed/**/*.mp4"):
+        assert [str(place) for _, place in find(f"memory://bucket/{given}")] == ["a.mp4", "b.mp4"]
+
+
 def test_web_servers_are_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "in" / "d").mkdir(parents=True)

@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from mcdrl_rt.errors import McdrlError, SinkError, SourceError, fault
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, is_fingerprint
 from mcdrl_rt.offline.hands import Hands, Here
-from mcdrl_rt.offline.manifest import MANIFEST, read_json
+from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
 from mcdrl_rt.offline.products import products
 from mcdrl_rt.offline.remote import Store
-from mcdrl_rt.offline.settings import MASKS, PARTS, SUMMARY, Settings
+from mcdrl_rt.offline.settings import MANIFEST, MASKS, PARTS, SUMMARY, Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.video.names import legible

@@ -17,12 +17,11 @@ from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, is_fingerprint
+from mcdrl_rt.offline.settings import MANIFEST
 from mcdrl_rt.offline.whole import WholeFile
 from mcdrl_rt.video.index import Segment
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.verdict import Tally
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
-from mcdrl_rt.offline.manifest import MANIFEST, read_json
+from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.remote import Origin, Store, find_or_lose, is_remote
-from mcdrl_rt.offline.settings import MASKS, PARTS, RESULTS, SUMMARY, Settings, summaries_of
+from mcdrl_rt.offline.settings import MANIFEST, MASKS, PARTS, RESULTS, SUMMARY, Settings, is_result
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -257,13 +257,14 @@ def _listed(inputs: Iterable[str | Path]) -> list[str]:
 
 
 def _named(inputs: Iterable[str]) -> list[Path]:
-    """What the inputs stand for; a file may be called anything, and is never taken for a glob."""
+    """What the inputs stand for; a file may be called anything, and is never taken for a glob, nor a result by one."""
     paths: list[Path] = []
     for given in inputs:
         if os.path.exists(given):
             paths.append(Path(given))
         elif glob.has_magic(given):
-            paths += map(Path, sorted(glob.glob(given, recursive=True)) or [given])
+            found = map(Path, sorted(glob.glob(given, recursive=True)))
+            paths += [path for path in found if not any(map(_is_result, (path, *path.parents)))] or [Path(given)]
         else:
             paths.append(Path(given))
     return paths
@@ -359,8 +360,7 @@ def _folders(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether it was made by ``process``: the summary of its procedure lies beside it."""
-    return any(os.path.exists(path.with_name(name)) for name in summaries_of(path.name))
+    return is_result(path.name, lambda beside: os.path.exists(path.parent / beside))
 
 
 def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import platformdirs
 
 from mcdrl_rt.errors import SinkError, SourceError, first_line
-from mcdrl_rt.offline.settings import summaries_of
+from mcdrl_rt.offline.settings import is_result
 from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
@@ -123,7 +123,8 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
     with _told(SourceError, f"cannot read {redacted(given)}"):
         files, path = _files(given)
         if "*" in path or "?" in _bare(path):
-            named = {p: about["type"] == "directory" for p, about in sorted(files.glob(path, detail=True).items())}
+            matches = sorted(files.glob(path, detail=True).items())
+            named = {p: about["type"] == "directory" for p, about in matches if _is_meant(p, files.exists)}
         else:
             named = {path: files.isdir(path)} if files.exists(path) else {}
             if not named:
@@ -286,14 +287,12 @@ def _bare(path: str) -> str:
 def _within(files: Any, root: str) -> list[tuple[Origin, PurePosixPath]]:
     """The videos in a folder and its folders, or where there is none those of pictures, and their places in it."""
     places = {path: PurePosixPath(path.removeprefix(root).lstrip("/")) for path in sorted(files.find(root))}
-    there = set(places.values())
-
-    def is_meant(place: PurePosixPath) -> bool:
-        inner = [place, *place.parents[:-1]]
-        results = (one.with_name(name) for one in inner for name in summaries_of(one.name))
-        return not any(one.name.startswith(".") for one in inner) and there.isdisjoint(results)
-
-    meant = {path: place for path, place in places.items() if is_meant(place)}
+    there = set(map(str, places.values()))
+    meant = {
+        path: place
+        for path, place in places.items()
+        if _is_meant(str(place), there.__contains__) and not any(one.name.startswith(".") for one in place.parents)
+    }
     if videos := [path for path, place in meant.items() if place.suffix.lower() in VIDEOS]:
         return [(_origin(files, path), places[path]) for path in videos]
     albums: dict[str, list[str]] = {}
@@ -305,6 +304,16 @@ def _within(files: Any, root: str) -> list[tuple[Origin, PurePosixPath]]:
         (_album(files, folder, pictures), meant[f"{folder}/{pictures[0]}"].parent if folder != root else name)
         for folder, pictures in albums.items()
     ]
+
+
+def _is_meant(path: str, exists: Callable[[str], bool]) -> bool:
+    """Whether something is not hidden, and neither a result nor in one."""
+    *folders, last = path.split("/")
+
+    def lies_in_result(depth: int) -> bool:
+        return is_result([*folders, last][depth], lambda beside: exists("/".join([*folders[:depth], beside])))
+
+    return not last.startswith(".") and not any(map(lies_in_result, range(len(folders) + 1)))
 
 
 def _album(files: Any, folder: str, pictures: Sequence[str]) -> Origin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,19 @@ SUMMARY, PARTS = ".summary.json", ".parts"
 RESULTS = (ANNOTATED, *MASKS.values(), TABLE, REPORT, SUMMARY, PARTS)
 """How the names of a procedure's results end."""
 
+MANIFEST = "manifest.json"
+"""What tells, in the folder of the parts, how far the work has come."""
 
-def summaries_of(name: str) -> list[str]:
-    """What the summary beside a result is called, if this is the name of one."""
-    return [name.removesuffix(end) + SUMMARY for end in RESULTS if name.endswith(end)]
+
+def is_result(name: str, has: Callable[[str], bool]) -> bool:
+    """Whether something of that name was made by ``process``: its procedure's summary, or what is begun, is beside it.
+
+    Args:
+        name: of a file or folder.
+        has: whether a file of some name, or way, lies beside it.
+    """
+    stems = (name.removesuffix(end) for end in RESULTS if name.endswith(end))
+    return any(has(stem + SUMMARY) or has(f"{stem}{PARTS}/{MANIFEST}") for stem in stems)
 
 
 @dataclass(frozen=True, kw_only=True)

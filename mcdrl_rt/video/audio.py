@@ -30,6 +30,7 @@ _COPIED = {
 }
 _ENCODERS = {"webm": "libopus", "avi": "libmp3lame"}
 _OVERLAP_S = 1  # of sound that comes twice, where nothing is lost
+_LOOK_FAR = {"probesize": f"{1 << 30}", "analyzeduration": "300000000"}  # bytes and µs
 _RATE = 48_000  # where an encoder does not take the recording's own; all take this one
 _BITS_PER_CHANNEL = 64_000
 _MIXED = (*range(1, 9), 10, 12, 14, 16, 24)  # numbers of channels that FFmpeg mixes into two
@@ -52,13 +53,15 @@ class Audio:
         self._streams: list[AudioStream] = []
         self._source: InputContainer | None = None
         try:
-            self._source = av.open(f"file:{path.absolute()}")
+            self._source = _open(path)
         except (av.FFmpegError, OSError):
             self.problems.append(f"without sound: {path.name} could not be opened for it")
             return
         for stream in self._source.streams.audio:
             if stream.codec_context is None:
                 self.problems.append("a sound track was left out: this FFmpeg does not know its format")
+            elif not _is_known(stream):
+                self.problems.append("a sound track was left out: it is announced, and nothing of it was found")
             else:
                 self._streams.append(stream)
 
@@ -114,6 +117,22 @@ class Audio:
                     yield cast("Packet[AudioStream]", packet)
         except (av.FFmpegError, OSError):
             self.problems.append("the sound ends early: the rest of it is damaged")
+
+
+def _open(path: Path) -> InputContainer:
+    """Open a file; sound that begins late is looked for further than FFmpeg looks by itself."""
+    url = f"file:{path.absolute()}"
+    source = av.open(url)
+    if all(map(_is_known, source.streams.audio)):
+        return source
+    source.close()
+    return av.open(url, options=_LOOK_FAR)
+
+
+def _is_known(stream: AudioStream) -> bool:
+    """Whether some of a stream was found; one whose codec FFmpeg lacks is known for that."""
+    context = stream.codec_context
+    return context is None or bool(context.sample_rate)
 
 
 class _Track:
