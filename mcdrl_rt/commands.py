@@ -284,7 +284,7 @@ def process(
 
         hands: offline.Hands = Cluster(ray, load, about)
     else:
-        hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count)
+        hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count, segmenter.engine.name)
     at_quit(hands.close)
     with hands, Bars({job.source: job.size for job in jobs}, not as_json) as bars:
 

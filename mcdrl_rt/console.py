@@ -206,10 +206,10 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda text: progress.update(task, description=text)
 
 
-def report(summary: Summary, as_json: bool) -> None:
-    """How a run went, in two lines and a warning, or in one line for programs."""
+def report(summary: Summary, as_json: bool, **more: object) -> None:
+    """How a run went, in two lines and a warning, or in one line for programs, who are told ``more``."""
     if as_json:
-        print_json(dataclasses.asdict(summary))
+        print_json(dataclasses.asdict(summary) | more)
         return
     stopped = "stopped after " if summary.stopped else ""
     counts = [f"{summary.frames_out} frames", f"{summary.frames_with_lesion} with a lesion"]

@@ -149,7 +149,7 @@ def follow(outcomes: Iterable[Outcome], bars: Bars, as_json: bool) -> tuple[bool
                 again = f"to make it again, delete {outcome.job.summary.name} and the others"
                 say(f"{source}: {', '.join(outcome.gone)} is gone since; {again}", "warning:", "yellow")
         else:
-            report(outcome.summary, as_json)
+            report(outcome.summary, as_json, **{"before": True, "gone": outcome.gone} if outcome.before else {})
     if failed:
         say(f"{len(failed)} of {count} procedures failed:")
     for source in failed:
@@ -188,9 +188,9 @@ def list_results(job: Job, settings: Settings, store: Store | None, as_json: boo
         print_failure(job.title, problem, as_json)
         return False
     results = [str(path) if store is None else store.address(path) for path in job.results(settings)]
-    with contextlib.nullcontext() if store is None else store.recalled(job.summary):
-        if as_json:
-            print_json({"source": job.title, "results": results, "state": job.state})
-        else:
-            print("\n  ".join([f"{job.title} ({job.state})", *map(legible, results)]))
+    state = job.state if store is None or store.summary_of(job.summary) is None else "done"
+    if as_json:
+        print_json({"source": job.title, "results": results, "state": state})
+    else:
+        print("\n  ".join([f"{job.title} ({state})", *map(legible, results)]))
     return True

@@ -125,6 +125,11 @@ def test_an_engine_that_does_not_load_is_told_as_it_is(archive: Path, tmp_path: 
     assert [str(outcome.error).endswith("the engine was not built here") for outcome in outcomes] == [True] * 3
 
 
+def test_a_worker_with_another_engine_mixes_nothing(archive: Path, tmp_path: Path) -> None:
+    outcomes = run(archive, tmp_path / "out", Processes(Load(), 2, "torch fp16 cuda"))
+    assert all("a worker got another engine (bright) than the first" in str(outcome.error) for outcome in outcomes)
+
+
 def test_only_workers_are_dismissed(archive: Path, tmp_path: Path) -> None:
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     other.start()

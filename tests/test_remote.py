@@ -18,6 +18,7 @@ from test_hands import content
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline import Outcome, Settings, Store, is_remote, plan, process
 from mcdrl_rt.offline.remote import find
+from mcdrl_rt.progress import list_results
 from mcdrl_rt.segmenter import Segmenter
 
 SETTINGS = Settings(masks=("ffv1", "png"), segment_s=0.4)
@@ -59,7 +60,8 @@ def test_an_archive_elsewhere_becomes_what_it_would_here(far: Any, tmp_path: Pat
     assert [outcome.error for outcome in outcomes] == [None, None]
     there = {path.removeprefix("/bucket/out/") for path in far.find("/bucket/out")}
     ends = ("annotated.mp4", "labels.mkv", "frames.parquet", "report.html", "summary.json")
-    assert {path for path in there if ".masks/" not in path} == {f"{p}.{e}" for p in ("day1/a", "day2/b") for e in ends}
+    results = {f"{place}.{end}" for place in ("day1/a", "day2/b") for end in ends}
+    assert {path for path in there if ".masks/" not in path} == results | {".mcdrl-rt.json"}
     assert sum(".masks/" in path for path in there) == 25 + 5 + 2  # and what the grey levels mean
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".mcdrl-rt.lock"]
     far.get("/bucket/in", str(tmp_path / "in"), recursive=True)
@@ -177,12 +179,57 @@ def test_work_that_was_broken_off_goes_on_and_what_cannot_be_sent_is_kept(
     assert outcome.error is None and far.exists("/bucket/out/a.report.html")
 
 
+def test_two_jobs_have_copies_of_their_own(far: Any, tmp_path: Path) -> None:
+    given = ["memory://bucket/in/day1/a.mp4"]
+    first, second = (plan(given, tmp_path / name)[0].origin for name in ("one", "two"))
+    assert first is not None and second is not None
+    with first.fetched():
+        with second.fetched():
+            assert second.copy.exists()
+        assert first.copy.read_bytes() == far.cat("/bucket/in/day1/a.mp4")
+
+
+def test_another_engine_or_other_settings_are_refused_for_one_output(far: Any) -> None:
+    run(["memory://bucket/in/day1/a.mp4"], "memory://bucket/out")
+    store = Store("memory://bucket/out/")
+    assert store.folder == Store("memory://bucket/out").folder  # a slash makes no other output
+    jobs = plan(["memory://bucket/in/day2/b.mp4"], store.folder, store=store)
+    other = Settings(masks=("ffv1",), segment_s=0.4)
+    message = r"memory:///bucket/out/\.mcdrl-rt\.json is of another job \(settings masks: ffv1 png there, ffv1 now\)"
+    with pytest.raises(SinkError, match=message):
+        list(process(jobs, store.folder, Segmenter(BrightEngine()), other, store=store))
+    assert not far.exists("/bucket/out/b.summary.json")
+
+
 def test_a_video_that_was_changed_is_another(far: Any, tmp_path: Path) -> None:
     run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
     other = write_clip(tmp_path / "other.mp4", pts=range(7))
     far.pipe("/bucket/in/day2/b.mp4", other.read_bytes())
     (outcome,) = run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
     assert outcome.error is not None and "is of another job (input bytes" in outcome.error
+
+
+def test_an_unsent_result_of_what_was_changed_is_named_where_it_lies(
+    far: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", lambda *_: (_ for _ in ()).throw(SinkError("no room")))
+        run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
+    far.pipe("/bucket/in/day2/b.mp4", write_clip(tmp_path / "other.mp4", pts=range(7)).read_bytes())
+    (outcome,) = run(["memory://bucket/in/day2/b.mp4"], "memory://bucket/out")
+    assert outcome.error is not None and f"{Store('memory://bucket/out').folder}/b.summary.json is of" in outcome.error
+
+
+def test_a_list_of_what_would_be_written_changes_nothing(far: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs, store = ["memory://bucket/in"], Store("memory://bucket/out")
+    run(inputs[:1], "memory://bucket/out")
+    far.rm("/bucket/out/day2/b.summary.json")
+    kept = store.folder / "day1" / "a.summary.json"  # as a kill leaves it that comes while results are cleared away
+    kept.write_text("{}")
+    for job in plan(inputs, store.folder, store=store):
+        list_results(job, SETTINGS, store, as_json=True)
+    assert [json.loads(line)["state"] for line in capsys.readouterr().out.splitlines()] == ["done", "new"]
+    assert kept.read_text() == "{}"
 
 
 @pytest.mark.parametrize(

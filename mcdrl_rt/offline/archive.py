@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -82,6 +83,8 @@ def process(
     crew = Crew(hands, segmenter.spec, about, settings, products(settings))
     with _locked(output):
         _refuse_mixture(output, crew.fingerprint)
+        if store is not None:
+            _refuse_other(store.address(store.maker), store.summary_of(store.maker), crew.fingerprint)
         if hands.count == 1:
             yield from (_outcome(job, crew, store, on_start) for job in jobs)
             return
@@ -105,12 +108,13 @@ def _outcome(job: Job, crew: Crew, store: Store | None, on_start: OnStart | None
             gone = tuple(legible(path.name) for path in job.results(crew.settings) if not path.exists())
             return Outcome(job, summary, before, gone)
         if job.summary.exists():  # done, and not sent
-            summary, before = carry_out(job, crew, on_start, store.address)
+            summary, before = carry_out(job, crew, on_start)
         else:
             with store.recalled(job.summary, job.results(crew.settings)):
                 summary, before = carry_out(job, crew, on_start, store.address)
             if before:
                 return Outcome(job, summary, before)
+        store.note_maker(crew.fingerprint)
         store.send(job.results(crew.settings))
         return Outcome(job, summary, before)
     except McdrlError as error:
@@ -171,10 +175,14 @@ def _refuse_mixture(output: Path, fingerprint: Fingerprint) -> None:
             path = Path(folder, name)
             with contextlib.suppress(SourceError):  # it will be told of when it is its turn
                 content = read_json(path)
-                there = content.get("fingerprint")
-                if not (there and is_fingerprint(there) and content.get("done", True)):  # of not one segment: no matter
-                    continue
-                if differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint):
-                    raise SinkError(
-                        f"{path} is of another job ({differs}); choose another output folder, or delete what is there"
-                    )
+                if content.get("done", True):  # of not one segment: no matter
+                    _refuse_other(str(path), content, fingerprint)
+
+
+def _refuse_other(path: str, content: Any, fingerprint: Fingerprint) -> None:
+    """Make sure that what was read at some path was made by the same engine, with the same settings."""
+    there = content.get("fingerprint") if isinstance(content, dict) else None
+    if not (there and is_fingerprint(there)):
+        return
+    if differs := difference({part: there.get(part, {}) for part in fingerprint}, fingerprint):
+        raise SinkError(f"{path} is of another job ({differs}); choose another output folder, or delete what is there")

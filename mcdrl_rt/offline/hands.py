@@ -90,15 +90,16 @@ class Here(Hands):
 
 
 class Processes(Hands):
-    """Processes of this machine; one that dies costs what it had in hand.
+    """Processes of this machine; one that dies costs what they all had in hand, which is done again.
 
     Args:
         load: gives each its engine.
         count: of them.
+        engine: the name of the one they must all get: two kinds would be mixed in one video.
     """
 
-    def __init__(self, load: Callable[[], AnySegmenter], count: int) -> None:
-        self.count, self._load = count, load
+    def __init__(self, load: Callable[[], AnySegmenter], count: int, engine: str | None = None) -> None:
+        self.count, self._load, self._engine = count, load, engine
         self._lock, self._alone = threading.Lock(), threading.Lock()
         self._closed = False
         self._pool = self._new_pool()
@@ -112,7 +113,8 @@ class Processes(Hands):
                     while waiting and len(given) < self.count:
                         future = self._submit(pool, waiting[0])
                         given[future] = waiting.popleft()
-                    for future in wait(given, return_when=FIRST_COMPLETED).done:
+                    ended = wait(given, return_when=FIRST_COMPLETED).done
+                    for future in sorted(ended, key=lambda one: one.exception() is not None):  # what is done is kept
                         part = future.result()
                         yield given.pop(future).segment.number, part
                 except BrokenProcessPool:
@@ -165,7 +167,7 @@ class Processes(Hands):
                 self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.count, _Context(), _begin, (self._load, self.count))
+        return ProcessPoolExecutor(self.count, _Context(), _begin, (self._load, self.count, self._engine))
 
 
 class _Worker(SpawnProcess):
@@ -179,7 +181,7 @@ class _Context(SpawnContext):
 _segmenter: AnySegmenter | McdrlError | None = None  # of a worker, or why it has none
 
 
-def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
+def _begin(load: Callable[[], AnySegmenter], count: int, engine: str | None) -> None:
     """Begin as a worker: with its share of the cores, and an engine of its own; it ends when who leads is no more."""
     global _segmenter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who leads
@@ -190,6 +192,9 @@ def _begin(load: Callable[[], AnySegmenter], count: int) -> None:
     threading.Thread(target=_end_with_leader, name="leader", daemon=True).start()
     try:
         _segmenter = load()
+        its = _segmenter.engine.name
+        if engine is not None and its != engine:
+            raise EngineError(f"a worker got another engine ({its}) than the first ({engine}): take fewer --workers")
     except McdrlError as error:  # who gives out work is told: raised here, it would be a worker that died
         _segmenter = error
 

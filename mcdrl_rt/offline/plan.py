@@ -140,7 +140,7 @@ def plan(
     for name in (name for name in given if is_remote(name)):
         if store is not None:
             store.refuse_inside(name)
-        found, problem = find_or_lose(name)
+        found, problem = find_or_lose(name, output)
         lost += [problem] if problem else []
         origins |= {origin.copy: origin for origin, _ in found}
         files += [(one.copy, Path(at) if one.pictures else Path(at).with_name(_stem(Path(at)))) for one, at in found]

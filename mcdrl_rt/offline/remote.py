@@ -19,18 +19,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import platformdirs
 
 from mcdrl_rt.errors import SinkError, SourceError, first_line
+from mcdrl_rt.offline.fingerprint import Fingerprint
 from mcdrl_rt.offline.settings import is_result
 from mcdrl_rt.unfinished import ended
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
+
+MAKER = ".mcdrl-rt.json"
+"""Lies in every output folder elsewhere."""
 
 
 def is_remote(name: str) -> bool:
@@ -48,6 +52,7 @@ class Origin:
         size: bytes.
         version: of its content, as the store has it: an ETag, a checksum, or when it was last changed.
         pictures: of a folder, the names of those in it.
+        output: of the job it is for: no two jobs share a copy, one would take it from the other.
         lost: why it cannot be had; then all that is known of it is ``path``, its address as it was given.
     """
 
@@ -56,6 +61,7 @@ class Origin:
     size: int = 0
     version: str = ""
     pictures: tuple[str, ...] = ()
+    output: str = field(default="", compare=False)
     lost: str = ""
 
     @property
@@ -66,7 +72,7 @@ class Origin:
     @property
     def copy(self) -> Path:
         """Where it lies here when it is its turn."""
-        return _cache("inputs") / _hash(self.url + self.version) / PurePosixPath(_bare(self.path)).name
+        return _cache("inputs") / _hash(self.output + self.url + self.version) / PurePosixPath(_bare(self.path)).name
 
     def facts(self) -> dict[str, Any]:
         """What it is, without fetching it; as ``fingerprint.input_facts``.
@@ -103,6 +109,8 @@ class Origin:
         for there, here in wanted.items():
             here.parent.mkdir(parents=True, exist_ok=True)
             self.files.get_file(there, str(here))
+            with here.open("r+b") as file:  # a copy that is there is trusted, after a power failure too
+                os.fsync(file.fileno())
         self.files.invalidate_cache()
         now = _album(self.files, self.path, self.pictures) if self.pictures else _origin(self.files, self.path)
         if now != self:
@@ -140,10 +148,10 @@ def find(given: str) -> list[tuple[Origin, PurePosixPath]]:
         return found
 
 
-def find_or_lose(given: str) -> tuple[list[tuple[Origin, PurePosixPath]], SourceError | None]:
-    """As ``find``; where there is nothing, what will say so when it is its turn, and the reason."""
+def find_or_lose(given: str, output: Path) -> tuple[list[tuple[Origin, PurePosixPath]], SourceError | None]:
+    """As ``find``, for a job of that output; where nothing is, what will say so when it is its turn, and the reason."""
     try:
-        return find(given), None
+        return [(replace(origin, output=os.path.realpath(output)), place) for origin, place in find(given)], None
     except SourceError as error:
         name = PurePosixPath(_bare(given)).name or "input"
         return [(Origin(None, given, lost=str(error)), PurePosixPath(name))], error
@@ -163,7 +171,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self.folder = url, _cache("archives") / _hash(url)
+        self._url, self.folder = url, _cache("archives") / _hash(url.rstrip("/"))
         with _told(SinkError, f"cannot write to {redacted(url)}"):
             self._files, self._root = _files(url)
 
@@ -206,6 +214,21 @@ class Store:
             with contextlib.suppress(ValueError):
                 return json.loads(self._files.cat_file(self._there(summary)))
         return None
+
+    @property
+    def maker(self) -> Path:
+        """Where it is noted what made the results that are there; there may be too many of them to look at each."""
+        return self.folder / MAKER
+
+    def note_maker(self, fingerprint: Fingerprint) -> None:
+        """Note it, if nothing is noted.
+
+        Raises:
+            SinkError: it cannot be written.
+        """
+        with _told(SinkError, f"cannot write to {redacted(self._url)}"):
+            if not self._files.exists(self._there(self.maker)):
+                self._files.pipe_file(self._there(self.maker), json.dumps({"fingerprint": fingerprint}).encode())
 
     @contextlib.contextmanager
     def recalled(self, summary: Path, results: Sequence[Path] = ()) -> Iterator[None]:
