@@ -22,8 +22,9 @@ from pycocotools.coco import COCO
 from mcdrl_rt import unfinished
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError, SinkError, SourceError
-from mcdrl_rt.offline import Job, Outcome, Settings, plan, process
+from mcdrl_rt.offline import Job, Outcome, Settings, engine_facts, plan, process
 from mcdrl_rt.offline.archive import LOCK
+from mcdrl_rt.offline.fingerprint import difference
 from mcdrl_rt.offline.plan import RESULTS
 from mcdrl_rt.offline.products import products
 from mcdrl_rt.offline.settings import MASKS
@@ -177,6 +178,17 @@ def test_plan_takes_globs_and_lists(archive: Path, tmp_path: Path) -> None:
     odd = tmp_path / "@odd[1].mp4"
     odd.touch()
     assert plan([odd], out) == [Job(odd, out / "@odd[1]")]  # a file may be called anything
+
+
+def test_another_gpu_is_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, facts = Segmenter(StripesEngine()), list[dict[str, str]]()
+    monkeypatch.setattr(StripesEngine, "name", "torch fp16 cuda:0")
+    for name in ("H100", "A100"):
+        monkeypatch.setattr("mcdrl_rt.engine.sidecar.gpus", lambda name=name: [name])
+        facts.append(engine_facts(segmenter))
+    assert difference({"engine": facts[0]}, {"engine": facts[1]}) == "engine gpu: H100 there, A100 now"
+    monkeypatch.setattr(StripesEngine, "name", "openvino bf16 CPU")
+    assert "processor" in engine_facts(segmenter)
 
 
 def test_globs_and_folders_pass_over_what_process_made_and_what_it_has_begun(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import cv2
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from clips import picture, write_clip
+from clips import picture, read_pts, write_clip
+from streams import BrightEngine
 from test_offline import StripesEngine, names, run
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline import Job, Settings, plan, procedure, process
+from mcdrl_rt.offline import Job, Outcome, Settings, plan, procedure, process
 from mcdrl_rt.offline.fingerprint import input_facts
 from mcdrl_rt.progress import Bars, follow
 from mcdrl_rt.segmenter import Segmenter
@@ -33,7 +34,7 @@ def test_what_was_done_before_still_tells_of_its_flaw(tmp_path: Path, capsys: py
     cv2.imwrite(str(folder / "1.png"), picture(1))
     (folder / "2.png").touch()
     (first,) = run([folder], tmp_path / "out")
-    assert first.summary is not None and "left out" in (first.summary.problem or "")
+    assert first.summary is not None and "1 of the files could not be read" in (first.summary.problem or "")
     again = run([folder], tmp_path / "out")
     assert follow(again, Bars({folder: 1}, False), False) == (False, True)
     said = capsys.readouterr().err
@@ -246,6 +247,42 @@ def test_pictures_are_told_apart_by_name(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_text("of a Mac")
     (folder / "Thumbs.db").write_text("of Windows")
     assert run([folder], out, Settings(masks=("coco",), report=False))[0].before
+
+
+def test_pictures_are_cut_into_segments_and_taken_up_where_they_were_left(tmp_path: Path) -> None:
+    folder, stills = tmp_path / "a", Settings(masks=("png",), report=False, segment_s=0.4)
+    folder.mkdir()
+    bad = [3, *range(10, 20)]  # the second segment has none to see
+    for number in range(44):
+        cv2.imwrite(str(folder / f"{number}.png"), picture(number))
+    for number in bad:
+        (folder / f"{number}.png").write_text("no picture")
+
+    def work(out: Path, settings: Settings, **more: Any) -> Outcome:
+        (outcome,) = process(plan([folder], out), out, Segmenter(BrightEngine()), settings, **more)
+        return outcome
+
+    def breaks(frames: int) -> None:
+        if frames > 25:
+            raise KeyboardInterrupt
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    outcome = work(whole, stills)
+    assert outcome.summary is not None
+    assert str(outcome.summary.problem).startswith("11 of the files could not be read; cannot decode 3.png: ")
+    table = pq.read_table(whole / "a.frames.parquet")
+    good = [number for number in range(44) if number not in bad]
+    assert table["file"].to_pylist() == [f"{number}.png" for number in good]
+    assert table["index"].to_pylist() == table["pts"].to_pylist() == good
+    assert read_pts(whole / "a.annotated.mp4")[-1] == 43 * read_pts(whole / "a.annotated.mp4")[1]
+    with pytest.raises(KeyboardInterrupt):
+        work(broken, stills, on_start=lambda *_: breaks)
+    assert (broken / "a.parts" / "00002.frames.parquet").exists()
+    assert work(broken, stills).error is None
+    made = [path for path in sorted(whole.rglob("*")) if path.is_file() and path.name != "a.summary.json"]
+    assert len(made) > len(good)
+    for path in made:
+        assert path.read_bytes() == (broken / path.relative_to(whole)).read_bytes(), path
 
 
 def test_results_that_lie_among_pictures_are_not_taken_for_them(tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from clips import picture, write_clip
 from conftest import ROOT
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
+from mcdrl_rt.video.playlist import Playlist, pictures_of
 from mcdrl_rt.video.source import open_source
 
 
@@ -78,8 +80,19 @@ def test_an_unreadable_file_among_many_is_told_of_and_left_out(tmp_path: Path) -
     assert len(frames) == 24
     assert all(a.pts < b.pts for a, b in itertools.pairwise(frames))
     assert problem is not None
-    assert problem.startswith("1 of 3 files was left out (cannot open ")
-    assert problem.endswith("b.mp4: not a video, or a recording cut off before its index was written)")
+    assert problem.startswith("1 of the files could not be read; cannot open ")
+    assert problem.endswith("b.mp4: not a video, or a recording cut off before its index was written")
+
+
+def test_of_a_picture_that_moves_among_others_the_first_is_taken(tmp_path: Path) -> None:
+    stills = [PIL.Image.fromarray(picture(number)) for number in range(4)]
+    stills[0].save(tmp_path / "0.png")
+    stills[1].save(tmp_path / "1.png", save_all=True, append_images=stills[2:])
+    stills[3].save(tmp_path / "2.png")
+    with Playlist("in", pictures_of(tmp_path), {}, slice(1, None)) as source:
+        frames = list(source)
+    assert [(frame.index, frame.pts) for frame in frames] == [(1, 1), (2, 2)]
+    assert source.problem == "1.png: only the first of its pictures was taken"
 
 
 def test_what_is_wrong_with_a_part_is_said_with_its_name(tmp_path: Path) -> None:

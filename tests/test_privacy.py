@@ -146,7 +146,7 @@ def test_no_message_that_is_kept_names_a_picture(tmp_path: Path) -> None:
         (folder / f"{SECRET}_{number}.png").touch()
     (outcome,) = process(plan([folder], out, pseudonym), out, Segmenter(BrightEngine()), SETTINGS)
     assert outcome.summary is not None and outcome.summary.problem is not None
-    assert outcome.summary.problem.startswith("2 of 3 files were left out (picture 2 is empty (0 bytes)")
+    assert outcome.summary.problem.startswith("2 of the files could not be read; picture 2 is empty (0 bytes)")
     for path in (path for path in out.rglob("*") if path.is_file()):
         content = path.read_bytes()
         assert SECRET.encode() not in content and str(tmp_path / "in").encode() not in content, path

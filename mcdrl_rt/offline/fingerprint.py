@@ -15,7 +15,7 @@ import av
 import cv2
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
-from mcdrl_rt.engine.sidecar import FILES, file_hash, processor, runtime_of, versions
+from mcdrl_rt.engine.sidecar import FILES, file_hash, gpu_of, processor, runtime_of, versions
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.video.output import reason
@@ -43,7 +43,9 @@ def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str
     name = segmenter.engine.name
     facts = {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
     facts |= {"av": av.__version__, "opencv": cv2.__version__}  # they decode pictures, and bring them to size
-    return facts | ({"processor": processor()} if "cpu" in name.lower() else {})
+    words = name.split()
+    gpu = gpu_of(words[0], words[-1])
+    return facts | ({"processor": processor()} if gpu is None else {"gpu": gpu})
 
 
 def input_facts(source: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a procedure is read from: a video file, cut into segments; or pictures, which are one segment."""
+"""What a procedure is read from: a video file or pictures, cut into segments."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Recording(ABC):
         """
 
     @abstractmethod
-    def read_through(self) -> None:
-        """Make sure that a fault is the recording's, and not the disk's.
+    def read_through(self, segment: Segment) -> None:
+        """Make sure that a fault of one of them is the recording's, and not the disk's.
 
         Raises:
             SourceError: the disk's.
@@ -132,8 +132,8 @@ class _File(Recording):
     def open(self, segment: Segment) -> Source:
         return open_segment(self._index, segment)
 
-    def read_through(self) -> None:
-        read_through(self.path)
+    def read_through(self, segment: Segment) -> None:
+        read_through(self.path)  # a file has no other end
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return self._index.verdict(tallies)
@@ -158,13 +158,15 @@ class _Pictures(Recording):
         return iter(())
 
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
-        return (Segment(0, None, None),)
+        pictures, each = len(pictures_of(self.path)), max(1, round(segment_s * self.format.rate))
+        edges = [None, *range(each, pictures, each), None]  # a picture's time is its place
+        return tuple(itertools.starmap(Segment, zip(itertools.count(), edges, edges[1:], strict=False)))
 
     def open(self, segment: Segment) -> Source:
-        return Playlist(self.path.name, pictures_of(self.path), {})
+        return Playlist(self.path.name, pictures_of(self.path), {}, slice(segment.start, segment.end))
 
-    def read_through(self) -> None:
-        for file in pictures_of(self.path):
+    def read_through(self, segment: Segment) -> None:
+        for file in pictures_of(self.path)[segment.start : segment.end]:
             read_through(file)
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
@@ -218,8 +220,8 @@ class _Private(Recording):
                 break
         return outside
 
-    def read_through(self) -> None:
-        self._recording.read_through()
+    def read_through(self, segment: Segment) -> None:
+        self._recording.read_through(segment)
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         problems = (self._recording.verdict(tallies), None if self._moves else _STILL)

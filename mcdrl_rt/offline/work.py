@@ -60,8 +60,6 @@ def work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] | 
     for _ in range(_TRIES):
         part = _work(task, segmenter, on_frame)
         restarts += part.engine_restarts
-        if part.tally.stopped or part.problems:
-            task.recording.read_through()
         if not (part.engine_restarts or part.tally.stopped):
             break
     return dataclasses.replace(part, engine_restarts=restarts)
@@ -85,7 +83,9 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             on_frame=on_frame,
             strict=True,
         )
-        summary = stream.run()
+        summary, tally = stream.run(), tally_of(source)
+        if tally.stopped or source.problem:
+            task.recording.read_through(task.segment)
         problem = summary.problem
         if problem and task.settings.private:
             problem = nameless(problem, task.recording.path)
@@ -97,7 +97,7 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             engine_restarts=summary.engine_restarts,
             seconds=summary.seconds,
             stages=summary.stages,
-            tally=tally_of(source),
+            tally=tally,
             problems=[problem] if problem else [],
             sizes={kind.end: size_of(path) for kind, path in zip(kinds, paths, strict=True)},
         )

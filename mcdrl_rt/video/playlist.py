@@ -75,26 +75,28 @@ class Playlist(Source):
         name: what to call it.
         files: in order.
         options: for FFmpeg; ``framerate`` is that of pictures.
+        part: of pictures, those to be shown, each with its time and number among them all; there may be none to see.
     """
 
-    def __init__(self, name: str, files: list[Path], options: dict[str, str]) -> None:
+    def __init__(self, name: str, files: list[Path], options: dict[str, str], part: slice | None = None) -> None:
         self.name = name
         self._options = dict(options)
         self._picture_rate = _frame_rate(self._options.pop("framerate", "25"))
-        self._files = iter(files)
+        self._files = iter(list(enumerate(files))[part or slice(None)])
+        self._keeps_places = part is not None
         self._file = ""  # the name of the current one, if it is a picture
         self._unreadable: list[str] = []
         self._problems: list[str] = []
-        self._count = len(files)
         self._index = 0
         self._begins = self._time = Fraction(0)  # seconds at which the current file begins, and of the last frame
         self._first_pts: int | None = None  # of the current file, in its own units
         self._video = self._open_next()
-        if self._video is None:
+        if self._video is not None:
+            self._take_facts(self._video)
+            self.name = name
+        elif part is None:
             several = f"cannot read any of the {len(files)} files of {name}; " if len(files) > 1 else ""
             raise SourceError(f"{several}{self._unreadable[0]}")
-        self._take_facts(self._video)
-        self.name = name
         if _is_picture(files[0]):
             self.rate, self.time_base, self.frame_count = self._picture_rate, 1 / self._picture_rate, len(files)
         else:
@@ -103,6 +105,9 @@ class Playlist(Source):
     def __iter__(self) -> Iterator[Frame]:
         while self._video is not None:
             for frame in self._video:
+                if self._keeps_places and self._first_pts is not None:
+                    self._problems.append(f"{self._video.name}: only the first of its pictures was taken")
+                    break
                 yield self._placed(frame)
             self._end_file()
             self._video = self._open_next()
@@ -116,13 +121,15 @@ class Playlist(Source):
 
     def _open_next(self) -> Video | None:
         """The next file that opens, if any."""
-        for file in self._files:
+        for place, file in self._files:
             self._first_pts = None
             try:
                 video = Video(str(file), self._options)
             except SourceError as error:
                 self._unreadable.append(str(error))
                 continue
+            if self._keeps_places:
+                self._begins, self._index = place / self._picture_rate, place
             self._file = legible(file.name) if _is_picture(file) else ""
             if self._file:
                 video.rate = self._picture_rate
@@ -149,9 +156,7 @@ class Playlist(Source):
     def _verdict(self) -> str | None:
         problems = list(self._problems)
         if self._unreadable:
-            were = "was" if len(self._unreadable) == 1 else "were"
-            left_out = f"{len(self._unreadable)} of {self._count} files {were} left out ({self._unreadable[0]})"
-            problems.insert(0, left_out)
+            problems[:0] = [f"{len(self._unreadable)} of the files could not be read", self._unreadable[0]]
         return "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "") or None
 
 
