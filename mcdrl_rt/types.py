@@ -214,7 +214,7 @@ class VideoFormat:
         time_base: seconds per unit of every frame's ``pts``.
         rate: nominal frames per second, for players and rate control.
         color: ``bt709``, ``bt601`` or ``bt2020``, the matrix to encode with; where BT.601's primaries are known,
-            ``smpte170m`` or ``bt470bg``.
+            ``smpte170m`` or ``bt470bg``; of HDR, ``bt2020-pq`` or ``bt2020-hlg``.
         pixel_aspect: width of a pixel by its height, as players should show it.
         live: time counts from wherever the source began to count, not from zero.
     """

@@ -120,15 +120,23 @@ def test_frames_of_another_size_are_scaled_and_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("color", "tag", "primaries"),
-    [("bt709", 1, 1), ("bt601", 6, 2), ("smpte170m", 6, 6), ("bt470bg", 5, 5), ("bt2020", 9, 9)],
+    ("color", "tags"),
+    [
+        ("bt709", (1, 1, 1)),
+        ("bt601", (6, 6, 2)),
+        ("smpte170m", (6, 6, 6)),
+        ("bt470bg", (5, 6, 5)),
+        ("bt2020", (9, 14, 9)),
+        ("bt2020-pq", (9, 16, 9)),
+        ("bt2020-hlg", (9, 18, 9)),
+    ],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
-def test_colours_survive_and_are_tagged(tmp_path: Path, suffix: str, color: str, tag: int, primaries: int) -> None:
+def test_colours_survive_and_are_tagged(tmp_path: Path, suffix: str, color: str, tags: tuple[int, int, int]) -> None:
     path = save(tmp_path / f"a.{suffix}", range(5), color=color)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    assert (frame.colorspace, frame.color_primaries, frame.color_range) == (tag, primaries, 1)
+    assert (frame.colorspace, frame.color_trc, frame.color_primaries, frame.color_range) == (*tags, 1)
     with open_source(str(path)) as source:
         assert source.color == color
     shown = read_pixels(path)

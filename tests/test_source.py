@@ -113,6 +113,7 @@ def test_anamorphic_pixels_are_told_as_they_are_shown(tmp_path: Path, degrees: i
         ((720, 64), "ITU709", {}, "bt709"),
         ((720, 64), "ITU601", {"colorspace": 5}, "bt601"),
         ((48, 64), "BT2020", {"colorspace": 9}, "bt2020"),
+        ((48, 64), "BT2020", {"colorspace": 9, "color_trc": 16}, "bt2020-pq"),
     ],
 )
 def test_colours_are_right(

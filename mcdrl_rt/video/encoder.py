@@ -37,6 +37,8 @@ _COLORS = {
     "smpte170m": ("ITU601", 6, 6, 6),
     "bt470bg": ("ITU601", 5, 6, 5),
     "bt2020": ("BT2020", 9, 14, 9),
+    "bt2020-pq": ("BT2020", 9, 16, 9),  # HDR, in eight bits
+    "bt2020-hlg": ("BT2020", 9, 18, 9),
 }
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG, what every player expects of YUV video
 _RESTART_S = 1  # of a live video: what a crash may cost, and what a receiver waits that joins late

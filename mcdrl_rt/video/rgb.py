@@ -16,6 +16,7 @@ from mcdrl_rt.types import Picture, UInt8Array
 from mcdrl_rt.video.planes import FORMAT, Planes
 
 _COLORS = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace -> the name the sink takes
+_HDR = {16: "bt2020-pq", 18: "bt2020-hlg"}  # AVColorTransferCharacteristic -> which BT.2020 it is
 _BT601 = {5: "bt470bg", 6: "smpte170m"}  # AVColorPrimaries -> which BT.601 it is
 _GUESSED = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}  # for swscale
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
@@ -77,8 +78,10 @@ def _has_planes(frame: VideoFrame) -> bool:
 
 
 def color(frame: VideoFrame) -> str:
-    """The YUV matrix of a frame, and of BT.601's two sets of primaries the one it has, in the sink's words."""
+    """The YUV matrix of a frame, with BT.601's primaries or BT.2020's transfer function, in the sink's words."""
     matrix = _matrix(frame)
+    if matrix == "bt2020":
+        return _HDR.get(int(frame.color_trc), matrix)
     return _BT601.get(int(frame.color_primaries), matrix) if matrix == "bt601" else matrix
 
 
