@@ -94,7 +94,8 @@ def test_other_cells_or_other_weights_are_refused_whatever_the_masks(monkeypatch
 def test_frames_together_are_compared_each_with_its_own(small_checkpoint: Path, pictures: UInt8Array) -> None:
     reference = TorchEngine.from_checkpoint(small_checkpoint)
     same = compare(reference, reference, list(pictures), batch=3)
-    assert (same.frames, same.label_flips, same.selected) == (len(pictures), 0.0, 1.0) and same.readout < 1e-6
+    assert (same.frames, same.selected) == (len(pictures), 1.0)
+    assert same.label_flips < 1e-4 and same.readout < 1e-6  # three at once are rounded otherwise than one by one
 
     class Turned:
         spec, name, max_batch = reference.spec, "turned", 3
