@@ -35,6 +35,7 @@ from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.engine.onnx import export_onnx, inlined
 from mcdrl_rt.engine.openvino import OpenVinoEngine, convert, resolve_precision, save
 from mcdrl_rt.engine.quantize import quantize
+from mcdrl_rt.engine.sidecar import file_hash
 from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
@@ -120,7 +121,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for row in rows:
         row["pareto"] = not any(_better(other, row) for other in rows)
     images = {name: len(site.samples) for name, site in shipped.sites.items()}
-    return {"benchmark": "accuracy_speed", "images": images, "forms": rows, "machine": describe()}
+    weights = file_hash(DEFAULT_CHECKPOINT)  # of the shipped model; there were others before
+    return {"benchmark": "accuracy_speed", "weights": weights, "images": images, "forms": rows, "machine": describe()}
 
 
 def make_forms(arguments: argparse.Namespace, folder: Path) -> Iterator[Form]:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.engine.sidecar import file_hash
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -97,6 +100,7 @@ def test_accuracy_speed(data_root: Path, tmp_path: Path) -> None:
     plot = tmp_path / "pareto.png"
     some = ("--frames", "4", "--sizes", "192", "288", "--alphas", "0.3", "--plot", str(plot))
     lines, result = bench("benchmarks/accuracy_speed.py", "--data", str(data_root), *some)
+    assert result["weights"] == file_hash(DEFAULT_CHECKPOINT)
     assert set(result["images"].values()) == {4}
     assert sum(form["shipped"] for form in result["forms"]) == 1
     assert {form["depth"] for form in result["forms"]} == {1, 2, 3}
