@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcdrl_rt.types import CLASS_COLORS, Region, Segmentation, UInt8Array
+from mcdrl_rt.video import overlay
 from mcdrl_rt.video.overlay import Hud, draw
 
 NAMES = ("blur", "glare", "stool", "bubbles")
@@ -119,3 +123,23 @@ def test_an_old_mask_is_pointed_out() -> None:
 def test_tiny_frames_do_not_fail(size: tuple[int, int]) -> None:
     labels = np.ones(size, np.uint8)
     assert draw(noise(size), segmentation(labels), colors=CLASS_COLORS, hud=Hud("m", 1.0)).shape == (*size, 3)
+
+
+def test_what_threads_write_at_once_is_what_each_writes_alone() -> None:
+    size = (480, 854)
+    ready = threading.Barrier(6)
+
+    def hud(seen: bool) -> UInt8Array:
+        labels = blob(size) if seen else np.zeros(size, np.uint8)  # a class that is seen is written in bold
+        return draw(np.zeros((*size, 3), np.uint8), segmentation(labels), colors=CLASS_COLORS, hud=Hud("m"))[400:]
+
+    def at_once(seen: bool) -> UInt8Array:
+        overlay._text_width.cache_clear()
+        ready.wait()
+        return hud(seen)
+
+    alone = [hud(False), hud(True)]
+    for _ in range(5):
+        with ThreadPoolExecutor(6) as threads:
+            shown = list(threads.map(at_once, [False, True] * 3))
+        assert all(np.array_equal(picture, alone[place % 2]) for place, picture in enumerate(shown))

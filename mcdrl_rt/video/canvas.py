@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from mcdrl_rt.types import Region, UInt8Array
+from mcdrl_rt.video.font import font
 
-_FONT = cv2.FontFace("sans")  # that of the HUD
 _REGULAR, _BOLD = 400, 700
 _PLATE = (12, 14, 18)
 _PLATE_OPACITY = 0.8
@@ -116,7 +116,7 @@ def _plate(canvas: UInt8Array, top: int, left: int, height: int, width: int) -> 
 def _text(
     canvas: UInt8Array, text: str, color: tuple[int, int, int], left: int, baseline: int, size: int, weight: int
 ) -> None:
-    cv2.putText(canvas, text, (left, baseline), color, _FONT, size, weight)
+    cv2.putText(canvas, text, (left, baseline), color, font(), size, weight)
 
 
 def _baseline(height: int, size: int) -> int:
@@ -124,4 +124,4 @@ def _baseline(height: int, size: int) -> int:
 
 
 def _width(text: str, size: int, weight: int) -> int:
-    return int(cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, weight)[2])
+    return int(cv2.getTextSize((0, 0), text, (0, 0), font(), size, weight)[2])

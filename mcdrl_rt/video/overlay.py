@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from mcdrl_rt.types import Native, Picture, Region, Segmentation, UInt8Array, size_of
+from mcdrl_rt.video.font import font
 from mcdrl_rt.video.planes import Layer, layers
 
 Color = tuple[int, int, int]
 P = TypeVar("P", bound=UInt8Array | Native)
 
-_FONT = cv2.FontFace("sans")  # OpenCV 5 carries a TrueType font; hershey strokes are hard to read over mucosa
 _REGULAR, _BOLD = 400, 700
 _PLATE: Color = (12, 14, 18)
 _PLATE_OPACITY = 0.8
@@ -211,7 +211,7 @@ def _put(out: Picture, item: _Item, left: int, baseline: int, size: int) -> None
             cv2.rectangle(values, *corners, color, -1 if item.filled else max(1, size // 12 // step))
         left += size
     whole, *halves = layers(out, item.color)
-    cv2.putText(whole.values, item.text, (left, baseline), whole.color, _FONT, size, item.weight)
+    cv2.putText(whole.values, item.text, (left, baseline), whole.color, font(), size, item.weight)
     if halves and item.color == _STALE:  # the others are as grey as the plate
         _color(halves, item, left, baseline, size)
 
@@ -221,7 +221,7 @@ def _color(halves: Sequence[Layer], item: _Item, left: int, baseline: int, size:
     top, start = max(0, baseline - size) // 2 * 2, left // 2 * 2
     width = _text_width(item.text, size, item.weight)
     letters = np.zeros((3 * size // 4 * 2, width // 2 * 2 + 4), np.uint8)
-    cv2.putText(letters, item.text, (left - start, baseline - top), (255,), _FONT, size, item.weight)
+    cv2.putText(letters, item.text, (left - start, baseline - top), (255,), font(), size, item.weight)
     half = cv2.resize(letters, (letters.shape[1] // 2, letters.shape[0] // 2), interpolation=cv2.INTER_AREA)
     for values, step, color in halves:
         patch = values[top // step :, start // step :][: half.shape[0], : half.shape[1]]
@@ -242,5 +242,5 @@ def _width(item: _Item, size: int) -> int:
 
 @lru_cache(maxsize=256)
 def _text_width(text: str, size: int, weight: int) -> int:
-    _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _FONT, size, weight)
+    _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), font(), size, weight)
     return width
