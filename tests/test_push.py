@@ -21,7 +21,7 @@ from conftest import ROOT
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Frame, Shown, UInt8Array, VideoFormat
-from mcdrl_rt.video import push
+from mcdrl_rt.video import output, push
 from mcdrl_rt.video.push import Push
 from mcdrl_rt.video.sink import open_sink
 
@@ -319,6 +319,28 @@ def test_a_file_is_sent_at_its_own_pace() -> None:
             sink.write(Shown(Frame(picture(index, SIZE), index, TICK, index)))
         assert time.monotonic() - started > 0.7
     assert (sink.frames, sink.problem) == (20, None)
+
+
+@pytest.mark.parametrize("asked_to_end", [False, True])
+def test_nobody_waits_for_a_file_whose_clock_leaps_or_once_the_end_was_asked_for(
+    asked_to_end: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gap_s = 3600
+    if asked_to_end:
+        monkeypatch.setattr(output, "_LEAP_S", 2.0 * gap_s)
+    url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    file = VideoFormat(SIZE, TICK, Fraction(25))
+    pictures = [Shown(Frame(picture(index, SIZE), pts, TICK)) for index, pts in enumerate([0, 1, 25 * gap_s])]
+    with opened(url, file) as sink:
+        writer = threading.Thread(target=lambda: [sink.write(shown) for shown in pictures], daemon=True)
+        writer.start()
+        if asked_to_end:
+            writer.join(0.5)
+            assert writer.is_alive()
+            sink.hurry()
+        writer.join(PATIENCE_S)
+        assert not writer.is_alive()
+    assert (sink.frames, sink.problem) == (3, None)
 
 
 def test_only_h264_is_sent() -> None:

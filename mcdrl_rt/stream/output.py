@@ -69,6 +69,7 @@ class Output:
 
     def hurry(self) -> None:
         """Say, again and again, that nobody has the patience: a sink that hangs is left behind after ``FINISH_S``."""
+        self.sink.hurry()
         now, busy_s = time.monotonic(), self._busy_s
         self._hurried_s = self._hurried_s or now
         if busy_s is not None and now - max(self._hurried_s, busy_s) > FINISH_S:

@@ -59,6 +59,10 @@ class Loopback(Sink):
         """The same: what was shown is shown."""
         self.close()
 
+    def hurry(self) -> None:
+        """Show what there is, whenever it would be due."""
+        self._pace.hurry()
+
     @property
     def problem(self) -> str | None:
         """Frames that could not be shown."""

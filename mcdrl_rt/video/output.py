@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from mcdrl_rt.types import Frame, Shown, VideoFormat
 from mcdrl_rt.unfinished import begun
 
 _LATE_S = 1.0  # a file this far behind its own clock does not hurry to catch up
+_LEAP_S = 10.0  # without a frame: nobody waits for longer than that, as in ``live.Paced``
 
 
 class Sink(ABC):
@@ -55,6 +57,9 @@ class Sink(ABC):
 
     def abort(self) -> None:  # noqa: B027
         """Give up: a video file is discarded, and what had its name before is untouched."""
+
+    def hurry(self) -> None:  # noqa: B027
+        """Wait for no frame's turn any more: the end was asked for. From any thread, and again and again."""
 
     @property
     def problem(self) -> str | None:
@@ -138,20 +143,29 @@ class Timeline:
 
 
 class Pace:
-    """Lets the frames of a file out at their own times, for receivers that show what comes when it comes."""
+    """Lets the frames of a file out at their own times, for receivers that show what comes when it comes.
+
+    A frame that would be due after more than ten seconds without one is due at once.
+    """
 
     def __init__(self, format: VideoFormat) -> None:
         self._live = format.live  # the world sets the pace of a live source
         self._start: float | None = None
+        self._hurried = threading.Event()
 
     def wait(self, frame: Frame) -> None:
         """Wait until it is the frame's turn."""
         if self._live:
             return
         now = time.monotonic()
-        if self._start is None or now - (self._start + frame.pts_s) > _LATE_S:
-            self._start = now - frame.pts_s
-        time.sleep(max(0.0, self._start + frame.pts_s - now))
+        early_s = 0.0 if self._start is None else self._start + frame.pts_s - now
+        if self._start is None or not -_LATE_S <= early_s <= _LEAP_S:
+            self._start, early_s = now - frame.pts_s, 0.0
+        self._hurried.wait(max(0.0, early_s))
+
+    def hurry(self) -> None:
+        """End the wait, and wait for no frame after it."""
+        self._hurried.set()
 
 
 def partial_path(target: Path, fresh: bool = False) -> Path:

@@ -105,6 +105,10 @@ class Push(Sink):
         """The same: what was sent is sent."""
         self.close()
 
+    def hurry(self) -> None:
+        """Send what there is, whenever it would be due."""
+        self._pace.hurry()
+
     @property
     def dropped(self) -> int:  # type: ignore[override]
         """Frames not sent."""
