@@ -207,6 +207,35 @@ def test_stopping_does_not_wait_for_a_source_that_gives_nothing() -> None:
     assert sink.frames == 3
 
 
+@pytest.mark.parametrize("cause", ["the disk is full", "discarded"])
+def test_a_source_that_gives_nothing_hides_no_failure(cause: str) -> None:
+    silent, more, waited = threading.Event(), threading.Event(), list[bool]()
+
+    class Held(ListSource):
+        def __iter__(self) -> Iterator[Frame]:
+            yield from super().__iter__()
+            silent.set()
+            waited.append(more.wait(60))
+
+    def end(shown: Shown) -> None:
+        if shown.frame.index == 2:  # no other comes
+            silent.wait(60)
+            time.sleep(0.3)
+            if cause == "discarded":
+                stream.discard()
+            else:
+                raise SinkError(cause)
+
+    sink = Kept(end)
+    with Supervisor(Segmenter(BrightEngine())) as supervisor:
+        stream = Stream(Held([picture(0)] * 3), supervisor.seat(), {"kept": sink})
+        with pytest.raises(SinkError, match=cause):
+            stream.run()
+    assert not waited and sink.ended == "discarded"
+    more.set()
+    assert stages_alive() == set()
+
+
 def test_what_happens_on_the_way_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Flickering(ListSource):
         def __iter__(self) -> Iterator[Frame]:

@@ -49,7 +49,7 @@ from mcdrl_rt.video.source import Source
 
 QUEUE = 4  # frames between two stages: enough to ride out a slow one, few enough to stay current
 _SLICE_S = 0.2  # of every wait, so that Ctrl-C is seen at once
-STOP_S = 1.0  # that a source which delivers nothing is waited for, once the end was asked for
+STOP_S = 1.0  # that a source which delivers nothing is waited for, once the end was asked for or something failed
 _log, _journal = logging.getLogger("mcdrl_rt.stream"), logging.getLogger("mcdrl_rt.journal")
 
 
@@ -215,6 +215,7 @@ class Stream:
         try:
             for stage, end in ends.items():
                 while not end.wait(_SLICE_S):
+                    self._check_outputs()
                     if stage == self._capture and self._source_hangs():
                         self.stopped = True
                         self._captured.end()  # the thread is left behind: nothing can interrupt it
@@ -269,9 +270,9 @@ class Stream:
             self._put(shown)
 
     def _source_hangs(self) -> bool:
-        """Whether the end was asked for, and the source keeps everyone waiting for it."""
-        asked_s = self._asked_source_s
-        return self.stop.is_set() and asked_s is not None and time.monotonic() - asked_s > STOP_S
+        """Whether the end was asked for, or something failed, and the source keeps everyone waiting for it."""
+        asked_s, ends = self._asked_source_s, self.stop.is_set() or self._failure is not None
+        return ends and asked_s is not None and time.monotonic() - asked_s > STOP_S
 
     def _put(self, shown: Shown) -> None:
         """Hand a composed frame to the sinks, and count it."""
@@ -281,7 +282,6 @@ class Stream:
             stages_ms |= found.stages_ms
         for output in self._outputs:
             output.put(dataclasses.replace(shown, stages_ms=stages_ms))
-        self._check_outputs()
         self.telemetry.add("video_delay", stages_ms["since_capture"])
         if self.frames_out == 0:
             self._first_pts_s = frame.pts_s
