@@ -69,6 +69,19 @@ def test_a_sink_that_hangs_does_not_cost_the_others_their_end() -> None:
     stuck.let_go.set()
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_sink_that_takes_long_to_finish_is_waited_for(live: bool) -> None:
+    class Thorough(Kept):
+        def close(self) -> None:
+            time.sleep(4 * module.FINISH_S)
+            super().close()
+
+    sink, stop = Thorough(), threading.Event()
+    source = ListSource([picture(0)] * 1000, live=live, every_s=0.005 if live else 0)
+    summary = run(source, {"thorough": sink}, stop=stop, on_frame=lambda n: stop.set() if n == 3 else None)
+    assert (sink.ended, summary.lost) == ("kept", {})
+
+
 def test_that_a_sink_takes_nothing_is_told_when_it_happens(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

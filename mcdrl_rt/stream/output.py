@@ -16,7 +16,7 @@ from mcdrl_rt.video.sink import Sink
 QUEUE = 4  # frames that wait for a sink: enough to ride out a slow one
 LIVE_QUEUE = 12  # where nobody can be made to wait: 0.4 s of video at 30 frames a second
 STALL_S = 5.0  # that a sink takes nothing, before that is told
-FINISH_S = 20.0  # that a sink which takes nothing is waited for by a live stream, or one asked to end
+FINISH_S = 20.0  # that a sink which takes no frame is waited for by a live stream, or one asked to end
 
 
 class Output:
@@ -38,7 +38,7 @@ class Output:
         self._telemetry = telemetry
         self._channel: Channel[Shown] = Channel(LIVE_QUEUE if live else QUEUE, drop_oldest=live)
         self._hurried_s: float | None = None  # since when it is to hurry
-        self._busy_s: float | None = None  # since when the sink is at work on one thing
+        self._busy_s: float | None = None  # since when the sink is at work on one frame
         self._ended = threading.Event()
         threading.Thread(target=self._run, name=f"write {name}", daemon=True).start()
 
@@ -68,7 +68,10 @@ class Output:
             pass
 
     def hurry(self) -> None:
-        """Say, again and again, that nobody has the patience: a sink that hangs is left behind after ``FINISH_S``."""
+        """Say, again and again, that nobody has the patience: a sink that hangs is left behind after ``FINISH_S``.
+
+        One that is being closed does not hang: gigabytes may be on their way to a slow disk.
+        """
         self.sink.hurry()
         now, busy_s = time.monotonic(), self._busy_s
         self._hurried_s = self._hurried_s or now
@@ -108,8 +111,7 @@ class Output:
             self.sink.__exit__(type(error), error)
             raise
         else:
-            with self._busy():
-                self.sink.close()
+            self.sink.close()
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
