@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from pathlib import Path
 
 import pytest
-from clips import picture
+from clips import picture, read_pts
 from streams import BrightEngine, Kept, ListSource, run
 
 from mcdrl_rt.errors import SinkError
@@ -16,6 +17,7 @@ from mcdrl_rt.stream import output as module
 from mcdrl_rt.stream.pipeline import Stream
 from mcdrl_rt.stream.supervisor import Supervisor
 from mcdrl_rt.types import Shown
+from mcdrl_rt.video.sink import open_sink
 
 
 class Stuck(Kept):
@@ -57,7 +59,29 @@ def test_a_sink_that_takes_nothing_is_left_behind_once_the_end_is_asked_for(live
     while not sink.closed_by:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert (sink.closed_by, sink.ended) == ("write stuck", "discarded")
+    assert (sink.closed_by, sink.ended) == ("write stuck", "discarded")  # it is no video file
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_file_that_was_left_behind_is_kept_if_it_goes_on_and_cannot_be_made_again(tmp_path: Path, live: bool) -> None:
+    source = ListSource([picture(0)] * 1000, live=live, every_s=0.005 if live else 0)
+    sink, stop, let_go = open_sink(str(tmp_path / "a.mkv"), source.format), threading.Event(), threading.Event()
+    write = sink.write
+
+    def hang(shown: Shown) -> None:
+        if sink.frames == 2:
+            stop.set()
+            let_go.wait(60)
+        write(shown)
+
+    sink.write = hang  # type: ignore[method-assign]
+    with pytest.raises(SinkError, match="taken nothing"):
+        run(source, {"a.mkv": sink}, stop=stop)
+    (writer,) = (thread for thread in threading.enumerate() if thread.name == "write a.mkv")
+    let_go.set()
+    writer.join(60)
+    assert [path.name for path in tmp_path.iterdir()] == (["a.mkv"] if live else [])
+    assert not live or len(read_pts(tmp_path / "a.mkv")) == 3
 
 
 def test_a_sink_that_hangs_does_not_cost_the_others_their_end() -> None:

@@ -37,6 +37,7 @@ class Output:
         self.failure: BaseException | None = None
         self._telemetry = telemetry
         self._channel: Channel[Shown] = Channel(LIVE_QUEUE if live else QUEUE, drop_oldest=live)
+        self._discarded = False
         self._hurried_s: float | None = None  # since when it is to hurry
         self._busy_s: float | None = None  # since when the sink is at work on one frame
         self._ended = threading.Event()
@@ -70,7 +71,8 @@ class Output:
     def hurry(self) -> None:
         """Say, again and again, that nobody has the patience: a sink that hangs is left behind after ``FINISH_S``.
 
-        One that is being closed does not hang: gigabytes may be on their way to a slow disk.
+        One that is being closed does not hang: gigabytes may be on their way to a slow disk. One that goes on after all
+        ends as one that failed: a recording of what was live is kept.
         """
         self.sink.hurry()
         now, busy_s = time.monotonic(), self._busy_s
@@ -84,6 +86,7 @@ class Output:
         if keep:
             self._channel.end()
         else:
+            self._discarded = True
             self._channel.stop()
 
     def wait(self, timeout_s: float) -> bool:
@@ -105,8 +108,11 @@ class Output:
                 with self._busy(), self._telemetry.time("encode"):
                     self.sink.write(shown)
                 self._telemetry.frame_out(shown.frame.capture_time_s)
-        except Stopped:
-            self.sink.abort()
+        except Stopped as left_behind:
+            if self._discarded:
+                self.sink.abort()
+            else:
+                self.sink.__exit__(type(left_behind), left_behind)
         except BaseException as error:
             self.sink.__exit__(type(error), error)
             raise

@@ -16,7 +16,7 @@ the source fails, or another sink     all until then                   nothing
 a fault of ours                       all until then                   nothing
 the disk is full, the sink fails      all but the last second          nothing
 ``discard``, a second Ctrl-C          nothing                          nothing
-``kill -9``, a power cut              all but the last second, hidden  nothing that can be played
+``kill -9``, power cut, hanging sink  all but the last second, hidden  nothing that can be played
 ====================================  ===============================  ==========================
 
 What happens on the way goes to the log ``mcdrl_rt.stream``, how a run began and ended to ``mcdrl_rt.journal``.
