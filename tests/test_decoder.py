@@ -18,6 +18,7 @@ from clips import picture, read_pts, write_clip
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame, Shown, UInt8Array
 from mcdrl_rt.video.deinterlace import Deinterlacer
 from mcdrl_rt.video.index import Segment, index_of
@@ -260,6 +261,12 @@ def test_a_frame_out_of_order_changes_no_other_time_where_times_are_sound(order:
     in_order = [i for i, place in enumerate(order) if place == highest[i]]
     assert [given_out[i] for i in in_order] == [3600 * order[i] for i in in_order]
     assert timestamps.jumps == 0
+
+
+def test_colours_that_cannot_be_converted_are_told_of(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", tags={"colorspace": 8})  # YCgCo
+    with pytest.raises(SourceError, match=r"cannot convert the pictures of a\.mp4: operation not supported; save it"):
+        open_source(str(path))
 
 
 def test_frames_are_freed_at_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mcdrl_rt.video.base import Source
 from mcdrl_rt.video.container import (
     INDEX_LAST,
     LIVE_TIMEOUT_S,
+    OPEN_TIMEOUT_S,
     frame_count,
     has_index,
     has_times,
@@ -28,6 +29,7 @@ from mcdrl_rt.video.container import (
     nominal_rate,
     open_container,
     own_duration_s,
+    reason,
     short_name,
     video_stream,
 )
@@ -62,8 +64,11 @@ class Video(Source):
         self._container = open_container(uri, options)
         try:
             self._start(uri)
-        except BaseException:
+        except BaseException as error:
             self._container.close()
+            if isinstance(error, av.FFmpegError):  # there is a picture, and FFmpeg has no way to make it RGB
+                why = f"{reason(error, OPEN_TIMEOUT_S)}; save it with the colours of BT.709 first"
+                raise SourceError(f"cannot convert the pictures of {self.name}: {why}") from None
             raise
 
     def _start(self, uri: str) -> None:
