@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Frame
-from mcdrl_rt.video.live import Live, _Lag
+from mcdrl_rt.video.live import Live, _Clock, _Lag
 from mcdrl_rt.video.source import Source, open_source
 from mcdrl_rt.video.timestamps import Timestamps
 
@@ -450,6 +450,29 @@ def test_bursts_jams_and_a_clock_that_is_set_are_no_lag() -> None:
     lag = _Lag()
     for number, set_to_s in enumerate((5000, 1400, 12200)):
         assert not any(lag.see(frame_at(set_to_s + i / 25, 60 * number + i / 25)) for i in range(999))
+
+
+def clocked(late_s: Callable[[int], float], connections: int = 4) -> list[list[tuple[Frame, int]]]:
+    """Five seconds of each connection, 50 pictures a second that come late by as much, and the times they are given."""
+    clock, shown = _Clock(TICK), list[list[tuple[Frame, int]]]()
+    for number in range(connections):
+        frames = [frame_at(100 * number + 0.02 * i, 7 * number + 0.02 * i + late_s(i)) for i in range(250)]
+        given_out = [clock.of_picture(frame, number, signal=i > 0) for i, frame in enumerate(frames)]
+        shown.append([(frame, pts) for frame, pts in zip(frames, given_out, strict=True) if pts is not None])
+    every = [pts for pictures in shown for _, pts in pictures]
+    assert len(every) == 250 * connections and all(a < b for a, b in itertools.pairwise(every))
+    return shown
+
+
+def test_what_a_server_kept_and_sends_at_once_moves_no_clock() -> None:
+    first, *_, last = clocked(lambda i: max(0, 100 - i) * 0.0199)  # the first two seconds, all but at once
+    passed_s = last[-1][0].capture_time_s - first[-1][0].capture_time_s
+    assert float((last[-1][1] - first[-1][1]) * TICK) == pytest.approx(passed_s, abs=0.01)
+
+
+def test_pictures_that_come_a_little_early_and_late_keep_their_own_times() -> None:
+    for pictures in clocked(lambda i: 0.03 * (i * 7 % 5)):
+        assert {b[1] - a[1] for a, b in itertools.pairwise(pictures)} == {20}
 
 
 def test_an_absurd_rate_floods_nobody() -> None:

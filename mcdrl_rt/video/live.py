@@ -30,6 +30,8 @@ _MOST_PER_S = 120  # greyed frames: where FFmpeg cannot tell a stream's rate it 
 _JAM_S = 0.2  # of late pictures, before it is known whether they catch up
 _CATCHING_UP = 0.8  # seconds that pictures held up on the way take to come, for each second of theirs
 _LEAP_S = 10.0  # of video that took less: the sender's clock was set, or another recording begins
+_YOUNG_S = 2.0  # that a new connection may begin with what its server kept, sent at once
+_AHEAD_S = 0.2  # of the time that passed: more than its pictures come early by chance
 _BACK_OFF_S = (0.2, 2.0)  # between attempts to connect again: at first, and at most
 _BEHIND_S, _BEHIND_FOR_S = 2.0, 10.0  # later than they might come, and for so long: then that is told
 _MINUTES = 5  # that pictures are compared with: clocks, too, part by seconds in an hour
@@ -265,11 +267,16 @@ class _Lag:
 
 
 class _Clock:
-    """One clock for all connections: by the time that passes here, while there is no picture or the sender's leaps."""
+    """One clock for all connections: by the time that passes here, while there is no picture or the sender's leaps.
+
+    So it is where another connection begins with a burst, of the seconds that a server keeps for whoever connects: else
+    it would be ahead by as much, and more with every connection.
+    """
 
     def __init__(self, time_base: Fraction) -> None:
         self._time_base = time_base
         self._shift = self._connection = 0
+        self._young_until_s, self._bursts = float("-inf"), False  # of the connection
         self._last: int | None = None
         self._first_late: Frame | None = None  # of those that came after their time was shown grey
         self._anchor_s, self._anchor = time.monotonic(), 0  # a moment here, and what this clock showed then
@@ -287,10 +294,14 @@ class _Clock:
         if not new and not signal and self._is_catching_up(frame, own):
             return None
         self._first_late = None
+        if new:
+            self._connection, self._bursts = connection, False
+            self._young_until_s = frame.capture_time_s + _YOUNG_S
         if new or not signal or self._leaps(frame, own):
-            self._connection, self._shift = connection, self._passed(frame.capture_time_s) - own
+            self._shift = self._passed(frame.capture_time_s) - own
         pts = self._onwards(own + self._shift)
-        self._anchor_s, self._anchor = frame.capture_time_s, pts
+        if new or frame.capture_time_s > self._young_until_s:  # a burst shows over many pictures
+            self._anchor_s, self._anchor = frame.capture_time_s, pts
         return pts
 
     def at(self, moment_s: float) -> int:
@@ -306,9 +317,12 @@ class _Clock:
         return passed_s < _JAM_S or passed_s < _CATCHING_UP * video_s
 
     def _leaps(self, frame: Frame, own: int) -> bool:
-        """Whether far more of its time than of ours has passed since the picture before it."""
-        ahead = own + self._shift - self._passed(frame.capture_time_s)
-        return self._last is not None and ahead * self._time_base > _LEAP_S
+        """Whether far more of its time than of ours has passed since the picture before it, or any more in a burst."""
+        ahead_s = (own + self._shift - self._passed(frame.capture_time_s)) * self._time_base
+        if frame.capture_time_s > self._young_until_s:
+            return self._last is not None and ahead_s > _LEAP_S
+        self._bursts |= ahead_s > _AHEAD_S
+        return self._bursts and ahead_s > 0
 
     def _passed(self, moment_s: float) -> int:
         return self._anchor + round(Fraction(moment_s - self._anchor_s) / self._time_base)
