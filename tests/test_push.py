@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -91,6 +93,13 @@ def wait_for_listener(port: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"nobody listens on port {port}")
+
+
+def until(done: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 class Camera:
@@ -309,6 +318,48 @@ def test_a_listener_waits_for_its_caller_and_ends_without_one() -> None:
     assert camera.longest_s < 2
     assert sink.frames == 0
     assert "no connection (nobody has called yet)" in (sink.problem or "") and not sink.lost
+
+
+def children(process: int) -> list[int]:
+    """The processes it has started."""
+    threads = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and no mere entry of a table that nobody has taken note of."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("kind", ["srt", "rtmp"])
+def test_what_waits_for_others_ends_with_a_program_that_is_killed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexec sleep 600")  # waits for a call, and reads nothing
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    send = "from test_push import *\ncamera = Camera(opened(sys.argv[1]))\nwhile True: camera.write()"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"{kind}://127.0.0.1:{silent.getsockname()[1]}/live{'?mode=listener' if kind == 'srt' else ''}"
+        program = subprocess.Popen([sys.executable, "-c", send, url], cwd=ROOT / "tests")
+        try:
+            if kind == "rtmp":
+                silent.settimeout(PATIENCE_S)
+                silent.accept()[0].detach()  # and says nothing to who has called
+            until(lambda: children(program.pid))
+            (waiting,) = children(program.pid)
+        finally:
+            program.kill()
+            program.wait()
+        try:
+            until(lambda: not runs(waiting))
+        finally:
+            if runs(waiting):
+                os.kill(waiting, signal.SIGKILL)
 
 
 def test_a_file_is_sent_at_its_own_pace() -> None:

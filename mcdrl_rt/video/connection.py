@@ -1,7 +1,7 @@
 """One connection to a network address: an encoder here, and a process that sends what it makes.
 
 The process is ``relay.py``; for SRT it is the ffmpeg command, because PyAV's own FFmpeg has none (there the address,
-with its pass phrase, is among the process's arguments).
+with its pass phrase, is among the process's arguments). It ends with this one, however this one ends: ``tether.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import av
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.types import Picture, VideoFormat
-from mcdrl_rt.video import relay
+from mcdrl_rt.video import relay, tether
 from mcdrl_rt.video.encoder import Encoder, bit_rate
 from mcdrl_rt.video.names import scheme
 
@@ -33,6 +33,7 @@ _FFMPEG = (
     *("ffmpeg", "-hide_banner", "-loglevel", "error", "-progress", "pipe:1", "-stats_period", "0.2"),
     *("-probesize", "32", "-analyzeduration", "0", "-f", "nut", "-i", "pipe:0", "-c", "copy", "-f", "mpegts"),
 )
+_TETHER = (sys.executable, "-SP", str(Path(tether.__file__))) if sys.platform == "linux" else ()
 _END_S = 3.0  # for the last packets to leave
 
 
@@ -48,7 +49,7 @@ class Connection:
         self._connected, self._words = False, "the connection was closed"
         command = _command(url)
         self._process = subprocess.Popen(
-            command,
+            [*_TETHER, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
