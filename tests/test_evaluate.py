@@ -127,6 +127,34 @@ def test_images_that_come_later_and_bad_ones_change_nothing(
     assert evaluate(red, tmp_path, skip_bad=True)["here"].samples == held[1:]
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "noted"),
+    [
+        ("Kvasir-SEG", "kvasir-seg", True),
+        ("Kvasir-SEG", "kvasir-seg", False),
+        ("kvasir-seg", "Kvasir-SEG", True),
+        ("ours", "new", True),
+    ],
+)
+def test_a_site_whose_folder_is_renamed_is_not_unseen(
+    red: Segmenter, tmp_path: Path, then: str, now: str, noted: bool
+) -> None:
+    site = write_site(tmp_path / then, count=8, suffix=".jpg")
+    if then == "ours":
+        (site / "site.toml").write_text('name = "Ours"\n[[layout]]\nimage = "images/*"\nmask = "masks/{name}"\n')
+    recipe = Recipe(name="x", train_sites=(then,), validation_share=0.25, seed=4)
+    kept, held = split_sites(tmp_path, recipe)
+    provenance = {"recipe": json.dumps(dataclasses.asdict(recipe))}
+    provenance |= {"images": Split.of(kept, held, tmp_path).to_json()} if noted else {}
+    red.engine.spec = dataclasses.replace(red.spec, provenance=provenance)
+    site.rename(tmp_path / now)
+    sites = evaluate(red, tmp_path)
+    assert {name: one.unseen for name, one in sites.items()} == {now: False}
+    assert [sample.image.name for sample in sites[now].samples] == [sample.image.name for sample in held]
+    if then != "ours":
+        assert evaluate(red, tmp_path, only=[then]).keys() == {now}
+
+
 def test_sites_may_be_chosen_and_the_others_are_not_looked_at(red: Segmenter, tmp_path: Path) -> None:
     write_site(tmp_path / "here", count=8)
     there = write_site(tmp_path / "there", count=3)

@@ -12,7 +12,16 @@ import pytest
 from miniature import write_pair, write_site
 
 from mcdrl_rt.errors import SourceError, SpecError
-from training.sites import MANIFESTS, load_site, read_pixels, read_sample, scan_site
+from training.sites import (
+    MANIFESTS,
+    find_sites,
+    load_site,
+    read_pixels,
+    read_sample,
+    scan_site,
+    site_folder,
+    site_names,
+)
 from training.split import hold_out
 
 PLAIN_LAYOUT = '[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"'
@@ -112,6 +121,19 @@ def test_own_manifest_describes_any_folder(tmp_path: Path) -> None:
     assert len(kept) == len(held) == 2 and kept[0].group != held[0].group  # a patient stays on one side
 
 
+def test_a_site_has_one_name_wherever_it_lies(tmp_path: Path) -> None:
+    assert site_names(tmp_path / "kvasir-seg") == ["Kvasir-SEG", "kvasir-seg"]
+    assert site_names(tmp_path / "mine") == ["mine"]
+    folder = write_site(tmp_path / "kvasir-seg", suffix=".jpg")
+    (folder / "site.toml").write_text('class = "cyst"\n[[layout]]\nimage = "images/*"\nmask = "masks/{name}"\n')
+    assert site_names(folder) == ["Kvasir-SEG", "kvasir-seg"]  # described anew, and the same pictures
+    assert find_sites(tmp_path) == [site_folder(tmp_path, "Kvasir-SEG")] == [folder]
+    assert site_folder(tmp_path, "gone") == tmp_path / "gone"
+    write_site(tmp_path / "Kvasir-SEG", suffix=".jpg")
+    with pytest.raises(SourceError, match=r"Kvasir-SEG and .*kvasir-seg are both the site Kvasir-SEG; keep"):
+        find_sites(tmp_path)
+
+
 def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for place in ("patient1/0001", "patient1/0002", "patient2/0001", "others/0001"):
         write_pair(tmp_path / "f" / f"{place}.png", tmp_path / "t" / f"{place.replace('/', '_')}.png")
@@ -137,6 +159,7 @@ def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsy
         (f'classes = "polyp"\n{PLAIN_LAYOUT}', "has .classes. that are no names"),
         (f"class = 5\n{PLAIN_LAYOUT}", "has a class that is no text"),
         (f"group_starts = 5\n{PLAIN_LAYOUT}", "has group_starts that is no list of numbers"),
+        (f'folders = "ours"\n{PLAIN_LAYOUT}', "has folders that are no list of names"),
         ("x = 1", "needs .*layout"),
         ('[[layout]]\nimage = "*.png"', "needs .*layout"),
         (f'group = "(p"\n{PLAIN_LAYOUT}', "has a group that is no regular expression"),

@@ -66,6 +66,15 @@ def test_every_study_that_comes_along_can_be_planned(path: Path, data_root: Path
     assert not any(run.left_out in run.recipe.train_sites for run in runs)
 
 
+def test_a_study_leaves_a_site_out_by_any_of_its_names(tmp_path: Path) -> None:
+    for name in ("kvasir-seg", "north"):
+        write_site(tmp_path / "data" / name, count=2, suffix=".jpg")
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    (tmp_path / "study.toml").write_text('leave_out = ["Kvasir-SEG"]\n' + STUDY)
+    runs = list(study.plan(tmp_path / "study.toml", tmp_path / "data", tmp_path))
+    assert {(run.left_out, run.recipe.train_sites) for run in runs} == {("kvasir-seg", ("north",))}
+
+
 def command(patch: pytest.MonkeyPatch, module: object, *arguments: object) -> int:
     extra = ["--device", "cpu"] if module is study else []
     patch.setattr(sys, "argv", ["x", *map(str, arguments), *extra])

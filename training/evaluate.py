@@ -42,8 +42,8 @@ from training.readout import (
     readout_on_real,
 )
 from training.recipe import lineage
-from training.sites import MENDED, Sample, class_ids, data_root, find_sites, load_site, read_sample
-from training.split import Split, image_id, in_order, split_of
+from training.sites import MENDED, Sample, class_ids, data_root, find_sites, load_site, read_sample, site_names
+from training.split import Split, in_order, split_of
 from training.train import load_method
 
 DRAWN_ON = 100  # images of a site that conditions are drawn on
@@ -156,39 +156,43 @@ def evaluate(
         SourceError: an image cannot be used, or one of ``only`` is no site there.
     """
     recipes = lineage(segmenter.spec.provenance)
-    trained = list(dict.fromkeys(name for recipe in reversed(recipes) for name in recipe.train_sites))
     if skip_bad is None:
         skip_bad = bool(recipes) and recipes[0].skips_bad
     folders = {folder.name: folder for folder in find_sites(data)}
-    if strange := sorted(set(only) - set(folders)):
+    here = {name: folder.name for folder in folders.values() for name in site_names(folder)}
+    here |= {name: name for name in folders}
+    trained = [here.get(name, name) for recipe in reversed(recipes) for name in recipe.train_sites]
+    wanted = {here.get(name, name) for name in only or folders}
+    if strange := sorted(wanted - set(folders)):
         raise SourceError(f"{', '.join(strange)} is no site in {data}, which has {', '.join(folders) or 'none'}")
-    split = split_of(segmenter.spec.provenance, data, folders)
+    split = split_of(segmenter.spec.provenance, data, here)
     scores = {}
-    for name in [*trained, *(name for name in folders if name not in trained)]:
-        if only and name not in only:
-            continue
-        if name not in folders:
+    for name in dict.fromkeys([*trained, *folders]):
+        if name not in folders and not only:
             print(f"{name}, which it was trained on, is not in {data}: not measured", file=sys.stderr)
+        if name not in wanted:
             continue
         samples = load_site(folders[name], skip_bad)
-        if name in trained:
+        # a folder that was renamed since is told by what its manifest calls the site, which ids begin with
+        seen = name in trained or any(split.side(sample, data) is not None for sample in samples)
+        if seen:
             samples = _held_out(samples, split, data)
         if strange := sorted({sample.lesion for sample in samples} - class_ids(segmenter.spec.classes).keys()):
             print(f"{name} is left out: the model knows no {', '.join(strange)}", file=sys.stderr)
         elif samples:
             readable, its = evaluate_samples(segmenter, evenly(samples, most or len(samples)), skip_bad)
             if its:
-                scores[name] = SiteScores(name not in trained, readable, its)
+                scores[name] = SiteScores(not seen, readable, its)
     return scores
 
 
 def _held_out(samples: Sequence[Sample], split: Split, data: Path) -> list[Sample]:
     """Those that a model's trainings held out; how many there are that they knew nothing of is said."""
-    ids = [image_id(sample, data) for sample in samples]
-    if new := sum(one not in split.kept | split.held for one in ids):
+    sides = [split.side(sample, data) for sample in samples]
+    if new := sides.count(None):
         where = samples[0].image.relative_to(data).parts[0]
         print(f"{new} images have come to {where} since it was trained on: not measured", file=sys.stderr)
-    return in_order([sample for sample, one in zip(samples, ids, strict=True) if one in split.held])
+    return in_order([sample for sample, kept in zip(samples, sides, strict=True) if kept is False])
 
 
 def evenly(samples: Sequence[Sample], most: int) -> list[Sample]:

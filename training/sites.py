@@ -4,6 +4,7 @@ A site is a folder described by a manifest, a small TOML file. Those of the pape
 ``training/manifests``; a folder of your own needs none if it has ``images/`` and ``masks/``, or carries its own as
 ``site.toml``:
 
+    name = "Ours"                         # what it goes by in splits and checkpoints, wherever it is moved
     class = "polyp"                       # of every mask; or "{folder}", the name of the image's folder
     group = "patient(\\d+)"                # what must stay on one side of a split: a regular expression on the stem,
                                           # or, where that has none of it, on the way to the image from here
@@ -25,7 +26,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from mcdrl_rt.types import UInt8Array
 MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
+ONE_NAME = "keep one of them, or give one another name in a site.toml"
 MENDED = "mend it, or set bad_images='skip' (for an evaluation, --bad-images skip)"
 Polygon = tuple[tuple[float, float], ...]
 
@@ -87,10 +89,33 @@ def data_root() -> Path:
 
 
 def find_sites(data: Path) -> list[Path]:
-    """Folders under ``data`` that hold a site, sorted."""
+    """Folders under ``data`` that hold a site, sorted.
+
+    Raises:
+        SourceError: there is no such folder, or two in it are one site by name: a model of one would know the other.
+    """
     if not data.is_dir():
         raise SourceError(f"no folder {data}; name the folder of the sites with --data or MCDRL_DATA")
-    return [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _layouts(folder, manifest(folder))]
+    folders = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _layouts(folder, manifest(folder))]
+    by_name: dict[str, Path] = {}
+    for folder in folders:
+        name = site_names(folder)[0]
+        if (other := by_name.setdefault(name, folder)) != folder:
+            raise SourceError(f"{other} and {folder} are both the site {name}; {ONE_NAME}")
+    return folders
+
+
+def site_names(folder: Path) -> list[str]:
+    """What the folder of a site may be called, and first what the site goes by: its manifest's name, if it has one."""
+    described = manifest(folder)
+    return list(dict.fromkeys([described["name"] or folder.name, *described["folders"], folder.name]))
+
+
+def site_folder(data: Path, name: str) -> Path:
+    """The folder under ``data`` of the site of any of its names; ``data / name`` if there is none."""
+    if (data / name).is_dir():
+        return data / name
+    return next((folder for folder in find_sites(data) if name in site_names(folder)), data / name)
 
 
 def load_site(folder: Path, skip_bad: bool = False) -> list[Sample]:
@@ -155,20 +180,25 @@ def manifest(folder: Path) -> dict[str, Any]:
     Raises:
         SpecError: ``site.toml`` is no TOML, or lacks a layout.
     """
+    known = _built_in().get(folder.name) or _built_in()[""]
     own = folder / "site.toml"
-    if own.is_file():
-        try:
-            described = {"name": "", "class": "polyp"} | tomllib.loads(own.read_text())
-        except (OSError, ValueError) as error:  # it may be no UTF-8 either
-            raise SpecError(f"cannot read {own}: {error}") from error
-        if problem := _problem(described):
-            raise SpecError(f"{own} {problem}; training/sites.py shows how")
-        return described
-    for path in sorted(MANIFESTS.glob("*.toml")):
-        described = tomllib.loads(path.read_text())
-        if folder.name in described["folders"]:
-            return described
-    return tomllib.loads((MANIFESTS / "plain.toml").read_text())
+    if not own.is_file():
+        return known
+    try:  # a published site is that site however it is described
+        described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
+        described |= tomllib.loads(own.read_text())
+    except (OSError, ValueError) as error:  # it may be no UTF-8 either
+        raise SpecError(f"cannot read {own}: {error}") from error
+    if problem := _problem(described):
+        raise SpecError(f"{own} {problem}; training/sites.py shows how")
+    return described
+
+
+@cache
+def _built_in() -> dict[str, dict[str, Any]]:
+    """The built-in manifests by the folders they are of; the plain one, which is of none, by an empty name."""
+    manifests = [tomllib.loads(path.read_text()) for path in MANIFESTS.glob("*.toml")]
+    return {name: one for one in manifests for name in one["folders"] or [""]}
 
 
 def class_ids(classes: Sequence[str]) -> dict[str, int]:
@@ -188,6 +218,8 @@ def _problem(described: Mapping[str, Any]) -> str | None:
         return 'has [classes] that are no names ("published label" = "name here")'
     if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
         return "has group_starts that is no list of numbers"
+    if not isinstance(folders := described["folders"], list) or not all(isinstance(name, str) for name in folders):
+        return "has folders that are no list of names"
     try:
         re.compile(described.get("group", ""))
         for pattern in (described["class"], *(pattern for layout in layouts for pattern in _patterns(layout))):

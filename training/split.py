@@ -16,7 +16,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from training.recipe import Recipe, recipe_from
-from training.sites import Sample, load_site
+from training.sites import ONE_NAME, Sample, load_site, site_folder, site_names
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Split:
     def of(cls, kept: Sequence[Sample], held: Sequence[Sample], data: Path) -> Split:
         """The split that two lists of samples are; ``data`` is the folder of the sites."""
         return cls(*(frozenset(image_id(sample, data) for sample in side) for side in (kept, held)))
+
+    def side(self, sample: Sample, data: Path) -> bool | None:
+        """Whether a sample is kept (True) or held out (False); None where the split knows nothing of it."""
+        ids = _ids(sample, data)
+        return True if self.kept.intersection(ids) else False if self.held.intersection(ids) else None
 
     def to_json(self) -> str:
         """As a run and a checkpoint keep it."""
@@ -55,8 +60,16 @@ class Split:
 
 
 def image_id(sample: Sample, data: Path) -> str:
-    """A hash of an image's place below the folder of the sites: it tells a name to nobody who does not guess it."""
-    return sha256(sample.image.relative_to(data).as_posix().encode(errors="surrogateescape")).hexdigest()[:10]
+    """A hash of an image's place in the site of that name: it tells a name to nobody who does not guess it."""
+    return _ids(sample, data)[0]
+
+
+def _ids(sample: Sample, data: Path) -> list[str]:
+    """A sample's ids under each name of its site, the first of which is written; others are of before, when it was the
+    folder's of then."""
+    folder, *place = sample.image.relative_to(data).parts
+    places = ("/".join([name, *place]) for name in site_names(data / folder))
+    return [sha256(text.encode(errors="surrogateescape")).hexdigest()[:10] for text in places]
 
 
 def hold_out(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -88,25 +101,28 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
             held out is again, unless the share is 0; only what is new is drawn.
 
     Raises:
-        SourceError: a site is missing, unusable, or has nothing left to train on.
+        SourceError: a site is missing, unusable, named twice, or has nothing left to train on.
     """
     share, earlier = recipe.validation_share, earlier or Split()
     kept: list[Sample] = []
     held: list[Sample] = []
-    for name in recipe.train_sites:
-        samples = load_site(data / name, skip_bad=recipe.skips_bad)
+    folders = [site_folder(data, name) for name in recipe.train_sites]
+    if len({site_names(folder)[0] for folder in folders}) < len(folders):
+        raise SourceError(f"two of train_sites, {', '.join(recipe.train_sites)}, are one site by name; {ONE_NAME}")
+    for folder in folders:
+        samples = load_site(folder, skip_bad=recipe.skips_bad)
         known: dict[str, bool] = {}  # groups, and whether they are trained on
         for sample in samples:
-            if (its := image_id(sample, data)) in earlier.kept:
+            if side := earlier.side(sample, data):
                 known[sample.group] = True
-            elif its in earlier.held and share:
+            elif side is False and share:
                 known.setdefault(sample.group, False)
         new = [sample for sample in samples if sample.group not in known]
         one, other = hold_out(new, round(share * len(new)), recipe.seed)
         one = in_order([*one, *(sample for sample in samples if known.get(sample.group) is True)])
         other = in_order([*other, *(sample for sample in samples if known.get(sample.group) is False)])
         if not one:
-            raise SourceError(f"{data / name} has nothing left to train on with a validation_share of {share}")
+            raise SourceError(f"{folder} has nothing left to train on with a validation_share of {share}")
         kept, held = kept + one, held + other
     return kept, held
 
@@ -117,7 +133,7 @@ def split_of(provenance: Mapping[str, str], data: Path, sites: Collection[str]) 
     Args:
         provenance: of its specification.
         data: the folder of the sites.
-        sites: those that are asked about, all there.
+        sites: names of those that are asked about, all there.
 
     Checkpoints of before splits were written down say how theirs was drawn: it is drawn again, and right as long as the
     site is what it was.

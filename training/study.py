@@ -40,7 +40,7 @@ from training.evaluate import MethodEngine, evaluate, write_evaluation
 from training.launch import count, make_fabric, refuse_other
 from training.pretrain import pretrain
 from training.recipe import Recipe, load_recipe, override, recipe_from
-from training.sites import data_root, find_sites
+from training.sites import data_root, find_sites, site_folder
 from training.split import Split, split_sites
 from training.train import train
 
@@ -140,6 +140,7 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
         raise SpecError(f"study {study} has unknown settings {', '.join(described)}")
     if len(names) < 2:
         raise SpecError(f"leaving a site out needs two at least; {data} has {', '.join(names) or 'none'}")
+    left_out = [site_folder(data, name).name for name in left_out]
     if missing := sorted(set(left_out) - set(names)):
         raise SpecError(f"study {study} leaves out {', '.join(missing)}, and {data} has {', '.join(names)}")
     for seed in seeds:

@@ -46,7 +46,7 @@ from training.methods.base import save_weights, start_model, start_path
 from training.methods.causal import Causal
 from training.pretrain import pretrain
 from training.recipe import Recipe, lineage, load_recipe, recipe_from
-from training.sites import Sample
+from training.sites import Sample, site_folder, site_names
 from training.split import Split, split_of, split_sites
 
 START = "start.safetensors"  # the run's own copy of the checkpoint it started from
@@ -207,15 +207,16 @@ def _seen(recipe: Recipe, data: Path, start: Path | None) -> Split | None:
     if start is None:
         return None
     provenance = read_spec(start).provenance
+    names = {name for site in recipe.train_sites for name in site_names(site_folder(data, site))}
     for earlier in [] if "images" in provenance else lineage(provenance):
-        both = ", ".join(sorted({*earlier.train_sites} & {*recipe.train_sites}))
+        both = ", ".join(sorted({*earlier.train_sites} & names))
         split = (earlier.validation_share, earlier.seed)
         if both and split != (recipe.validation_share, recipe.seed):
             raise SpecError(
                 f"{recipe.start} was trained on {both} with validation_share={split[0]} and seed={split[1]}; "
                 "give the recipe the same, or images it has seen are held out"
             )
-    return split_of(provenance, data, recipe.train_sites)
+    return split_of(provenance, data, names)
 
 
 def _with_images(method: Method, split: Split) -> Method:
