@@ -26,16 +26,16 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.types import UInt8Array
+from training.pictures import read_mask, read_pixels
 
 MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -243,7 +243,7 @@ def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]
     """Pixels (H, W, 3) uint8 RGB and labels (H, W) uint8: ``label`` where there is lesion.
 
     Raises:
-        SourceError: a file cannot be read, or image and mask differ in size.
+        SourceError: a file cannot be read, a mask is none in black and white, or image and mask differ in size.
     """
     pixels = read_pixels(sample.image)
     if sample.mask is None:
@@ -251,48 +251,11 @@ def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]
         for polygon in sample.polygons:  # one by one: where two overlap, both together would leave a hole
             cv2.fillPoly(labels, [np.round(np.array(polygon)).astype(np.int32)], label)
         return pixels, labels
-    mask = np.asarray(reduce(cv2.max, cv2.split(read_pixels(sample.mask))), np.uint8)
-    if 0 < (most := int(mask.max())) < 128:
-        raise SourceError(f"{sample.mask} marks nothing: lesion is 128 or more, its highest value is {most}")
+    mask = read_mask(sample.mask)
     if mask.shape != pixels.shape[:2]:
         sizes = " and ".join(f"{w}×{h}" for h, w in (pixels.shape[:2], mask.shape))
         raise SourceError(f"{sample.image} and its mask differ in size: {sizes}")
     return pixels, np.where(mask >= 128, label, 0).astype(np.uint8)  # some masks are JPEG: not quite black and white
-
-
-def read_pixels(path: Path) -> UInt8Array:
-    """Pixels (H, W, 3) uint8 RGB of an image file.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
-    if path.suffix.lower() in (".tif", ".tiff"):  # OpenCV 5 reads ClinicDB's as grey, for their extra samples
-        try:
-            with av.open(f"file:{path.absolute()}") as container:
-                return np.asarray(next(container.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)
-        except (av.FFmpegError, StopIteration, OSError) as error:
-            raise SourceError(f"cannot read {path}: damaged, or no image") from error
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if pixels is None or _is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
-        raise SourceError(f"cannot read {path}: damaged, or no image")
-    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG or PNG file lacks its end."""
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    place = 2  # over tables, and over a preview that has an end of its own
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        filled = data[place + 1 : place + 2] == b"\xff"
-        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
-    return b"\xff\xd9" not in data[place:]
 
 
 def unused_pictures(folder: Path, site: Site) -> list[Path]:

@@ -1,0 +1,121 @@
+"""Pictures and masks as files hold them; what would be taken for something else is refused."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from mcdrl_rt.errors import SourceError
+from mcdrl_rt.types import UInt8Array
+
+NOISE = 32  # levels a mask's black and white may be off: some were JPEG before
+FEW = 6  # levels of a mask that has no noise, a few labels among them
+AREA = 0.001  # share of a mask: a level that fills as much of it is no edge
+BETWEEN = 0.1  # share of a mask that may be neither black nor white: smooth edges have 0.07 at most
+
+
+def read_pixels(path: Path) -> UInt8Array:
+    """Pixels (H, W, 3) uint8 RGB of an image file.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    if _is_tiff(path):
+        return np.asarray(_read_tiff(path).to_ndarray(format="rgb24"), np.uint8)
+    return np.asarray(cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_mask(path: Path) -> UInt8Array:
+    """A mask (H, W) uint8, 128 or more where there is lesion; of colours the highest channel counts.
+
+    Raises:
+        SourceError: it cannot be read, or is not in black and white.
+    """
+    mask = np.asarray(reduce(cv2.max, cv2.split(read_pixels(path))), np.uint8)
+    if problem := _problem(path, mask):
+        raise SourceError(f"{path} {problem}")
+    return mask
+
+
+def _problem(path: Path, mask: UInt8Array) -> str | None:
+    """What a mask is, beside black and white."""
+    with path.open("rb") as file:
+        is_jpeg = file.read(2) == b"\xff\xd8"  # of 8 bits, without alpha, and never quite black and white
+    if not is_jpeg:
+        bits, has_alpha = _bits_and_alpha(path)
+        if bits > 8:
+            return f"has {bits} bits: save masks with 8, lesion as 255 and the rest as 0"
+        if has_alpha:
+            return "is transparent in part: save masks without alpha, lesion as 255 and the rest as 0"
+    if 0 < (most := int(mask.max())) < 128:
+        return f"marks nothing: lesion is 128 or more, its highest value is {most}"
+    if not is_jpeg and (levels := _levels_between(mask)):
+        some = f"between 0 and {most} ({', '.join(map(str, levels[:3]))})"
+        return f"has levels {some}: label maps are not supported, save lesion as 255 and the rest as 0"
+    return None
+
+
+def _levels_between(mask: UInt8Array) -> list[int]:
+    """The levels of a mask that are no lesion, nor none, nor a smooth edge or noise: such as labels are."""
+    top = int(mask.max()) - NOISE
+    counts = np.bincount(mask.ravel(), minlength=256)
+    if np.count_nonzero(counts) <= FEW:
+        window = np.ones((3, 3), np.uint8)
+        flat = mask[cv2.erode(mask, window) == cv2.dilate(mask, window)]  # an edge, however smooth, has no such pixel
+        filled = np.flatnonzero(np.bincount(flat, minlength=256) > AREA * mask.size)
+        return [int(level) for level in filled if 0 < level < top]
+    between = counts[NOISE:top]
+    return [NOISE + int(level) for level in np.argsort(-between)] if between.sum() > BETWEEN * mask.size else []
+
+
+def _bits_and_alpha(path: Path) -> tuple[int, bool]:
+    """Bits of a channel, and whether an image is transparent, but not everywhere alike."""
+    if _is_tiff(path):
+        frame = _read_tiff(path)
+        components = frame.format.components
+        has_alpha = any(one.is_alpha for one in components) and np.ptp(frame.to_ndarray(format="rgba")[..., 3]) > 0
+        return max(one.bits for one in components), bool(has_alpha)
+    raw = _decode(path, cv2.IMREAD_UNCHANGED)
+    return 8 * raw.itemsize, raw.ndim == 3 and raw.shape[2] == 4 and bool(np.ptp(raw[..., 3]) > 0)
+
+
+def _is_tiff(path: Path) -> bool:
+    return path.suffix.lower() in (".tif", ".tiff")
+
+
+def _read_tiff(path: Path) -> av.VideoFrame:
+    """What FFmpeg reads of a TIFF: OpenCV 5 reads ClinicDB's as grey, for their extra samples."""
+    try:
+        with av.open(f"file:{path.absolute()}") as container:
+            return next(container.decode(video=0))
+    except (av.FFmpegError, StopIteration, OSError) as error:
+        raise SourceError(f"cannot read {path}: damaged, or no image") from error
+
+
+def _decode(path: Path, flags: int) -> np.ndarray:
+    """What OpenCV reads of an image file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if pixels is None or _is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
+        raise SourceError(f"cannot read {path}: damaged, or no image")
+    return pixels
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    place = 2  # over tables, and over a preview that has an end of its own
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        filled = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return b"\xff\xd9" not in data[place:]
