@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import av
@@ -46,6 +47,15 @@ def test_picture_that_is_cut_off_is_refused(tmp_path: Path, suffix: str) -> None
         path.write_bytes(whole[:length])
         with pytest.raises(SourceError, match="damaged, or no image"):
             read_pixels(path)
+
+
+def test_picture_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "picture.png", DISC)
+    data = path.read_bytes()
+    header = data[12:16] + (1 << 16).to_bytes(4) + (1 << 15).to_bytes(4) + data[24:29]  # 2³¹ pixels
+    path.write_bytes(data[:12] + header + zlib.crc32(header).to_bytes(4) + data[33:])
+    with pytest.raises(SourceError, match=r"cannot read .*picture\.png: damaged, or of more pixels than OpenCV takes"):
+        read_pixels(path)
 
 
 def test_mask_of_zeros_and_ones_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:

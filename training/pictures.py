@@ -102,7 +102,10 @@ def _decode(path: Path, flags: int) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise SourceError(f"cannot read {path}: damaged, or of more pixels than OpenCV takes") from error
     if pixels is None or _is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
         raise SourceError(f"cannot read {path}: damaged, or no image")
     return pixels
