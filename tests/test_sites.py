@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from miniature import write_pair, write_site
 from mcdrl_rt.errors import SourceError, SpecError
 from training.sites import (
     MANIFESTS,
+    UNMATCHED,
     find_sites,
     load_site,
     read_sample,
@@ -137,7 +139,7 @@ def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsy
     for place in ("patient1/0001", "patient1/0002", "patient2/0001", "others/0001"):
         write_pair(tmp_path / "f" / f"{place}.png", tmp_path / "t" / f"{place.replace('/', '_')}.png")
     (tmp_path / "site.toml").write_text(
-        'group = "patient([0-9]+)"\n[[layout]]\nimage = "f/*/*.png"\nmask = "t/{folder}_{stem}.png"\n'
+        'group = "patient[0-9]+"\n[[layout]]\nimage = "f/*/*.png"\nmask = "t/{folder}_{stem}.png"\n'
     )
     groups = {sample.image.relative_to(tmp_path / "f").as_posix(): sample.group for sample in load_site(tmp_path)}
     assert groups == {
@@ -148,6 +150,35 @@ def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsy
     }
     said = capsys.readouterr().err
     assert said == f"{tmp_path}: 1 images that the manifest's group does not match, each a group of its own\n"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "groups"),
+    [
+        ("^(.+)_[0-9]+$", {"a_b": 2, "a_c": 1}),
+        ("^(?:(a)|x)_([bc])", {"a/b": 2, "a/c": 1}),
+        ("^(x)?a_.", {"a_b": 2, "a_c": 1}),
+        ("_[0-9]+$", {"_1": 2, "_2": 1}),
+    ],
+)
+def test_a_group_is_what_its_parentheses_take_in(tmp_path: Path, pattern: str, groups: dict[str, int]) -> None:
+    for stem in ("a_b_1", "a_b_2", "a_c_1"):
+        write_pair(tmp_path / "images" / f"{stem}.png", tmp_path / "masks" / f"{stem}.png")
+    (tmp_path / "site.toml").write_text(f"group = '{pattern}'\n{PLAIN_LAYOUT}")
+    site = scan_site(tmp_path)
+    assert Counter(sample.group for sample in site.samples) == groups and not site.notes
+
+
+def test_a_group_that_puts_nothing_together_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pair(tmp_path / "images" / "a_1.png", tmp_path / "masks" / "a_1.png")
+    (tmp_path / "site.toml").write_text(f"group = '^.+_[0-9]+$'\n{PLAIN_LAYOUT}")
+    assert not scan_site(tmp_path).notes
+    write_pair(tmp_path / "images" / "a_2.png", tmp_path / "masks" / "a_2.png")
+    load_site(tmp_path)
+    note = "2 images, no two of which the manifest's group puts together\n"
+    assert capsys.readouterr().err == f"{tmp_path}: {note}"
+    (tmp_path / "site.toml").write_text(f"group = 'patient'\n{PLAIN_LAYOUT}")
+    assert list(scan_site(tmp_path).notes) == [UNMATCHED]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ A site is a folder described by a manifest, a small TOML file. Those of the pape
 
     name = "Ours"                         # what it goes by in splits and checkpoints, wherever it is moved
     class = "polyp"                       # of every mask; or "{folder}", the name of the image's folder
-    group = "patient(\\d+)"                # what must stay on one side of a split: a regular expression on the stem,
-                                          # or, where that has none of it, on the way to the image from here
+    group = "patient[0-9]+"               # what must stay on one side of a split: a regular expression on the stem,
+                                          # or, where that has none of it, on the way to the image from here; with
+                                          # parentheses what they take in: "^(.+)_[0-9]+$" drops a frame's number
     [[layout]]                            # the first whose images exist counts
     image = "frames/*.tif"
     mask = ["truth/{stem}.png", "truth/{stem}_mask.png"]   # the first that exists counts
@@ -40,6 +41,7 @@ from training.pictures import read_mask, read_pixels
 MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
+UNMATCHED = "images that the manifest's group does not match, each a group of its own"
 ONE_NAME = "keep one of them, or give one another name in a site.toml"
 MENDED = "mend it, or set bad_images='skip' (for an evaluation, --bad-images skip)"
 Polygon = tuple[tuple[float, float], ...]
@@ -170,6 +172,9 @@ def scan_site(folder: Path) -> Site:
                 without.append(sample.image)
             else:
                 samples.append(sample)
+    alone = len(samples) == len({sample.group for sample in samples}) > max(1, notes[UNMATCHED])
+    if "group" in described and alone:
+        notes["images, no two of which the manifest's group puts together"] = len(samples)
     name = described["name"] or folder.name
     return Site(name, sorted(samples, key=lambda s: str(s.image)), without, unnamed, notes)
 
@@ -307,7 +312,7 @@ def _samples(
         group = _group(image.relative_to(folder).with_suffix(""), described)
         if group is None:
             group = str(image.relative_to(folder))
-            notes["images that the manifest's group does not match, each a group of its own"] += 1
+            notes[UNMATCHED] += 1
         if "polygons" in layout:
             by_class: dict[str, list[Polygon]] = {}
             if image.stem not in outlines:
@@ -352,4 +357,4 @@ def _group(image: Path, described: Mapping[str, Any]) -> str | None:
     if "group" not in described:
         return image.stem
     found = re.search(described["group"], image.stem) or re.search(described["group"], image.as_posix())
-    return found.group(0) if found else None
+    return ("/".join(filter(None, found.groups())) or found.group()) if found else None
