@@ -304,6 +304,23 @@ def test_card_does_not_call_held_out_what_a_later_run_has_seen() -> None:
     assert "- there: all but 10%, which were drawn at random (seed 0) and held out.\n" in card
 
 
+def test_what_measured_nothing_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = write_site(tmp_path / "data" / "here", count=2)
+    (site / "site.toml").write_text('class = "nodule"\n[[layout]]\nimage = "images/*"\nmask = "masks/{name}"\n')
+    shutil.copy(DEFAULT_CHECKPOINT, tmp_path / "m.safetensors")
+    (tmp_path / "m.md").write_text("a card")
+    arguments = ["evaluate", str(tmp_path / "m.safetensors"), "--card", "--engine", "torch"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--data", str(tmp_path / "data")])
+    assert evaluation.main() == 1
+    err = capsys.readouterr().err.splitlines()
+    assert "here is left out: the model knows no nodule" in err
+    asked = "name images of its classes it was not trained on"
+    assert err[-1] == f"error: nothing in {tmp_path / 'data'} could be measured on; {asked}"
+    assert (tmp_path / "m.md").read_text() == "a card" and not (tmp_path / "m.json").exists()
+
+
 def test_folder_without_a_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

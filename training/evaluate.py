@@ -153,7 +153,7 @@ def evaluate(
         skip_bad: leave out images that cannot be used, and say so, instead of raising; by default as the recipe has it.
 
     Raises:
-        SourceError: an image cannot be used, or one of ``only`` is no site there.
+        SourceError: an image cannot be used, one of ``only`` is no site there, or there is nothing to measure on.
     """
     recipes = lineage(segmenter.spec.provenance)
     if skip_bad is None:
@@ -183,6 +183,8 @@ def evaluate(
             readable, its = evaluate_samples(segmenter, evenly(samples, most or len(samples)), skip_bad)
             if its:
                 scores[name] = SiteScores(not seen, readable, its)
+    if not scores:
+        raise SourceError(f"nothing in {data} could be measured on; name images of its classes it was not trained on")
     return scores
 
 
