@@ -271,6 +271,11 @@ def test_papers_figures(variant: str, letter: str, expected: list[tuple[str, flo
         ('recipe = "tiny.toml"\nleave_out = "north"\n[variants.a]', "leave_out is a list of sites"),
         ('recipe = "tiny.toml"\nvariants = ["a"]', "variants and set are tables of settings"),
         ('recipe = "tiny.toml"\n[variants.a]\nseed = 1', "sets seed, which seeds and leave_out are for"),
+        (
+            'recipe = "tiny.toml"\n[variants.a]\n[variants.b]\nprecision = "64-true"',
+            r"mixes precisions \(32-true, 64-true\); make a study of each",
+        ),
+        ('recipe = "tiny.toml"\n[variants.a]\nprecision = []', "unusable precision"),
         ('recipe = "tiny.toml"\n[variants."w/o x"]\n[variants."w-o-x"]', "w/o x and w-o-x would share a folder"),
         (f'recipe = "{ROOT}/training/recipes/finetune.toml"\n[variants.a]', "starts from a checkpoint may have seen"),
         ('recipe = "tiny.toml"\n[variants.a]\nstart = "mcdrl-small"', "starts from a checkpoint may have seen"),

@@ -136,6 +136,9 @@ def plan(study: Path, data: Path, output: Path) -> Iterator[Run]:
     names = [folder.name for folder in find_sites(data)]
     seeds, left_out = described.pop("seeds", [0]), described.pop("leave_out", names)
     _check(study, seeds, left_out, common, variants)
+    precisions = {str((common | own).get("precision", base.precision)) for own in variants.values()}
+    if len(precisions) > 1:  # one launch is for all runs
+        raise SpecError(f"study {study} mixes precisions ({', '.join(sorted(precisions))}); make a study of each")
     if described:
         raise SpecError(f"study {study} has unknown settings {', '.join(described)}")
     if len(names) < 2:
