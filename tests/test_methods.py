@@ -203,6 +203,12 @@ def test_encoder_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_trunk(torch.nn.Linear(1, 1), tmp_path / "cut.safetensors")
 
 
+@pytest.mark.parametrize("size", [(64, 72), (80, 64)])
+def test_unet_refuses_a_size_it_cannot_take(size: tuple[int, int], tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=f"takes sides that 32 divides, not {size[0]}×{size[1]}; change input_size"):
+        build_method(dataclasses.replace(RECIPE, method="unet", input_size=size), tmp_path)
+
+
 def test_prompts_need_clips_own_text_tower() -> None:
     with pytest.raises(SpecError, match="prompts cannot be learned with the text tower of coca"):
         PromptTower(SimpleNamespace(), "coca")

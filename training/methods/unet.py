@@ -15,6 +15,8 @@ from training.dataset import Item
 from training.methods.base import Method, Prediction, load_trunk, model_spec
 from training.recipe import Recipe
 
+STRIDE = 32  # of its coarsest level
+
 
 class UNet(Method):
     """U-Net with MobileNetV2, the trunk of ``mcdrl-small``; no text, no selection, no intervention.
@@ -22,12 +24,15 @@ class UNet(Method):
     ``clip`` is not looked at: what the small CLIP was pretrained for is not the U-Net's.
 
     Raises:
-        SpecError: another encoder is asked for, or the library is missing.
+        SpecError: another encoder is asked for, a size that it cannot take, or the library is missing.
     """
 
     def __init__(self, recipe: Recipe, data: Path, clip: Path | None = None) -> None:
         if recipe.encoder != SMALL:
             raise SpecError(f"the U-Net shares the encoder of {SMALL} alone; the recipe's is {recipe.encoder}")
+        height, width = recipe.input_size
+        if height % STRIDE or width % STRIDE:
+            raise SpecError(f"the U-Net takes sides that {STRIDE} divides, not {height}×{width}; change input_size")
         try:
             from segmentation_models_pytorch import Unet
         except ImportError as error:
