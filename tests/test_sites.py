@@ -74,25 +74,32 @@ def test_etis_is_read_in_every_form_it_is_passed_on_in(tmp_path: Path, image: st
 def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -> None:
     folder = tmp_path / "BM-BronchoLC"
     split = folder / "Lung_cancer"
-    for name in ("a", "b", "c"):
+    for name in "abcd":
         write_pair(split / "imgs" / "p1" / f"{name}.png", None)
     square = [{"x": x, "y": y} for x, y in ((10, 5), (29, 5), (29, 24), (10, 24))]
     twice = [("a", ["t1"], square), ("a", ["t1"], square)]  # no hole where outlines overlap
     others = [("a", ["t2"], square), ("a", ["t9"], square), ("b", ["t2"], square), ("b", ["t1"], square[:2])]
-    entries = twice + others
+    short = [("d", ["t1"], square[:1]), ("d", ["t1"], None)]
+    entries = twice + others + short
     annotations = [{"object_id": i, "label_ids": labels, "data": data} for i, labels, data in entries]
     (split / "annotation.json").write_text(json.dumps(annotations))
     names = {"t1": "Tumor", "t2": "Muscosal erythema", "t9": "Carina"}
     (split / "labels.json").write_text(json.dumps([{"id": i, "name": name} for i, name in names.items()]))
     site = scan_site(folder)
-    assert [(s.image.stem, s.lesion) for s in site.samples] == [("a", "tumor"), ("b", "inflammation"), ("c", "none")]
+    assert [(s.image.stem, s.lesion) for s in site.samples] == [
+        ("a", "tumor"),
+        ("b", "inflammation"),
+        ("c", "none"),
+        ("d", "none"),
+    ]
     assert (site.unnamed, site.without_mask) == ({"Carina": 1}, [])
     assert site.notes == {
         "images that the annotation does not name, taken as without lesion": 1,
         "outlines of a second class in an image, left out": 1,
+        "outlines of one or two points, left out": 2,
     }
     sizes = [int(read_sample(sample)[1].sum()) for sample in site.samples]
-    assert sizes == [400, 400, 0]
+    assert sizes == [400, 400, 0, 0]
     assert read_sample(site.samples[0], label=3)[1].max() == 3
 
 

@@ -318,7 +318,9 @@ def _samples(
             if image.stem not in outlines:
                 notes["images that the annotation does not name, taken as without lesion"] += 1
             for label, polygon in outlines.get(image.stem, ()):
-                if label in renamed:
+                if len(polygon) < 3:
+                    notes["outlines of one or two points, left out"] += 1
+                elif label in renamed:
                     by_class.setdefault(renamed[label], []).append(polygon)
                 else:
                     unnamed[label] += 1
@@ -346,7 +348,7 @@ def _polygons(folder: Path, layout: Mapping[str, Any]) -> dict[str, list[tuple[s
     except (OSError, ValueError, KeyError, TypeError) as error:
         place = folder / layout["polygons"]
         raise SourceError(f"{place} is not annotation JSON as expected ({type(error).__name__}: {error})") from error
-    return {name: [(label, polygon) for label, polygon in some if len(polygon) > 2] for name, some in found.items()}
+    return {name: [(label, polygon) for label, polygon in some if polygon] for name, some in found.items()}
 
 
 def _group(image: Path, described: Mapping[str, Any]) -> str | None:
