@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -78,6 +80,26 @@ def test_what_stops_training_is_named_and_fails(
     assert run(archive, monkeypatch, "--json") == 1
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert [len(site["unreadable"]) for site in sites] == [2, 0]
+
+
+def test_a_folder_that_is_closed_is_passed_over(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (archive / "lost+found").mkdir()
+    stat = os.stat
+
+    def closed(path: object, **options: bool) -> os.stat_result:  # to all but root, who may run this test
+        if "lost+found/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", closed)
+    assert run(archive, monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert "noise" in out and "lost+found" not in out
+    assert err == f"passed over: cannot look into {archive / 'lost+found'}: Permission denied\n"
+    assert run(archive / "lost+found", monkeypatch) == 1
+    assert capsys.readouterr().err == f"error: cannot look into {archive / 'lost+found'}: Permission denied\n"
 
 
 def test_one_site_alone_and_none_at_all(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -222,7 +223,7 @@ def _strange_lines(folder: Path, reports: Sequence[Report]) -> list[str]:
     for one in (one for one in others if str(one) not in sites):
         if _has_pictures(one):
             lines.append(f"{one} holds pictures, but no site: it needs images/ and masks/, or a site.toml")
-        elif (one / "images").is_dir() or (one / "site.toml").is_file():
+        elif os.path.isdir(one / "images") or os.path.isfile(one / "site.toml"):  # False where it cannot be looked into
             lines.append(f"{one} is a site without an image")
     return lines
 

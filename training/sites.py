@@ -91,20 +91,32 @@ def data_root() -> Path:
 
 
 def find_sites(data: Path) -> list[Path]:
-    """Folders under ``data`` that hold a site, sorted.
+    """Folders under ``data`` that hold a site, sorted; those that cannot be looked into are passed over aloud.
 
     Raises:
         SourceError: there is no such folder, or two in it are one site by name: a model of one would know the other.
     """
     if not data.is_dir():
         raise SourceError(f"no folder {data}; name the folder of the sites with --data or MCDRL_DATA")
-    folders = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _layouts(folder, manifest(folder))]
     by_name: dict[str, Path] = {}
-    for folder in folders:
+    for folder in _folders_in(data):
+        try:
+            if not _layouts(folder, manifest(folder)):
+                continue
+        except SourceError as error:  # lost+found, say
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
         name = site_names(folder)[0]
         if (other := by_name.setdefault(name, folder)) != folder:
             raise SourceError(f"{other} and {folder} are both the site {name}; {ONE_NAME}")
-    return folders
+    return list(by_name.values())
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise SourceError(f"cannot look into {folder}: {error.strerror}") from error
 
 
 def site_names(folder: Path) -> list[str]:
@@ -184,11 +196,15 @@ def manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         SpecError: ``site.toml`` is no TOML, or lacks a layout.
+        SourceError: the folder cannot be looked into.
     """
     known = _built_in().get(folder.name) or _built_in()[""]
     own = folder / "site.toml"
-    if not own.is_file():
-        return known
+    try:
+        if not own.is_file():
+            return known
+    except OSError as error:
+        raise SourceError(f"cannot look into {folder}: {error.strerror}") from error
     try:  # a published site is that site however it is described
         described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
         described |= tomllib.loads(own.read_text())
