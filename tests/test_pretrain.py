@@ -21,6 +21,7 @@ from training.methods.base import start_model
 from training.pretrain import PromptPairs, pretrain, selection_recall
 from training.recipe import Recipe
 from training.sites import load_site
+from training.split import split_sites
 
 FABRIC = make_fabric("32-true", "cpu")
 
@@ -91,6 +92,24 @@ def test_command_line_says_recall_before_and_after(
     assert pretraining.main() == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(last["selection_recall"]) == {"before", "after"} and last["images"] == 2
+
+
+def test_what_cannot_be_measured_is_not_trained(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_: pytest.fail("trained"))
+    lines = [f"{k} = {json.dumps(v)}" for k, v in dataclasses.asdict(recipe).items()]
+    (tmp_path / "tiny.toml").write_text("\n".join(lines))
+    arguments = ["pretrain", str(tmp_path / "tiny.toml"), "--output", str(tmp_path / "r"), "--data", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--set", "validation_share=0.0"])
+    assert pretraining.main() == 1
+    said = "error: recipe 'tiny' holds no image out to measure on; raise its validation_share\n"
+    assert capsys.readouterr().err == said
+    _, held = split_sites(tmp_path, recipe)
+    held[0].image.write_text("no picture")
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert pretraining.main() == 1
+    assert f"cannot read {held[0].image}" in capsys.readouterr().err
 
 
 def test_foreign_weights_are_refused_in_one_line(tmp_path: Path) -> None:

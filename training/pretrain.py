@@ -50,12 +50,14 @@ def main() -> int:
         if not recipe.pretrains:
             raise SpecError(f"recipe {recipe.name!r} has no pretraining (pretrain_epochs, start, method)")
         kept, held = split_sites(arguments.data, recipe)
+        if not held:
+            raise SpecError(f"recipe {recipe.name!r} holds no image out to measure on; raise its validation_share")
         fabric = make_fabric(recipe.precision, arguments.device)
         claim(fabric, recipe, arguments.output)
         claim_images(fabric, Split.of(kept, held, arguments.data), arguments.output)
         dataset = partial(training_set, fabric, recipe, kept)
+        recall = {"before": selection_recall(recipe, arguments.data, None, held)}  # first: it may fail
         weights = pretrain(fabric, recipe, arguments.data, dataset, arguments.output, arguments.workers)
-        recall = {"before": selection_recall(recipe, arguments.data, None, held)}
         recall["after"] = selection_recall(recipe, arguments.data, weights, held)
     except McdrlError as error:
         print(f"error: {error}", file=sys.stderr)
