@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -30,7 +31,8 @@ from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.launch import IMAGES, add_arguments, claim, make_fabric, read_images
 from training.loop import Trainer
-from training.methods import build_method
+from training.methods import Prediction, build_method
+from training.metrics import score_image, summarise
 from training.recipe import Recipe, lineage
 from training.sites import load_site
 from training.split import Split, split_sites
@@ -372,7 +374,7 @@ def test_pictures_judged_together_are_judged_as_each_alone(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = LesionDataset(load_site(tmp_path / "tiny"), tiny.input_size)
-    held.labels[3] = 0  # which takes no part
+    held.labels[3] = 0
     figures = []
     for together in (1, 4, 100):
         monkeypatch.setattr(loop, "JUDGED", together)
@@ -382,6 +384,29 @@ def test_pictures_judged_together_are_judged_as_each_alone(
         held.labels[3:4], held.labels[4:5] = held.labels[4:5].copy(), held.labels[3:4].copy()
         held.pixels[3:4], held.pixels[4:5] = held.pixels[4:5].copy(), held.pixels[3:4].copy()
     assert figures[0] == figures[1] == figures[2] and 0 < figures[0]["held_recall"] <= 1
+
+
+def test_images_without_lesion_are_judged_as_they_are_measured(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = LesionDataset(load_site(tmp_path / "tiny")[:4], tiny.input_size)
+    run = Trainer(FABRIC, tiny, build_method(tiny, tmp_path), tmp_path / "run", held, held)
+    logits = torch.zeros(4, 2, 64, 64)
+    logits[1, 1, :10, :10] = 9  # marked there, and nowhere else
+    cells = torch.ones(4, *run.result.spec.grid)
+
+    def predict(images: Tensor) -> Prediction:
+        return Prediction(logits, cells, torch.ones(4, 3) / 3)
+
+    monkeypatch.setattr(run.result, "predict", predict)
+    held.labels[:] = 0
+    assert run.validate() == {"held_dice": 0.75}
+    held.labels[0] = 1
+    held.labels[1, :10, :20] = 1
+    found = logits.argmax(dim=1).numpy().astype(np.uint8)
+    scores = [score_image(one, truth, truth > 0) for one, truth in zip(found, held.labels, strict=True)]
+    assert run.validate() == {"held_dice": round(summarise(scores)["dice"], 4), "held_recall": 1.0}
+    assert [round(score.dice, 3) for score in scores] == [0, 0.667, 1, 1]
 
 
 def test_damaged_state_is_named(tiny: Recipe, tmp_path: Path) -> None:

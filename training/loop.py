@@ -185,11 +185,15 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean Dice and selection recall of the averaged weights on the held-out part, at the input size."""
+        """Mean Dice and selection recall of the averaged weights on the held-out part, at the input size.
+
+        As ``training.metrics`` has it, an image without lesion has Dice 1 if nothing is marked on it, else 0, and no
+        recall.
+        """
         if self.held is None:
             return {}
         fabric, method = self.fabric, self.result
-        sums = torch.zeros(3, device=fabric.device)  # Dice, recall, images
+        sums = torch.zeros(4, device=fabric.device)  # Dice, images, recall, images with lesion
         own = range(fabric.global_rank, len(self.held), fabric.world_size)
         for first in range(0, len(own), JUDGED):
             items = [self.held[0, index] for index in own[first : first + JUDGED]]
@@ -201,14 +205,15 @@ class Trainer:
             found = torch.where(lesion, named == labels, named > 0)  # as ``metrics.score_image``
             cells = upsample_cells(out.selected, method.spec.grid_stride, lesion.shape[1:])
             area = lesion.sum(dim=(1, 2))
-            dice = 2 * (found & lesion).sum(dim=(1, 2)) / (found.sum(dim=(1, 2)) + area).clamp_min(1)
+            total = found.sum(dim=(1, 2)) + area
+            dice = torch.where(total > 0, 2 * (found & lesion).sum(dim=(1, 2)) / total.clamp_min(1), 1)
             recall = (cells & lesion).sum(dim=(1, 2)) / area.clamp_min(1)
-            sums += torch.stack([dice, recall, torch.ones_like(dice)])[:, area > 0].sum(dim=1)
+            sums += torch.stack([dice, torch.ones_like(dice), recall, (area > 0).float()]).sum(dim=1)
         sums = fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
-        dice, recall = (float(v) for v in (sums[:2] / sums[2].clamp_min(1)))
+        dice, recall = float(sums[0] / sums[1]), float(sums[2] / sums[3])
         if self.progressed.epochs > self.judged_from:
             self._judge(dice)
-        return {"held_dice": round(dice, 4), "held_recall": round(recall, 4)}
+        return {"held_dice": round(dice, 4)} | ({} if math.isnan(recall) else {"held_recall": round(recall, 4)})
 
     def _judge(self, dice: float) -> None:
         """The selection rule: remember the epoch of the highest held-out Dice, and with patience its weights."""

@@ -57,8 +57,9 @@ class Recipe:
         lr, encoder_lr, weight_decay, warmup_epochs, schedule, ema: the optimiser's; ``schedule`` is ``cosine`` or
             ``constant``.
         precision: ``auto``, ``32-true``, ``bf16-mixed``, ``16-mixed``, or ``64-true`` to tell a bug from rounding.
-        patience: epochs without a better Dice on the held-out part after which training ends, and the best epoch's
-            weights are kept; 0 trains to the end and keeps the last.
+        patience: epochs without a better Dice on the held-out part (of images without lesion, 1 if nothing is marked,
+            else 0) after which training ends, and the best epoch's weights are kept; 0 trains to the end and keeps the
+            last.
         causal, contrast, temperature: λ1, λ2, τ of Eq. 9 and 12.
         dice, dense, dense_scale: weights of the soft Dice and dense alignment terms; logit scale of the latter.
         edge: extra weight of pixels near a lesion's edge, in the segmentation and Dice terms.
