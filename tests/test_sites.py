@@ -31,7 +31,7 @@ PLAIN_LAYOUT = '[[layout]]\nimage = "images/*.png"\nmask = "masks/{name}"'
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_site_of_images_and_masks_is_read_in_order(tmp_path: Path, suffix: str) -> None:
     samples = load_site(write_site(tmp_path / "site", suffix=suffix))
-    assert [sample.group for sample in samples] == [f"im{i}" for i in range(8)]
+    assert [sample.group for sample in samples] == [f"images/im{i}" for i in range(8)]
     pixels, labels = read_sample(samples[0])
     assert (pixels.shape, pixels.dtype, labels.shape, labels.dtype) == ((96, 120, 3), np.uint8, (96, 120), np.uint8)
     assert set(np.unique(labels)) == {0, 1}
@@ -157,6 +157,13 @@ def test_a_group_may_be_a_folder_and_what_has_none_is_told(tmp_path: Path, capsy
     }
     said = capsys.readouterr().err
     assert said == f"{tmp_path}: 1 images that the manifest's group does not match, each a group of its own\n"
+
+
+def test_images_of_one_name_in_two_folders_are_two_groups(tmp_path: Path) -> None:
+    folder = tmp_path / "Laryngoscope8"
+    for name in ("Cyst", "Nodules"):
+        write_pair(folder / name / "1.jpg", folder / "masks" / name / "1.png")
+    assert [sample.group for sample in load_site(folder)] == ["Cyst/1", "Nodules/1"]
 
 
 @pytest.mark.parametrize(

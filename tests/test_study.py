@@ -289,6 +289,16 @@ def test_study_that_is_none_is_refused(finished: Path, text: str, complaint: str
     assert "\n" not in str(caught.value)
 
 
+def test_groups_of_two_sites_are_not_one(finished: Path, tmp_path: Path) -> None:
+    path = next((finished / "runs" / "north").rglob("evaluation.json"))
+    content = json.loads(path.read_text())
+    site = content["sites"]["south"] = content["sites"]["CVC-ClinicDB"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    (result,) = report.load_results([tmp_path])
+    assert len(set(result.held["image"])) == len(set(result.held["group"])) == 2 * len(site["images"]["image"])
+    assert sum(group.startswith("south/") for group in result.held["group"]) == len(site["images"]["image"])
+
+
 def test_nothing_to_report_on_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = ": no figures of an unseen site; training.study makes them, and training.evaluate RUN"
     with pytest.raises(SpecError, match=nothing):

@@ -121,7 +121,7 @@ def _read_results(path: Path) -> list[Result]:
     try:
         content = json.loads(path.read_text())
         sites = content["sites"]
-        held = [site for site in sites.values() if not site["unseen"]]
+        held = {name: site for name, site in sites.items() if not site["unseen"]}
         unseen = [name for name, site in sites.items() if site["unseen"]]
         names = [content["left_out"]] if "left_out" in content else unseen
         if missing := [name for name in names if name not in sites]:
@@ -134,11 +134,11 @@ def _read_results(path: Path) -> list[Result]:
                 recipe_from(content["recipe"]),
                 sites[name]["figures"],
                 sites[name]["images"],
-                {name: [v for site in held for v in site["images"][name]] for name in ("image", "group", "dice")},
+                _columns_of(held),
                 {
-                    name: float(np.mean([site["figures"][name] for site in held]))
+                    name: float(np.mean([site["figures"][name] for site in held.values()]))
                     for name in HELD
-                    if held and all(name in site["figures"] for site in held)
+                    if held and all(name in site["figures"] for site in held.values())
                 },
                 path.parent,
                 content["recipe"].get("seed", 0) if "variant" in content else 0,
@@ -147,6 +147,16 @@ def _read_results(path: Path) -> list[Result]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"{path} is no evaluation ({type(error).__name__}: {error})") from error
+
+
+def _columns_of(sites: dict[str, Any]) -> Columns:
+    """The images of several sites, one after another; images and groups of two sites may have one name."""
+    columns: Columns = {"image": [], "group": [], "dice": []}
+    for name, site in sites.items():
+        columns["dice"] += site["images"]["dice"]
+        for key in ("image", "group"):
+            columns[key] += [f"{name}/{value}" for value in site["images"][key]]
+    return columns
 
 
 def write_report(results: Sequence[Result], output: Path, data: Path, against: str) -> None:
@@ -231,7 +241,7 @@ def difference_rows(
 def _difference(pairs: Sequence[tuple[Columns, Columns]]) -> dict[str, float] | None:
     """Dice of the first minus that of the second of each pair, with its interval; None where images differ."""
     first = pairs[0][0]
-    if any((run["image"], run["group"]) != (first["image"], first["group"]) for pair in pairs for run in pair):
+    if any(run["image"] != first["image"] for pair in pairs for run in pair):
         return None
     one, other = (np.mean([pair[side]["dice"] for pair in pairs], axis=0) for side in (0, 1))
     mean, low, high = paired_bootstrap(one, other, first["group"])

@@ -373,6 +373,6 @@ def _group(image: Path, described: Mapping[str, Any]) -> str | None:
     if starts and image.stem.isdigit():
         return f"sequence-{bisect.bisect_right(starts, int(image.stem)):02d}"
     if "group" not in described:
-        return image.stem
+        return image.as_posix()  # two folders may have images of one name
     found = re.search(described["group"], image.stem) or re.search(described["group"], image.as_posix())
     return ("/".join(filter(None, found.groups())) or found.group()) if found else None
