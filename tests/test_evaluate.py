@@ -274,6 +274,7 @@ def test_card_is_made_of_what_was_measured(
     assert f"| grey with noise | {measured['empty']['grey with noise']:.0%} |" in card
     kept = json.loads((run / "evaluation.json").read_text())
     assert len(kept["sites"]["there"]["images"]["dice"]) == 3 and kept["recipe"]["name"] == "tiny"
+    assert kept["sites"]["there"]["images"]["place"] == [f"images/im{i}.png" for i in range(3)]
 
 
 def test_card_tells_what_branches_have_seen() -> None:

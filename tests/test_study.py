@@ -208,6 +208,43 @@ def test_report_without_weights_or_data_has_the_tables(
     assert "## CVC-ClinicDB left out" in text and "paper: Table 1" in text  # the name tells which site of theirs it is
 
 
+def test_what_cannot_be_drawn_costs_a_report_nothing_else(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    shutil.copytree(finished / "data", tmp_path / "data")
+    arguments = (tmp_path / "runs", "--output", tmp_path / "report", "--data", tmp_path / "data")
+    (tmp_path / "data" / "CVC-ClinicDB" / "masks" / "im3.png").unlink()
+    (tmp_path / "data" / "CVC-ClinicDB" / "images" / "im4.png").write_text("no picture")
+    for path in (tmp_path / "runs" / "north").rglob("recipe.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder_weights": "weights/gone.safetensors"}))
+    capsys.readouterr()
+    assert command(monkeypatch, report, *arguments) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"north is not drawn: no encoder weights at {tmp_path / 'data' / 'weights'}")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.md", "dice.png", "sizes.png", "tsne-CVC-ClinicDB.png"} <= names and "tsne-north.png" not in names
+    assert "![" in (tmp_path / "report" / "report.md").read_text()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.plots, "draw_all", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command(monkeypatch, report, *arguments[:2], tmp_path / "another", *arguments[3:])
+    assert "## north left out" in (tmp_path / "another" / "report.md").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_one_line(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    arguments = (finished / "runs", "--output", tmp_path / "file", "--data", finished / "data")
+    assert command(monkeypatch, report, *arguments) == 1
+    said = f"error: cannot write to {tmp_path / 'file'}: File exists; name another --output\n"
+    assert capsys.readouterr().err == said
+
+
 def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
     def result(variant: str, seed: int, dice: list[float]) -> report.Result:
         recipe = report.recipe_from({"name": "x", "seed": seed})

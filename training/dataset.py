@@ -80,6 +80,7 @@ class LesionDataset(Dataset[Item]):
         self.condition_rate, self.style_rate = condition_rate, style_rate
         self.part_rate, self.blank_rate = part_rate, blank_rate
         keep = size if augmentation == "none" else (round(size[0] * MARGIN), round(size[1] * MARGIN))
+        self.samples: list[Sample] = []  # those that could be read
         self.skipped: list[str] = []
         pairs = [_prepare(*pair, keep) for pair in self._read(samples, classes, skip_bad)]
         rng = np.random.default_rng(seed)
@@ -105,11 +106,14 @@ class LesionDataset(Dataset[Item]):
             )
         for sample in samples:
             try:
-                yield read_sample(sample, ids[sample.lesion])
+                pair = read_sample(sample, ids[sample.lesion])
             except SourceError as error:
                 if not skip_bad:
                     raise SourceError(f"{error}; {MENDED}") from error
                 self.skipped.append(str(error))
+                continue
+            self.samples.append(sample)
+            yield pair
 
     def with_rates(self, *, condition_rate: float, part_rate: float) -> LesionDataset:
         """The same pictures, drawn at other rates."""

@@ -100,7 +100,7 @@ def main() -> int:
         sites = evaluate(segmenter, arguments.data, only=arguments.sites, skip_bad=skip_bad)
         if arguments.model.is_dir():
             path = arguments.model / "evaluation.json"
-            write_evaluation(path, segmenter, sites, **_place_in_study(path))
+            write_evaluation(path, segmenter, sites, arguments.data, **_place_in_study(path))
         measured = {
             "model": segmenter.spec.name,
             "weights": "" if arguments.model.is_dir() else file_hash(arguments.model),
@@ -248,7 +248,9 @@ def evaluate_samples(
     return readable, scores
 
 
-def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores], **about: str) -> None:
+def write_evaluation(
+    path: Path, segmenter: Segmenter, sites: Mapping[str, SiteScores], data: Path, **about: str
+) -> None:
     """Every image's figures, and their means, for ``training.report``; ``about`` is written as it is."""
     content: dict[str, Any] = {
         **about,
@@ -260,6 +262,7 @@ def write_evaluation(path: Path, segmenter: Segmenter, sites: Mapping[str, SiteS
                 "figures": site.figures(),
                 "images": {
                     "image": [sample.image.name for sample in site.samples],
+                    "place": [sample.image.relative_to(data / name).as_posix() for sample in site.samples],
                     "group": [sample.group for sample in site.samples],
                     **{name: [_rounded(getattr(score, name)) for score in site.scores] for name in _FIELDS},
                 },

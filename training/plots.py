@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from sklearn.manifold import TSNE
 
+from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import FloatArray, UInt8Array
 from training.dataset import LesionDataset
@@ -47,17 +50,28 @@ def draw_all(
     ]
     for site in sites:
         runs = _first_runs(results, site, variants)
-        if len(runs) == len(variants) and (data / site).is_dir():
+        if len(runs) < len(variants) or not (data / site).is_dir():
+            continue
+        with _told(site):
             methods = {v: load_method(result.folder, data) for v, result in runs.items()}
-            skip_bad = next(iter(runs.values())).recipe.skips_bad
-            samples = load_site(data / site, skip_bad)
-            pictures.append(panels(site, samples, methods, runs, output / f"panels-{site}.jpg"))
+            samples = load_site(data / site, skip_bad=True)
+            with _told(site):
+                pictures.append(panels(data / site, samples, methods, runs, output / f"panels-{site}.jpg"))
             causal = {v: m for v, m in methods.items() if isinstance(m, Causal)}
             if causal:
                 trained = [n for n in next(iter(runs.values())).recipe.train_sites if (data / n).is_dir()]
-                others = {name: load_site(data / name, skip_bad) for name in trained}
+                others = {name: load_site(data / name, skip_bad=True) for name in trained}
                 pictures.append(tsne(site, {site: samples, **others}, causal, output / f"tsne-{site}.png"))
     return pictures
+
+
+@contextmanager
+def _told(site: str) -> Iterator[None]:
+    """What cannot be drawn of a site is said, and costs the report nothing else."""
+    try:
+        yield
+    except McdrlError as error:
+        print(f"{site} is not drawn: {error}", file=sys.stderr)
 
 
 def dice_by_site(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str], path: Path) -> Titled:
@@ -88,6 +102,7 @@ def dice_by_size(results: Sequence[Result], sites: Sequence[str], variants: Sequ
         for v, variant in enumerate(variants):
             some = [r for r in results if (r.left_out, r.variant) == (site, variant)]
             if some:
+                some = [r for r in some if r.images["image"] == some[0].images["image"]]  # some may have skipped others
                 share = 100 * np.array(some[0].images["lesion"], float)
                 dice = np.mean([r.images["dice"] for r in some], axis=0)
                 bins = np.array_split(np.argsort(share), 8)
@@ -103,25 +118,37 @@ def dice_by_size(results: Sequence[Result], sites: Sequence[str], variants: Sequ
 
 
 def panels(
-    site: str, samples: Sequence[Sample], methods: dict[str, Method], runs: dict[str, Result], path: Path
+    folder: Path, samples: Sequence[Sample], methods: dict[str, Method], runs: dict[str, Result], path: Path
 ) -> Titled:
-    """Outlines of every variant (green) and of the truth (white) on three images chosen by the first variant's Dice."""
+    """Outlines of every variant (green) and of the truth (white) on three images chosen by the first variant's Dice.
+
+    Raises:
+        SourceError: the runs measured different images, or one of them cannot be told in the site's folder, or read.
+    """
     first = next(iter(runs.values()))
-    by_name = {sample.image.name: sample for sample in samples}
+    if any(run.images["image"] != first.images["image"] for run in runs.values()):
+        raise SourceError("its runs measured different images")
+    places = [sample.image.relative_to(folder).as_posix() for sample in samples]
+    if "place" not in first.images:  # an evaluation of before has names alone
+        places = [sample.image.name for sample in samples]
     order = np.argsort(first.images["dice"])
     rows = []
     for quantile in QUANTILES:
-        name = first.images["image"][int(order[round(quantile * (len(order) - 1))])]
-        pixels, truth = read_sample(by_name[name])
+        i = int(order[round(quantile * (len(order) - 1))])
+        name = first.images.get("place", first.images["image"])[i]
+        if places.count(name) != 1:
+            raise SourceError(f"{folder} has {places.count(name)} images {name}; evaluate the run again")
+        pixels, truth = read_sample(samples[places.index(name)])
         views = [_titled(pixels, name)]
         for variant, method in methods.items():
             found = Segmenter(MethodEngine(method, "cpu"))(pixels).labels
-            dice = runs[variant].images["dice"][runs[variant].images["image"].index(name)]
-            views.append(_titled(draw_outlines(pixels, truth, found), f"{variant}: {dice:.2f}"))
+            views.append(
+                _titled(draw_outlines(pixels, truth, found), f"{variant}: {runs[variant].images['dice'][i]:.2f}")
+            )
         rows.append(np.concatenate(views, axis=1))
     cv2.imwrite(str(path), cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
-    title = f"{site}: images at the 10th, 50th and 90th percentile of {first.variant}'s Dice (truth white, found green)"
-    return title, path
+    chosen = f"images at the 10th, 50th and 90th percentile of {first.variant}'s Dice (truth white, found green)"
+    return f"{folder.name}: {chosen}", path
 
 
 def tsne(site: str, parts: dict[str, list[Sample]], methods: dict[str, Causal], path: Path) -> Titled:
@@ -131,26 +158,29 @@ def tsne(site: str, parts: dict[str, list[Sample]], methods: dict[str, Causal], 
     for axes, (variant, method) in zip(
         figure.subplots(1, len(methods), squeeze=False)[0], methods.items(), strict=True
     ):
-        features = [pooled_features(method, samples) for samples in chosen.values()]
+        sets = [_readable(method, samples) for samples in chosen.values()]
+        features = [pooled_features(method, dataset) for dataset in sets]
         perplexity = min(30, sum(map(len, features)) / 4)
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(np.concatenate(features))
         start = 0
-        for i, (name, samples) in enumerate(chosen.items()):
-            for j, lesion in enumerate(sorted({s.lesion for s in samples})):
-                places = [start + k for k, sample in enumerate(samples) if sample.lesion == lesion]
+        for i, (name, dataset) in enumerate(zip(chosen, sets, strict=True)):
+            for j, lesion in enumerate(sorted({s.lesion for s in dataset.samples})):
+                places = [start + k for k, sample in enumerate(dataset.samples) if sample.lesion == lesion]
                 axes.scatter(*points[places].T, s=9, color=f"C{i}", marker="o^sDv"[j % 5], label=f"{name}, {lesion}")
-            start += len(samples)
+            start += len(dataset.samples)
         axes.set(title=variant, xticks=[], yticks=[])
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     return f"t-SNE of pooled features, {site} left out", path
 
 
+def _readable(method: Method, samples: Sequence[Sample]) -> LesionDataset:
+    return LesionDataset(samples, method.recipe.input_size, method.spec.classes, skip_bad=True)
+
+
 @torch.inference_mode()
-def pooled_features(method: Causal, samples: Sequence[Sample]) -> FloatArray:
-    """F_ca of every sample, averaged over its selected tokens, (n, d)."""
-    recipe = method.recipe
-    dataset = LesionDataset(samples, recipe.input_size, method.spec.classes, skip_bad=recipe.skips_bad)
+def pooled_features(method: Causal, dataset: LesionDataset) -> FloatArray:
+    """F_ca of every picture, averaged over its selected tokens, (n, d)."""
     items = (dataset[0, i].pixels.unsqueeze(0) for i in range(len(dataset)))
     rows: list[Any] = [method.network(method.normalise(pixels)).intervened.mean(dim=1)[0] for pixels in items]
     return np.asarray(torch.stack(rows).float().numpy(), np.float32)

@@ -24,6 +24,7 @@ import numpy as np
 
 from mcdrl_rt.errors import McdrlError, SpecError
 from training import plots
+from training.files import whole
 from training.metrics import paired_bootstrap
 from training.published import published, published_by_lesion
 from training.recipe import Recipe, recipe_from
@@ -163,17 +164,19 @@ def write_report(results: Sequence[Result], output: Path, data: Path, against: s
     """Write ``report.md``, ``figures.csv``, ``differences.csv`` and the plots.
 
     Raises:
-        SpecError: no run is of the variant ``against``, or runs measured different images.
+        SpecError: no run is of the variant ``against``, runs measured different images, or nothing can be written.
     """
     known = sorted({result.variant for result in results})
     if against not in known:
         raise SpecError(f"no run is of the variant {against!r}; --against one of {', '.join(known)}")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"cannot write to {output}: {error.strerror}; name another --output") from error
     sites, variants = _order(results, against)
     figures, differences = figure_rows(results, sites, variants), difference_rows(results, sites, variants, against)
     _write_csv(output / "figures.csv", figures)
     _write_csv(output / "differences.csv", differences)
-    pictures = plots.draw_all(results, sites, variants, output, data)
     patience = max(result.recipe.patience for result in results)
     branches = any(result.recipe.branches for result in results)
     rule = RULE.format(
@@ -185,9 +188,11 @@ def write_report(results: Sequence[Result], output: Path, data: Path, against: s
         lines += _site_section(site, [row for row in figures if row["site"] == site], data)
         lines += _difference_section([row for row in differences if row["site"] == site], against)
     lines += _lesion_section(results, variants)
+    recipes = ["## Recipes", "", *_recipe_lines(results, variants)]
+    _write_lines(output / "report.md", [*lines, *recipes])  # the tables are there, whatever comes of the pictures
+    pictures = plots.draw_all(results, sites, variants, output, data)
     lines += [line for title, path in pictures for line in (f"## {title}", "", f"![{title}]({path.name})", "")]
-    lines += ["## Recipes", "", *_recipe_lines(results, variants)]
-    (output / "report.md").write_text("\n".join(lines) + "\n")
+    _write_lines(output / "report.md", [*lines, *recipes])
 
 
 def figure_rows(results: Sequence[Result], sites: Sequence[str], variants: Sequence[str]) -> list[dict[str, Any]]:
@@ -355,9 +360,14 @@ def _dice_of(run: Result, lesion: str) -> str:
     return "dice" if run.recipe.classes == (lesion,) and key not in run.figures else key
 
 
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with whole(path) as partial:
+        partial.write_text("\n".join(lines) + "\n")
+
+
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with whole(path) as partial, partial.open("w", newline="") as file:
         table = csv.DictWriter(file, names)
         table.writeheader()
         for row in rows:

@@ -208,7 +208,8 @@ def execute(fabric: Fabric, run: Run, data: Path, output: Path, workers: int) ->
     if fabric.is_global_zero:
         segmenter = Segmenter(MethodEngine(method, fabric.device.type))
         scores = evaluate(segmenter, data)
-        write_evaluation(run.folder / "evaluation.json", segmenter, scores, variant=run.variant, left_out=run.left_out)
+        about = {"variant": run.variant, "left_out": run.left_out}
+        write_evaluation(run.folder / "evaluation.json", segmenter, scores, data, **about)
         for name in ("last.pt", "clip.safetensors"):  # a study is many runs: what only resuming needs can go
             (run.folder / name).unlink(missing_ok=True)
     fabric.barrier()
