@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -86,6 +87,9 @@ def run() -> None:
 
 def _command() -> object:
     """The command that was asked for; its exit status."""
+    for command in app.registered_commands:  # Typer would break its help where the docstring is broken
+        paragraphs = inspect.cleandoc(command.callback.__doc__ or "").split("\n\n") if command.callback else []
+        command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
     try:
         app(prog_name="mcdrl-rt")
     except McdrlError as error:
@@ -121,7 +125,8 @@ def stream(
     precision: Precision = "auto",
     device: Device = "auto",
     policy: Annotated[
-        str, typer.Option(help="every (files: each frame is segmented), pass (live: each is shown at once), latest.")
+        str,
+        typer.Option(help="every (each frame is segmented), pass (each is shown at once), latest; auto: pass if live."),
     ] = "auto",
     live: Annotated[
         bool, typer.Option("--live", help="Play a file at its own pace, as if it came from a camera.")
@@ -158,7 +163,7 @@ def stream(
     Ctrl-C ends it and keeps all; a second one discards it.
 
     Exit status: 0 all is well; 3 written, with the flaw the warning names (a damaged video, say); 1 an error, or an
-    output was lost.
+    output was lost; 2 an unknown or missing option; 128 + signal.
     """
     from mcdrl_rt.log import logging_to
     from mcdrl_rt.stream.lane import WINDOW, open_lanes
@@ -228,11 +233,12 @@ def process(
     no_table: Annotated[bool, typer.Option("--no-table", help="Leave frames.parquet out, and the report.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Leave the report out.")] = False,
     segment: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="Length of a segment: what an interruption may cost.")
+        float,
+        typer.Option(min=1, metavar="SECONDS", help="Length of a segment: what a kill costs; results depend on it."),
     ] = 60.0,
     opacity: Opacity = 0.35,
     deidentify: Annotated[
-        bool, typer.Option("--deidentify", help="Blank text and what is outside the body; no sound, hashed names.")
+        bool, typer.Option("--deidentify", help="Blank text and rooms it finds, drop sound, hash names. Look at it.")
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that work at once. Default: one for every four cores.")
@@ -247,7 +253,7 @@ def process(
 
     A folder's videos keep their places in it. Whatever stops the command: started again, it goes on where it was, with
     the same results. Exit status: 0 all is well; 3 all are written, with the flaws the warnings name (a damaged video,
-    say); 1 a procedure failed.
+    say); 1 a procedure failed; 2 an unknown or missing option; 128 + signal.
     """
     from mcdrl_rt import offline
     from mcdrl_rt.video.names import plain, redacted

@@ -853,6 +853,15 @@ def imported_by(program: str) -> set[str]:
     return {line[2].strip().partition(".")[0] for line in lines}
 
 
+@pytest.mark.parametrize("command", ["stream", "process", "build", "doctor"])
+def test_help_breaks_lines_where_the_terminal_ends(command: str) -> None:
+    wide = os.environ | {"COLUMNS": "1000"}
+    told = subprocess.run([*CLI, command, "--help"], capture_output=True, text=True, env=wide)
+    lines = [line.strip() for line in told.stdout.partition("╭")[0].splitlines()]
+    assert told.returncode == 0 and len(lines) > 3
+    assert not [pair for pair in itertools.pairwise(lines) if all(pair)]  # a paragraph is one line
+
+
 def test_importing_and_helping_are_light() -> None:
     heavy = {"torch", "openvino", "cv2", "av", "open_clip", "timm", "onnx", "numpy"}
     assert imported_by("import mcdrl_rt.cli") & (heavy | {"typer", "rich"}) == set()
