@@ -70,14 +70,17 @@ def test_what_cannot_be_looked_at_is_told_of_and_costs_nothing_else(
     (archive / "day2").symlink_to(tmp_path / "not mounted")
     (archive / "loop.mp4").symlink_to("loop.mp4")
     (archive / "closed").mkdir()
-    looked_into = Path.iterdir
 
-    def refused(self: Path) -> Any:  # nothing is closed to root
-        if self.name == "closed":
-            raise PermissionError(13, "Permission denied", str(self))
-        return looked_into(self)
+    def refusing(look: Callable[[Path], Any]) -> Callable[[Path], Any]:  # nothing is closed to root
+        def looks(folder: Path) -> Any:
+            if str(folder).endswith("closed"):  # it may be a number, of one that is open
+                raise PermissionError(13, "Permission denied", str(folder))
+            return look(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refused)
+        return looks
+
+    monkeypatch.setattr(Path, "iterdir", refusing(Path.iterdir))
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
     outcomes = run([archive, empty, tmp_path / "gone*.mp4"], out)
     errors = {outcome.job.source.name: outcome.error for outcome in outcomes}
     assert errors.pop("a.mp4") is None

@@ -92,7 +92,7 @@ def _files(source: Path) -> Iterable[Path]:
         raise SourceError(f"no such file: {source}")
     if not (source.is_file() or source.is_dir()):
         raise SourceError(f"{source} is neither a file nor a folder of pictures")
-    return sorted(pictures_of(source))
+    return sorted(pictures_of(source), key=lambda file: file.name)
 
 
 def is_fingerprint(value: Any) -> TypeGuard[Fingerprint]:

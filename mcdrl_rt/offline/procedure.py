@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mcdrl_rt.offline.work import Task
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.types import ModelSpec
 
+_LOOKS = 50  # times as long is worked as it takes to look whether the input is still the same
 OnStart = Callable[[Job, int | None], Callable[[int], None] | None]
 
 
@@ -129,10 +131,14 @@ def _work(
     left = [segment for segment in manifest.segments if segment.number not in manifest.done]
     folder = manifest.folder.absolute()  # it may be for others, who stand elsewhere
     tasks = [Task(recording, segment, crew.settings, about, folder) for segment in left]
+    looked_s, takes_s = time.monotonic(), 0.0
     for number, part in crew.hands.do(tasks, counted):
         counted.before += part.frames
         counted(0)
-        _check(job, crew, manifest)
+        if (now_s := time.monotonic()) - looked_s >= _LOOKS * takes_s:  # and in the end
+            _check(job, crew, manifest)
+            looked_s = time.monotonic()
+            takes_s = looked_s - now_s
         manifest.done[number] = part
         manifest.save()
 

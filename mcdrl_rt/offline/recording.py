@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -148,25 +149,35 @@ def _spread(index: VideoIndex, count: int) -> list[int]:
     return [index.keyframes[number] for number in np.unique(before.clip(0))]
 
 
+@functools.lru_cache(maxsize=4)
+def _files(path: Path, changed_ns: int) -> list[Path]:
+    """The pictures there are since then; to list 100,000 takes seconds, and each segment asks."""
+    return pictures_of(path)
+
+
 class _Pictures(Recording):
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with Playlist(path.name, pictures_of(path), {}) as source:
+        self.path, self._changed_ns = path, path.stat().st_mtime_ns
+        with Playlist(path.name, self._files, {}) as source:
             self.format, self.frames = source.format, source.frame_count
+
+    @property
+    def _files(self) -> list[Path]:
+        return _files(self.path, self._changed_ns)
 
     def samples(self) -> Iterator[UInt8Array]:
         return iter(())
 
     def segments(self, segment_s: float) -> tuple[Segment, ...]:
-        pictures, each = len(pictures_of(self.path)), max(1, round(segment_s * self.format.rate))
+        pictures, each = len(self._files), max(1, round(segment_s * self.format.rate))
         edges = [None, *range(each, pictures, each), None]  # a picture's time is its place
         return tuple(itertools.starmap(Segment, zip(itertools.count(), edges, edges[1:], strict=False)))
 
     def open(self, segment: Segment) -> Source:
-        return Playlist(self.path.name, pictures_of(self.path), {}, slice(segment.start, segment.end))
+        return Playlist(self.path.name, self._files, {}, slice(segment.start, segment.end))
 
     def read_through(self, segment: Segment) -> None:
-        for file in pictures_of(self.path)[segment.start : segment.end]:
+        for file in self._files[segment.start : segment.end]:
             read_through(file)
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
