@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A part may import itself and parts of a lower layer; parts of one layer do not know each other.
 LAYERS = (
-    {"types", "errors", "version", "unfinished"},
+    {"types", "errors", "version", "unfinished", "folders"},
     {"ops", "video"},
     {"model", "log"},
     {"engine"},

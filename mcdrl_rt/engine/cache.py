@@ -6,19 +6,18 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from mcdrl_rt.engine import sidecar
 from mcdrl_rt.engine.build import Stage, build_engine
 from mcdrl_rt.engine.order import Order, resolved
 from mcdrl_rt.errors import EngineError
+from mcdrl_rt.folders import cache_folder
 
 _log = logging.getLogger("mcdrl_rt")
 
@@ -86,7 +85,7 @@ def timing_cache() -> Path:
 
 def folder() -> Path:
     """Where this user's engines lie, each in a folder of its own, with nothing but its files."""
-    return Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / "engines"
+    return cache_folder() / "engines"
 
 
 def _place(checkpoint: Path, order: Order) -> Path:

@@ -8,9 +8,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from mcdrl_rt.errors import EngineError
+from mcdrl_rt.folders import state_folder
 
 _BYTES = 32
 
@@ -26,7 +25,7 @@ def user_key(name: str, purpose: str, create: bool = True) -> bytes | None:
     Raises:
         EngineError: it can be neither read nor made.
     """
-    path = Path(os.environ.get("MCDRL_STATE") or platformdirs.user_state_dir("mcdrl-rt")) / f"{name}.key"
+    path = state_folder() / f"{name}.key"
     try:
         if not path.exists():
             if not create:

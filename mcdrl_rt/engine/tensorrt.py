@@ -27,9 +27,9 @@ from mcdrl_rt.engine.tensorrt_api import (
     held_signals,
     installed_tensorrt,
     load_plugin,
+    logged,
     make_log,
     make_progress,
-    reason,
     require_tensorrt,
     started,
 )
@@ -105,7 +105,7 @@ def parse(model: bytes | onnx.ModelProto, plugin: Path | None) -> Network:
     parser = trt.OnnxParser(definition, log)
     if not parser.parse(serialized(inlined(proto) if plugin is None else for_plugin(proto))):
         errors = [describe(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError(f"TensorRT cannot read this model: {reason(log, errors)}")
+        raise EngineError(f"TensorRT cannot read this model: {logged(log, errors)}")
     for i in reversed(range(definition.num_outputs)):
         if (tensor := definition.get_output(i)).name not in RESULTS:
             definition.unmark_output(tensor)
@@ -148,7 +148,7 @@ def compile_network(
     if progress.error is not None:
         raise progress.error
     if plan is None:
-        raise EngineError(f"TensorRT cannot build this model: {reason(log)}")
+        raise EngineError(f"TensorRT cannot build this model: {logged(log)}")
     if timing_cache is not None:
         write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     return bytes(memoryview(plan))
@@ -211,13 +211,13 @@ class TensorRtEngine(TensorEngine):
         with torch.cuda.device(self.device):
             context = self._engine.create_execution_context()
         if context is None or not context.set_input_shape(INPUT, (count, *self.spec.input_size, 3)):
-            raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+            raise EngineError(f"TensorRT cannot run a batch of {count} here: {logged(self._log)}")
         results = tuple(self._bind(context, name) for name in self._results)
 
         def execute(frames: Tensor) -> tuple[Tensor, ...]:
             context.set_tensor_address(INPUT, frames.data_ptr())
             if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-                raise EngineError(f"TensorRT cannot run a batch of {count} here: {reason(self._log)}")
+                raise EngineError(f"TensorRT cannot run a batch of {count} here: {logged(self._log)}")
             return results
 
         return execute
@@ -241,7 +241,7 @@ def deserialise(runtime: trt.Runtime, plan: Path, log: Any) -> trt.ICudaEngine:
     except OSError as error:
         raise EngineError(f"cannot read {plan}: {str(error.strerror or error).lower()}") from error
     if engine is None:
-        raise EngineError(f"TensorRT cannot load {plan}: {reason(log)}; rebuild it with 'mcdrl-rt build'")
+        raise EngineError(f"TensorRT cannot load {plan}: {logged(log)}; rebuild it with 'mcdrl-rt build'")
     return engine
 
 

@@ -65,7 +65,7 @@ def started(kind: Callable[[Any], T], log: Any) -> T:
     try:
         return kind(log)
     except (TypeError, RuntimeError) as error:  # what pybind11 makes of a null pointer
-        raise EngineError(f"TensorRT does not start: {reason(log, () if log.errors else [str(error)])}") from error
+        raise EngineError(f"TensorRT does not start: {logged(log, () if log.errors else [str(error)])}") from error
 
 
 def load_plugin(path: Path) -> None:
@@ -158,7 +158,7 @@ def make_progress(tell: Callable[[str], None], held: Sequence[int] = ()) -> Any:
     return Progress()
 
 
-def reason(log: Any, errors: Sequence[str] = ()) -> str:
+def logged(log: Any, errors: Sequence[str] = ()) -> str:
     """The first line that says anything of ``errors``, or of what TensorRT logged as errors since the last question."""
     lines = [_first_line(text) for text in (*errors, *log.errors)]
     log.errors.clear()

@@ -37,7 +37,7 @@ class Part:
         stages: percentiles of the milliseconds that a frame spent in each stage, as ``Summary`` has them.
         tally: what the source says of it.
         problems: what people should know of it.
-        sizes: of what it is made of, by the ends of their names, as ``size_of`` gives them.
+        sizes: of what it is made of, by the ends of their names, as ``extent_of`` gives them.
     """
 
     frames: int
@@ -122,7 +122,7 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def size_of(path: Path) -> int | None:
+def extent_of(path: Path) -> int | None:
     """Bytes of a file, or the number of files in a folder; None where there is neither."""
     try:
         return len(os.listdir(path)) if path.is_dir() else path.stat().st_size

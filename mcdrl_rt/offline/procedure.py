@@ -14,7 +14,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
-from mcdrl_rt.offline.manifest import Manifest, discard, read_json, size_of, write_json
+from mcdrl_rt.offline.manifest import Manifest, discard, extent_of, read_json, write_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording, open_recording
@@ -182,7 +182,7 @@ def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerpri
         for left in job.parts.glob(".*"):  # what a killed process left
             left.unlink(missing_ok=True)
         for number, part in list(manifest.done.items()):
-            sizes = {kind.end: size_of(kind.part(job.parts, number)) for kind in crew.kinds}
+            sizes = {kind.end: extent_of(kind.part(job.parts, number)) for kind in crew.kinds}
             if part.frames and sizes != part.sizes:
                 del manifest.done[number]
         return manifest

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import platformdirs
-
 from mcdrl_rt.errors import SinkError, SourceError, first_line
+from mcdrl_rt.folders import cache_folder
 from mcdrl_rt.offline.fingerprint import Fingerprint
 from mcdrl_rt.offline.settings import is_result
 from mcdrl_rt.unfinished import ended
@@ -72,7 +71,8 @@ class Origin:
     @property
     def copy(self) -> Path:
         """Where it lies here when it is its turn."""
-        return _cache("inputs") / _hash(self.output + self.url + self.version) / PurePosixPath(_bare(self.path)).name
+        its = _hash(self.output + self.url + self.version)
+        return cache_folder() / "inputs" / its / PurePosixPath(_bare(self.path)).name
 
     def facts(self) -> dict[str, Any]:
         """What it is, without fetching it; as ``fingerprint.input_facts``.
@@ -171,7 +171,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self.folder = url, _cache("archives") / _hash(url.rstrip("/"))
+        self._url, self.folder = url, cache_folder() / "archives" / _hash(url.rstrip("/"))
         with _told(SinkError, f"cannot write to {redacted(url)}"):
             self._files, self._root = _files(url)
 
@@ -364,10 +364,6 @@ def _told(kind: type[SourceError | SinkError], what: str) -> Iterator[None]:
         raise kind(f"{what}: {reason(error)}") from None
     except Exception as error:  # every store has errors of its own
         raise kind(f"{what}: {first_line(error)}") from None
-
-
-def _cache(name: str) -> Path:
-    return Path(os.environ.get("MCDRL_CACHE") or platformdirs.user_cache_dir("mcdrl-rt")) / name
 
 
 def _hash(text: str) -> str:

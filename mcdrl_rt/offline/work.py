@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcdrl_rt.offline.manifest import Part, size_of
+from mcdrl_rt.offline.manifest import Part, extent_of
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Together, products
 from mcdrl_rt.offline.recording import Recording, tally_of
@@ -99,5 +99,5 @@ def _work(task: Task, segmenter: AnySegmenter, on_frame: Callable[[int], None] |
             stages=summary.stages,
             tally=tally,
             problems=[problem] if problem else [],
-            sizes={kind.end: size_of(path) for kind, path in zip(kinds, paths, strict=True)},
+            sizes={kind.end: extent_of(path) for kind, path in zip(kinds, paths, strict=True)},
         )

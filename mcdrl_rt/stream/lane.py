@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcdrl_rt.errors import SourceError
-from mcdrl_rt.video.container import is_file, is_remote, short_name
+from mcdrl_rt.video.container import is_file, may_be_away, short_name
 from mcdrl_rt.video.file import FORMATS
 from mcdrl_rt.video.names import legible, plain, scheme
 from mcdrl_rt.video.output import numbered
@@ -75,7 +75,7 @@ def open_lanes(
             there[place] = sources.enter_context(open_source(uri, live=live, **(options or {})))
         except SourceError as error:
             on_missing(short_name(plain(uri)), error)
-            if len(inputs) == 1 or not is_remote(uri):
+            if len(inputs) == 1 or not may_be_away(uri):
                 raise
             _log.error("%s", error)
     if not there:

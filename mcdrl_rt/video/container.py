@@ -148,7 +148,7 @@ def is_file(uri: str) -> bool:
     return not scheme(uri) and Path(uri).is_file()
 
 
-def is_remote(uri: str) -> bool:
+def may_be_away(uri: str) -> bool:
     """Whether it may be away for a while: what is on a network, or a device."""
     return _is_device(uri) or scheme(uri) not in ("", "file")
 
@@ -165,7 +165,7 @@ def short_name(uri: str) -> str:
     return display_name(uri) if scheme(uri) or uri == "-" or _is_screen(uri) else legible(Path(uri).name)
 
 
-def reason(error: av.FFmpegError, waited_s: float) -> str:
+def ffmpeg_reason(error: av.FFmpegError, waited_s: float) -> str:
     """FFmpeg's words without its numbers, and without the URL, which may hold a password."""
     if isinstance(error, av.error.ExitError):  # how a time limit shows
         return f"no data for {waited_s:.0f} s"
@@ -221,7 +221,7 @@ def _open_advice(error: av.FFmpegError, uri: str) -> str:
         return "this FFmpeg has no SRT; take ffmpeg -i srt://… -c copy -f mpegts - | mcdrl-rt stream --input -"
     if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
         return "not a video, or a recording cut off before its index was written"
-    why = reason(error, OPEN_TIMEOUT_S)
+    why = ffmpeg_reason(error, OPEN_TIMEOUT_S)
     if _is_device(uri):
         return f"{why}; is the capture device connected, and free? (ls /dev/video*)"
     if _is_screen(uri):

@@ -20,6 +20,7 @@ from mcdrl_rt.video.container import (
     INDEX_LAST,
     LIVE_TIMEOUT_S,
     OPEN_TIMEOUT_S,
+    ffmpeg_reason,
     frame_count,
     has_index,
     has_times,
@@ -29,7 +30,6 @@ from mcdrl_rt.video.container import (
     nominal_rate,
     open_container,
     own_duration_s,
-    reason,
     short_name,
     video_stream,
 )
@@ -67,7 +67,7 @@ class Video(Source):
         except BaseException as error:
             self._container.close()
             if isinstance(error, av.FFmpegError):  # there is a picture, and FFmpeg has no way to make it RGB
-                why = f"{reason(error, OPEN_TIMEOUT_S)}; save it with the colours of BT.709 first"
+                why = f"{ffmpeg_reason(error, OPEN_TIMEOUT_S)}; save it with the colours of BT.709 first"
                 raise SourceError(f"cannot convert the pictures of {self.name}: {why}") from None
             raise
 

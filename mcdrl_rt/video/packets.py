@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from mcdrl_rt.video.container import READ_TIMEOUT_S, reason
+from mcdrl_rt.video.container import READ_TIMEOUT_S, ffmpeg_reason
 
 _MAX_READ_ERRORS = 20  # in a row: after that the file is taken to end here
 
@@ -47,7 +47,7 @@ class Packets:
                         errors_in_row = 0
                 break
             except av.FFmpegError as error:
-                self.stopped = reason(error, self._limit_s or READ_TIMEOUT_S)
+                self.stopped = ffmpeg_reason(error, self._limit_s or READ_TIMEOUT_S)
                 if self._live:
                     return  # what the decoder still holds is out of date
                 errors_in_row += 1
