@@ -280,9 +280,9 @@ def process(
         if not all([list_results(job, settings, store, as_json) for job in jobs]):
             raise typer.Exit(1)
         return
-    offline.make_folder(folder) if store is None else store.prepare()
     load = offline.Loader(model and model.absolute(), engine, precision, device)
     segmenter = load()
+    offline.make_folder(folder) if store is None else store.prepare()
     about = offline.engine_facts(segmenter, model)
     count = offline.worker_count(workers)
     if ray is not None:

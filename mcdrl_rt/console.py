@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _CLOSE_S, _LOG_S = 5.0, 1.0  # that workers, and a log, are waited for when the process leaves
+_SWEEP_S = 0.1  # for other threads to make what they have begun
 _STACK = 16 << 20  # bytes: what a first thread has, and more
 
 
@@ -139,6 +140,8 @@ def quit_now(number: int, _: object) -> NoReturn:
     stderr.quiet = True  # what is broken off now need not be told
     for close in _closers:
         _try(close, _CLOSE_S)
+    remove_all()
+    time.sleep(_SWEEP_S)  # other threads go on: what one was about to make is there now
     remove_all()
     leave(128 + number)
 

@@ -199,6 +199,19 @@ def test_what_is_lost_before_all_is_done_is_made_again(
     assert pq.read_table(out / "a.frames.parquet").num_rows == 40
 
 
+@pytest.mark.parametrize("name", ["a.annotated.mp4", "a.report.html", "a.masks"])
+def test_what_somebody_puts_in_a_results_place_meanwhile_is_left_alone(clip: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    begin([clip], out, PIECES)
+    (out / name).write_text("precious")
+    (outcome,) = run([clip], out, PIECES)
+    assert outcome.error is not None and f"{out / name} is there already, of no job; move it, or" in outcome.error
+    assert (out / name).read_text() == "precious"
+    (out / name).unlink()
+    (outcome,) = run([clip], out, PIECES)
+    assert outcome.error is None
+
+
 @pytest.mark.parametrize("attempt", range(1, 7))
 @pytest.mark.parametrize("lasts", [False, True])
 def test_a_disk_that_fails_costs_no_frame(
@@ -273,6 +286,8 @@ def test_pictures_are_cut_into_segments_and_taken_up_where_they_were_left(tmp_pa
     outcome = work(whole, stills)
     assert outcome.summary is not None
     assert str(outcome.summary.problem).startswith("11 of the files could not be read; cannot decode 3.png: ")
+    told = json.loads((whole / "a.summary.json").read_text())["problems"]
+    assert [any(f" {number}.png: " in problem for problem in told) for number in bad] == [True] * len(bad)
     table = pq.read_table(whole / "a.frames.parquet")
     good = [number for number in range(44) if number not in bad]
     assert table["file"].to_pylist() == [f"{number}.png" for number in good]

@@ -95,6 +95,16 @@ def test_of_a_picture_that_moves_among_others_the_first_is_taken(tmp_path: Path)
     assert source.problem == "1.png: only the first of its pictures was taken"
 
 
+def test_a_picture_that_is_cut_off_is_told_of(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    for name in ("a.jpg", "b.jpg"):
+        cv2.imwrite(str(tmp_path / name), noise)
+    assert read(str(tmp_path))[1] is None
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:-900])
+    assert read(str(tmp_path))[1] == "b.jpg: cut off: a part of it is made up"
+    assert read(str(tmp_path / "b.jpg"))[1] == "cut off: a part of it is made up"
+
+
 def test_what_is_wrong_with_a_part_is_said_with_its_name(tmp_path: Path) -> None:
     noisy = [np.random.default_rng(i).integers(0, 255, (48, 64, 3)).astype(np.uint8) for i in range(40)]
     faststart = {"movflags": "faststart"}

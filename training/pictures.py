@@ -11,6 +11,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.length import is_cut_off
 
 NOISE = 32  # levels a mask's black and white may be off: some were JPEG before
 FEW = 6  # levels of a mask that has no noise, a few labels among them
@@ -106,19 +107,6 @@ def _decode(path: Path, flags: int) -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error as error:
         raise SourceError(f"cannot read {path}: damaged, or of more pixels than OpenCV takes") from error
-    if pixels is None or _is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
+    if pixels is None or is_cut_off(data):  # of which OpenCV reads what there is, and makes up the rest
         raise SourceError(f"cannot read {path}: damaged, or no image")
     return pixels
-
-
-def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG or PNG file lacks its end."""
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data
-    if not data.startswith(b"\xff\xd8"):
-        return False
-    place = 2  # over tables, and over a preview that has an end of its own
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-        filled = data[place + 1 : place + 2] == b"\xff"
-        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
-    return b"\xff\xd9" not in data[place:]

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -185,6 +186,7 @@ def _begin(load: Callable[[], AnySegmenter], count: int, engine: str | None) -> 
     """Begin as a worker: with its share of the cores, and an engine of its own; it ends when who leads is no more."""
     global _segmenter
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who leads
+    logging.disable()  # and so is what is to be said
     number = int(multiprocessing.current_process().name.rpartition("-")[2])  # children are numbered as they are born
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

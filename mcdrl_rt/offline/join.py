@@ -14,12 +14,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from mcdrl_rt.errors import SinkError, SourceError
-from mcdrl_rt.offline.manifest import Manifest, Part, discard, keep_names, write_json
+from mcdrl_rt.offline.manifest import Manifest, Part, discard, keep_names, refuse_foreign, write_json
 from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording
-from mcdrl_rt.offline.settings import ANNOTATED, REPORT, TABLE, Settings
+from mcdrl_rt.offline.settings import ANNOTATED, REPORT, SUMMARY, TABLE, Settings
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.version import __version__
 from mcdrl_rt.video.chunks import Chunk
@@ -60,7 +60,7 @@ def finish(
         ]
         whole = kind.whole(manifest.folder)
         problems += kind.join(chunks, whole, about)
-        _move(whole, job.result(kind.end))
+        _place(manifest, whole, job, kind.end)
     told = _added_up(text for text in problems if text)
     if settings.private:
         told = [nameless(text, recording.path) for text in told]
@@ -71,13 +71,13 @@ def finish(
     )
     if settings.report:
         origin_s = min(*starts.values(), Fraction(0))
-        _report(job, job.name(settings), manifest.folder, summary, origin_s if settings.annotated else None)
+        _report(job, manifest, job.name(settings), summary, origin_s if settings.annotated else None)
     done = manifest.folder / "summary.json"
     known = {"fingerprint": manifest.fingerprint, "stamp": manifest.stamp}
     kept = dataclasses.replace(summary, output=Path(summary.output).name) if settings.private else summary
-    write_json(done, known | {"summary": dataclasses.asdict(kept)})
+    write_json(done, known | {"summary": dataclasses.asdict(kept), "problems": told})
     keep_names(job.summary.parent)  # the results' names before that which says they are there
-    _move(done, job.summary)
+    _place(manifest, done, job, SUMMARY)
     keep_names(job.summary.parent)
     discard(manifest.folder)
     return summary
@@ -134,14 +134,15 @@ def _stages(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
     return stages
 
 
-def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fraction | None) -> None:
+def _report(job: Job, manifest: Manifest, name: str, summary: Summary, origin_s: Fraction | None) -> None:
     """Write the report; with pictures, where there is an annotated video and it is known which time is zero in it."""
     from mcdrl_rt.offline.report import write_report
 
     about = {"name": name, "model": summary.model, "engine": summary.engine, "made by": __version__}
     if summary.problem:
         about["note"] = summary.problem
-    table, whole = job.result(TABLE), folder / "whole.report.html"
+    folder, table = manifest.folder, job.result(TABLE)
+    whole = folder / "whole.report.html"
     if origin_s is None:
         write_report(whole, table, about)
     else:
@@ -149,11 +150,16 @@ def _report(job: Job, name: str, folder: Path, summary: Summary, origin_s: Fract
         with contextlib.closing(Pictures(video, origin_s)) as pictures:
             # the page names the video by the way from it, and they will lie beside each other
             write_report(whole, table, about, pictures, folder / video.name, float(origin_s))
-    _move(whole, job.result(REPORT))
+    _place(manifest, whole, job, REPORT)
 
 
-def _move(whole: Path, target: Path) -> None:
-    """Put a result in its place, which the same from before an interruption may have."""
+def _place(manifest: Manifest, whole: Path, job: Job, end: str) -> None:
+    """Put a result in its place, which the same from before an interruption may have, but nobody else's."""
+    target = job.result(end)
+    if end not in manifest.placed:
+        refuse_foreign([target])
+        manifest.placed.append(end)
+        manifest.save()
     try:
         if whole.is_dir() and target.is_dir():
             if strange := set(os.listdir(target)) - set(os.listdir(whole)):

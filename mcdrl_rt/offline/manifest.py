@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Manifest:
         done: the finished ones, by their number.
         stamp: of the input as it was last known to be what the fingerprint says.
         name: what the parts call the procedure; its input may be called something else by now.
+        placed: ends of the names of the results that lie in their places, or are about to; others there are not ours.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Manifest:
     done: dict[int, Part] = field(default_factory=dict)
     stamp: str | None = None
     name: str = ""
+    placed: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest | None:
@@ -87,7 +90,8 @@ class Manifest:
             segments = tuple(Segment(number, *edges) for number, edges in enumerate(content["segments"]))
             done = {int(number): _part(part) for number, part in content["done"].items()}
             if is_fingerprint(fingerprint := content["fingerprint"]):
-                return cls(folder, fingerprint, segments, done, content.get("stamp"), content.get("name", ""))
+                more = {name: content[name] for name in ("stamp", "name", "placed") if name in content}
+                return cls(folder, fingerprint, segments, done, **more)
             raise ValueError(fingerprint)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise SourceError(f"cannot read {path}: it is not of this version of mcdrl-rt; delete {folder}") from None
@@ -103,6 +107,7 @@ class Manifest:
             "segments": [[segment.start, segment.end] for segment in self.segments],
             "stamp": self.stamp,
             "name": self.name,
+            "placed": self.placed,
             "done": {str(number): dataclasses.asdict(part) for number, part in sorted(self.done.items())},
         }
         write_json(_path(self.folder), content)
@@ -111,6 +116,16 @@ class Manifest:
     def parts(self) -> list[Part]:
         """What is done, in the segments' order."""
         return [self.done[number] for number in sorted(self.done)]
+
+
+def refuse_foreign(paths: Iterable[Path]) -> None:
+    """Make sure that nothing lies where results will: it is somebody's.
+
+    Raises:
+        SinkError: something does.
+    """
+    if there := next((path for path in paths if path.exists()), None):
+        raise SinkError(f"{there} is there already, of no job; move it, or choose another output folder")
 
 
 def discard(folder: Path) -> None:
@@ -130,8 +145,8 @@ def extent_of(path: Path) -> int | None:
         return None
 
 
-def read_json(path: Path, of: Path | None = None) -> dict[str, Any]:
-    """What is in a file of JSON; ``of``: what is worth nothing without it.
+def read_json(path: Path, of: Path | str = "it") -> dict[str, Any]:
+    """What is in a file of JSON; ``of``: what is worth nothing without it, and is to be deleted.
 
     Raises:
         SourceError: it cannot be read, or holds something else.
@@ -141,7 +156,7 @@ def read_json(path: Path, of: Path | None = None) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(f"cannot read {path}: {reason(error)}") from None
     except (ValueError, TypeError):
-        raise SourceError(f"cannot read {path}: it is damaged; delete {of or 'it'}") from None
+        raise SourceError(f"cannot read {path}: it is damaged; delete {of}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, difference, input_facts, is_fingerprint, stamp
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.offline.join import finish
-from mcdrl_rt.offline.manifest import Manifest, discard, extent_of, read_json, write_json
+from mcdrl_rt.offline.manifest import Manifest, discard, extent_of, read_json, refuse_foreign, write_json
 from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording, open_recording
@@ -60,7 +60,7 @@ def done_before(job: Job, fingerprint: Fingerprint, address: Callable[[Path], st
     """
     if not job.summary.exists():
         return None
-    content = read_json(job.summary)
+    content = read_json(job.summary, of="it and the results beside it")
     try:
         if not is_fingerprint(there := content["fingerprint"]):
             raise TypeError(there)
@@ -153,7 +153,7 @@ def _check(job: Job, crew: Crew, manifest: Manifest) -> None:
         return
     if input_facts(job.source) != manifest.fingerprint["input"]:
         manifest.done.clear()
-        for path in job.results(crew.settings):  # those that are in their places already
+        for path in map(job.result, manifest.placed):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise SourceError(f"{job.title} changed while it was processed; process it again")
     manifest.stamp = now  # no more than its permissions changed, say
@@ -185,23 +185,17 @@ def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerpri
             sizes = {kind.end: extent_of(kind.part(job.parts, number)) for kind in crew.kinds}
             if part.frames and sizes != part.sizes:
                 del manifest.done[number]
+        refuse_foreign(job.result(end) for end in crew.settings.ends if end not in manifest.placed)
         return manifest
-    _refuse_foreign(job, crew, ours=manifest is not None)
+    refuse_foreign(job.results(crew.settings))
+    if manifest is None and job.parts.is_dir() and any(not path.name.startswith(".") for path in job.parts.iterdir()):
+        refuse_foreign([job.parts])
     discard(job.parts)  # not one segment was done
     make_folder(job.parts)
     segments = recording.segments(crew.settings.segment_s)
     manifest = Manifest(job.parts, fingerprint, segments, stamp=stamped, name=job.name(crew.settings))
     manifest.save()  # whose folder it is
     return manifest
-
-
-def _refuse_foreign(job: Job, crew: Crew, ours: bool) -> None:
-    """What lies where a new procedure's results will, and was made by no job, is somebody's."""
-    there = [path for path in job.results(crew.settings) if path.exists()]
-    if not ours and job.parts.is_dir() and any(not path.name.startswith(".") for path in job.parts.iterdir()):
-        there.append(job.parts)
-    if there:
-        raise SinkError(f"{there[0]} is there already, of no job; move it, or choose another output folder")
 
 
 def _about(name: str, crew: Crew, recording: Recording) -> About:
@@ -213,4 +207,5 @@ def _about(name: str, crew: Crew, recording: Recording) -> About:
 def _refuse(path: str, there: Fingerprint, now: Fingerprint) -> None:
     """Nothing of one job is mixed with another's."""
     if differs := difference(there, now):
-        raise SinkError(f"{path} is of another job ({differs}); choose another output folder, or delete it")
+        what_to_do = "choose another output folder, or delete it and the results beside it"
+        raise SinkError(f"{path} is of another job ({differs}); {what_to_do}")

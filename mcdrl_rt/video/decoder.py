@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -34,7 +35,7 @@ from mcdrl_rt.video.container import (
     video_stream,
 )
 from mcdrl_rt.video.deinterlace import Deinterlacer
-from mcdrl_rt.video.length import bytes_missing
+from mcdrl_rt.video.length import bytes_missing, is_cut_off
 from mcdrl_rt.video.packets import Packets
 from mcdrl_rt.video.rgb import ToPicture, color, pixel_aspect, upright_size
 from mcdrl_rt.video.timestamps import Arrivals, Clock, Timestamps
@@ -121,7 +122,8 @@ class Video(Source):
         """Why there is not one frame."""
         if has_index(self._container) and not self._packets.count and self._file is None:
             return f"{INDEX_LAST}. Or nothing follows an index that comes first: then it was cut off"
-        return (self.live and self._packets.stopped) or "no frame of it is readable; the file is damaged"
+        unread = "no frame of it is readable: it is damaged, or of a kind that this FFmpeg does not decode"
+        return (self.live and self._packets.stopped) or unread
 
     @property
     def expected(self) -> Expected:
@@ -180,4 +182,9 @@ class Video(Source):
 
     def _verdict(self) -> str | None:
         """What to tell the user once the video has ended."""
+        kind = self._container.format.name
+        if self._file and (kind == "image2" or kind.endswith("_pipe")):  # a picture
+            with contextlib.suppress(OSError):
+                if is_cut_off(self._file.read_bytes()):
+                    return "cut off: a part of it is made up"
         return self.expected.verdict(self.tally)

@@ -1,4 +1,4 @@
-"""Whether a video file is as long as its container says: what is cut off its end is seen to the byte.
+"""Whether a video file is as long as its container says: what is cut off its end is seen to the byte; so of pictures.
 
 MP4 and QuickTime are boxes, AVI is RIFF chunks, Matroska and WebM are one EBML segment: each says its own size first.
 Other containers, and what was never finished, say nothing. Only headers are read, whatever the size of the file.
@@ -42,6 +42,19 @@ def bytes_missing(path: Path) -> int | None:
         return None
     missing = max(ends) - size
     return missing if missing > slack else 0
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end; decoders make up what is missing."""
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    place = 2  # over tables, and over a preview that has an end of its own
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        filled = data[place + 1 : place + 2] == b"\xff"
+        place += 1 if filled else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return b"\xff\xd9" not in data[place:]
 
 
 def _read(file: BinaryIO, place: int, count: int) -> bytes:

@@ -157,7 +157,10 @@ class Playlist(Source):
     def _verdict(self) -> str | None:
         problems = list(self._problems)
         if self._unreadable:
-            problems[:0] = [f"{len(self._unreadable)} of the files could not be read", self._unreadable[0]]
+            which = self._unreadable if self._keeps_places else self._unreadable[:1]
+            problems[:0] = [f"{len(self._unreadable)} of the files could not be read", *which]
+        if self._keeps_places:  # a part of them: whoever puts the parts together tells as much as is wanted
+            return "; ".join(problems) or None
         return "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "") or None
 
 
