@@ -245,6 +245,21 @@ def test_a_report_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err == said
 
 
+def test_figures_of_several_held_out_sites_are_over_their_images(tmp_path: Path) -> None:
+    def site(dice: list[float], recall: float, area: float, unseen: bool = False) -> dict[str, object]:
+        names = [str(i) for i in range(len(dice))]
+        images = {"image": names, "group": names, "dice": dice, "lesion": [area] * len(dice)}
+        figures = {"images": len(dice), "dice": float(np.mean(dice)), "selection_recall": recall}
+        return {"unseen": unseen, "figures": figures, "images": images}
+
+    sites = {"a": site([1.0, 1.0, 1.0], 0.9, 0.1), "b": site([0.2], 0.5, 0.3), "c": site([0.5], 1.0, 0.1, True)}
+    content = {"recipe": {"name": "x"}, "variant": "x", "left_out": "c", "sites": sites}
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    (result,) = report.load_results([tmp_path])
+    assert result.held_figures["dice"] == pytest.approx(0.8) == np.mean(result.held["dice"])
+    assert result.held_figures["selection_recall"] == pytest.approx(0.7)
+
+
 def test_seeds_are_averaged_before_images_are_compared(tmp_path: Path) -> None:
     def result(variant: str, seed: int, dice: list[float]) -> report.Result:
         recipe = report.recipe_from({"name": "x", "seed": seed})

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec, save_checkpoint
-from training import loop
+from training import launch, loop
 from training import train as training
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.launch import IMAGES, add_arguments, claim, make_fabric, read_images
@@ -228,8 +228,31 @@ def test_what_has_not_begun_can_be_corrected(tiny: Recipe, tmp_path: Path) -> No
     run = tmp_path / "run"
     with pytest.raises(SourceError, match="no site at"):
         train(FABRIC, dataclasses.replace(tiny, train_sites=("tyni",)), tmp_path, run)
+    (run / "pretraining").mkdir()
     claim(FABRIC, tiny, run)
     assert json.loads((run / "recipe.json").read_text())["train_sites"] == ["tiny"]
+
+
+def test_two_trainings_in_one_folder_are_not_at_once(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    claim(FABRIC, tiny, run)
+    claim(FABRIC, tiny, run)  # its own
+    script = f"from filelock import FileLock; FileLock({str(run / launch.LOCK)!r}, timeout=0).acquire()"
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "Timeout" in other.stderr
+    monkeypatch.setattr(launch, "_PATIENCE_S", 0.1)
+    (tmp_path / "b").mkdir()
+    script = f"from filelock import FileLock; lock = FileLock({str(tmp_path / 'b' / launch.LOCK)!r}); lock.acquire()"
+    script += "; print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(SpecError, match=r"another training is at work in .*b; wait for it, or name another --output"):
+        claim(FABRIC, tiny, tmp_path / "b")
+    holder.communicate(b"\n")
+    claim(FABRIC, tiny, tmp_path / "b")
 
 
 def test_run_of_an_earlier_version_goes_on_if_nothing_differs(tiny: Recipe, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def render_card(spec: ModelSpec, measured: dict[str, Any], notes: str = "") -> s
         table=_table(measured["sites"]),
         limits=_limits(measured),
         notes=f"\n## Notes\n{notes}\n" if notes else "",
-        recipes=_recipes(recipes, measured["engine"]),
+        recipes=_recipes(recipes, measured["engine"], measured.get("options", "")),
     )
 
 
@@ -167,7 +167,7 @@ def _phantoms(recipes: Sequence[Recipe]) -> str:
     return " + ".join([str(first)] * bool(first) + of_branches)
 
 
-def _recipes(recipes: Sequence[Recipe], engine: str) -> str:
+def _recipes(recipes: Sequence[Recipe], engine: str, options: str) -> str:
     """How to train each run, the first one first, with what settings, and how to measure the last in that engine."""
     known = {without_contrast(load_recipe(path)): f"training/recipes/{path.name}" for path in RECIPES.glob("*.toml")}
     lines: list[str] = []
@@ -178,7 +178,8 @@ def _recipes(recipes: Sequence[Recipe], engine: str) -> str:
         lines += [json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True), "```", ""]
     name = f"{run}/{recipe.name}" if recipes else "NAME"
     precision = "".join(f" --precision {word}" for word in engine.split() if word in PRECISIONS)
-    return "\n".join([*lines, f"Measured by `python -m training.evaluate {name}.safetensors{precision} --card`."])
+    command = f"python -m training.evaluate {name}.safetensors{precision}{options} --card"
+    return "\n".join([*lines, f"Measured by `{command}`."])
 
 
 def _table(sites: dict[str, dict[str, float]]) -> str:

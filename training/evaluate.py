@@ -105,6 +105,7 @@ def main() -> int:
             "model": segmenter.spec.name,
             "weights": "" if arguments.model.is_dir() else file_hash(arguments.model),
             "engine": segmenter.engine.name,
+            **({"options": f" --bad-images {arguments.bad_images}"} if arguments.bad_images else {}),
             "sites": {_title(name, scores): scores.figures() for name, scores in sites.items()},
             "readout": measure_readout(segmenter, sites),
             "conditions": {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +24,9 @@ from training.sites import data_root
 from training.split import Split
 
 WEIGHTS = "method.safetensors"  # those of a method that are kept, in the end
+LOCK = ".lock"
+_PATIENCE_S = 10.0  # workers of a process that was killed hold on to its lock for a while
+_locks: dict[Path, BaseFileLock] = {}  # a lock that nobody holds on to is let go
 TRAINED = ("last.pt", WEIGHTS, "clip.safetensors", "pretraining")  # what a run leaves, once it has begun
 BRANCH = "branch-"  # and a seed: the folder of a branch, in that of its run
 IMAGES = "images.json"  # which images a run is shown, and which it holds out
@@ -104,20 +108,25 @@ def _processes() -> tuple[int, int]:
 
 
 def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
-    """Make the run's folder and write ``recipe.json`` into it.
+    """Make the run's folder this process's until it ends, and write ``recipe.json`` into it.
 
     Raises:
-        SpecError: the folder holds what another recipe has trained, or cannot be written.
+        SpecError: the folder holds what another recipe has trained, or cannot be written, or another process trains in
+            it.
     """
     if has_begun(run):
         refuse_other(recipe, run)
     fabric.barrier()
-    try:
-        if fabric.is_global_zero:
-            run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"cannot write to {run}: {error}") from error
     if fabric.is_global_zero:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(run / LOCK, timeout=_PATIENCE_S, is_singleton=True)  # of runs in one process the first's
+            lock.acquire()
+            _locks[run] = lock
+        except Timeout as error:
+            raise SpecError(f"another training is at work in {run}; wait for it, or name another --output") from error
+        except (OSError, NotImplementedError) as error:
+            raise SpecError(f"cannot write to {run}: {error}") from error
         with whole(run / "recipe.json") as partial:
             partial.write_text(json.dumps(dataclasses.asdict(recipe), indent=1, sort_keys=True) + "\n")
     fabric.barrier()
@@ -157,7 +166,8 @@ def read_images(path: Path) -> Split:
 
 def has_begun(run: Path) -> bool:
     """Whether something was trained in a run's folder, or in one of its branches."""
-    return any((run / name).exists() for name in TRAINED) or any(map(has_begun, run.glob(f"{BRANCH}*")))
+    left = [path for path in (run / name for name in TRAINED) if path.exists()]
+    return any(path.is_file() or any(path.iterdir()) for path in left) or any(map(has_begun, run.glob(f"{BRANCH}*")))
 
 
 def refuse_other(recipe: Recipe, run: Path) -> None:

@@ -172,7 +172,8 @@ class Recipe:
                 0 <= rate <= 1 for rate in (self.condition_rate, self.style_rate, self.part_rate, self.blank_rate)
             ),
             "a deployed_alpha outside [0, 1]": not 0 <= self.deployed_alpha <= 1,
-            "a seed below 0": self.seed < 0,
+            "a class called none, which is what an image without lesion has": "none" in self.classes,
+            "a seed outside [0, 2³²)": not 0 <= self.seed < 1 << 32,
             "an ema outside [0, 1)": not 0 <= self.ema < 1,
             "a batch_size that accumulate does not divide": self.batch_size < 1
             or self.accumulate < 1

@@ -136,11 +136,7 @@ def _read_results(path: Path) -> list[Result]:
                 sites[name]["figures"],
                 sites[name]["images"],
                 _columns_of(held),
-                {
-                    name: float(np.mean([site["figures"][name] for site in held.values()]))
-                    for name in HELD
-                    if held and all(name in site["figures"] for site in held.values())
-                },
+                _figures_of(held),
                 path.parent,
                 content["recipe"].get("seed", 0) if "variant" in content else 0,
             )
@@ -148,6 +144,17 @@ def _read_results(path: Path) -> list[Result]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecError(f"{path} is no evaluation ({type(error).__name__}: {error})") from error
+
+
+def _figures_of(sites: dict[str, Any]) -> dict[str, float]:
+    """The figures of several sites' images together, as ``metrics.summarise`` has them of one site's."""
+    images = [site["figures"]["images"] for site in sites.values()]
+    area = [sum(site["images"]["lesion"]) for site in sites.values()]
+    return {
+        name: float(np.average([site["figures"][name] for site in sites.values()], weights=weights))
+        for name, weights in zip(HELD, (images, area), strict=True)
+        if sites and sum(weights) and all(name in site["figures"] for site in sites.values())
+    }
 
 
 def _columns_of(sites: dict[str, Any]) -> Columns:

@@ -37,12 +37,20 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
     }
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={"format": FORMAT, "spec": spec.to_json()})
+        save_tensors(tensors, partial, {"format": FORMAT, "spec": spec.to_json()})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
     return spec
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, into a file that others may read as any other of this user's: its own is closed."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

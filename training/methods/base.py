@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
 from mcdrl_rt.errors import SpecError
-from mcdrl_rt.model.checkpoint import load_checkpoint
+from mcdrl_rt.model.checkpoint import load_checkpoint, save_tensors
 from mcdrl_rt.model.clip import clip_config, resize_positions
 from mcdrl_rt.model.mcdrl import MCDRL, build_empty, build_model
 from mcdrl_rt.model.prompts import confounder_names
@@ -195,7 +195,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
         SpecError: they cannot be written.
     """
     with whole(path) as partial:
-        save_file({name: value.contiguous().cpu() for name, value in module.state_dict().items()}, partial)
+        save_tensors({name: value.contiguous().cpu() for name, value in module.state_dict().items()}, partial)
 
 
 def upsample_cells(cells: Tensor, stride: int, size: Sequence[int]) -> Tensor:
