@@ -134,7 +134,7 @@ class _File(Recording):
         return open_segment(self._index, segment)
 
     def read_through(self, segment: Segment) -> None:
-        read_through(self.path)  # a file has no other end
+        read_through(self.path)  # all of it: where in the file a segment lies is not known
 
     def verdict(self, tallies: Iterable[Tally]) -> str | None:
         return self._index.verdict(tallies)
