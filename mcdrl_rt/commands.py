@@ -256,7 +256,7 @@ def process(
     say); 1 a procedure failed; 2 an unknown or missing option; 128 + signal.
     """
     from mcdrl_rt import offline
-    from mcdrl_rt.video.names import plain, redacted
+    from mcdrl_rt.video.names import plain, redacted, slash_missing
 
     forms, table = () if masks == ["none"] else tuple(masks), not no_table
     settings = offline.Settings(
@@ -271,6 +271,8 @@ def process(
     with failures(", ".join(map(redacted, inputs)), as_json):
         if not output:
             raise SinkError("the name of the output folder is empty")
+        if hint := slash_missing(output):
+            raise SinkError(f"no output folder {output}: {hint}")
         if ray is not None and workers is not None:
             raise SinkError("--workers are this machine's; with --ray, the cluster decides how many there are")
         store = offline.Store(output) if offline.is_remote(output) else None

@@ -349,6 +349,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("process", ".", "--output", "out"), "the output folder out lies in the input ."),
         (("process", "v.mp4", "", "--output", "out"), "an input is an empty name"),
         (("process", "v.mp4", "--output", "text.mp4"), "cannot make the output folder text.mp4"),
+        (("process", "v.mp4", "--output", "file:/x"), "no output folder file:/x: an address has two slashes: file://…"),
         (("build", "--output", "o.txt"), "the file of an openvino engine ends in .xml, not 'o.txt'"),
         (("build", "--output", "no/o.xml"), "cannot write an engine to no"),
         (("build", "--model", "foreign.safetensors", "--output", "o.xml"), "not a checkpoint of mcdrl-rt"),

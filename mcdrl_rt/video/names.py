@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _PARTS = re.compile(r"([^?#;]*)([?#;]?)(.*)", re.DOTALL)  # of an address: a query, a fragment, ;jsessionid=… at its end
-_ONE_SLASH = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?):/?(?!/)", re.IGNORECASE)
+_ONE_SLASH = re.compile(r"(rtsps?|rtmps?|rtp|srt|udp|tcp|https?|file|s3|gs|sftp):/?(?!/)", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MASKS = "masks:"  # begins the name of an output that is a folder of masks
 
