@@ -58,6 +58,26 @@ def test_picture_that_says_it_is_huge_is_refused(tmp_path: Path) -> None:
         read_pixels(path)
 
 
+def test_a_jpeg_in_a_tiff_is_read(tmp_path: Path) -> None:
+    """FFmpeg takes it for a picture of one colour."""
+    path = tmp_path / "picture.tif"
+    pixels = np.dstack([DISC, WIDE, DISC])
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_JPEG, cv2.IMWRITE_TIFF_ROWSPERSTRIP, 8]
+    assert cv2.imwrite(str(path), pixels, options)
+    assert np.abs(read_pixels(path).astype(np.int16) - pixels).mean() < 3
+    assert cv2.imwrite(str(path), DISC, options)
+    np.testing.assert_array_equal(read_mask(path) >= 128, DISC > 0)
+
+
+def test_a_tiff_of_a_foreign_compression_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "picture.tif", DISC)
+    data = path.read_bytes()
+    tag = data.index((259).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    path.write_bytes(data[: tag + 8] + (50000).to_bytes(2, "little") + data[tag + 10 :])  # Zstandard
+    with pytest.raises(SourceError, match=r"damaged, no image, or of a compression that is not supported; save it as"):
+        read_pixels(path)
+
+
 def test_mask_of_zeros_and_ones_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     path = save(tmp_path / "mask.png", DISC // 255)
     with pytest.raises(SourceError, match="marks nothing: lesion is 128 or more, its highest value is 1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
@@ -17,6 +18,7 @@ NOISE = 32  # levels a mask's black and white may be off: some were JPEG before
 FEW = 6  # levels of a mask that has no noise, a few labels among them
 AREA = 0.001  # share of a mask: a level that fills as much of it is no edge
 BETWEEN = 0.1  # share of a mask that may be neither black nor white: smooth edges have 0.07 at most
+COMPRESSION = 259  # the tag of a TIFF that says how it is compressed
 
 
 def read_pixels(path: Path) -> UInt8Array:
@@ -85,7 +87,22 @@ def _bits_and_alpha(path: Path) -> tuple[int, bool]:
 
 
 def _is_tiff(path: Path) -> bool:
-    return path.suffix.lower() in (".tif", ".tiff")
+    """Whether FFmpeg is to read an image: a TIFF, but for JPEG in one, of which it makes one colour without a word."""
+    return path.suffix.lower() in (".tif", ".tiff") and _compression(path) not in (6, 7)
+
+
+def _compression(path: Path) -> int:
+    """How the first image of a TIFF is compressed; 0 where it does not say."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    place = int.from_bytes(data[4:8], order)
+    for entry in range(place + 2, place + 2 + 12 * int.from_bytes(data[place : place + 2], order), 12):
+        if int.from_bytes(data[entry : entry + 2], order) == COMPRESSION:
+            return int.from_bytes(data[entry + 8 : entry + 10], order)
+    return 0
 
 
 def _read_tiff(path: Path) -> av.VideoFrame:
@@ -94,7 +111,8 @@ def _read_tiff(path: Path) -> av.VideoFrame:
         with av.open(f"file:{path.absolute()}") as container:
             return next(container.decode(video=0))
     except (av.FFmpegError, StopIteration, OSError) as error:
-        raise SourceError(f"cannot read {path}: damaged, or no image") from error
+        what = "damaged, no image, or of a compression that is not supported"
+        raise SourceError(f"cannot read {path}: {what}; save it as PNG") from error
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
