@@ -116,11 +116,32 @@ def test_a_labels_ignored_edge_is_no_lesion(tmp_path: Path, palette: bool) -> No
         read_mask(save(tmp_path / "mask.png", colours[labels] if palette else labels))
 
 
+@pytest.mark.parametrize("colours", [((0, 0, 0), (0, 0, 128), (0, 128, 0)), ((0, 0, 255), (0, 0, 128), (255, 0, 255))])
+def test_a_mask_in_colour_is_refused(tmp_path: Path, colours: tuple[tuple[int, int, int], ...]) -> None:
+    labels = np.where(DISC > 0, np.uint8(1), np.where(RIM > 0, np.uint8(2), np.uint8(0)))
+    for suffix in (".png", ".jpg", ".tif"):
+        path = tmp_path / f"mask{suffix}"
+        assert cv2.imwrite(str(path), np.array(colours, np.uint8)[labels])
+        with pytest.raises(SourceError, match="is in colour: label maps are not supported, save lesion as 255"):
+            read_mask(path)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_a_label_map_that_was_jpeg_is_refused(tmp_path: Path, quality: int) -> None:
+    labels = np.where(DISC > 0, np.uint8(255), np.where(RIM > 0, np.uint8(85), np.uint8(0)))
+    labels[:40, :40] = 170
+    cv2.imwrite(str(tmp_path / "mask.jpg"), labels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    for path in (tmp_path / "mask.jpg", save(tmp_path / "mask.png", cv2.imread(str(tmp_path / "mask.jpg")))):
+        with pytest.raises(SourceError, match=r"has levels between 0 and 255 .*: label maps are not supported"):
+            read_mask(path)
+
+
 def test_smooth_edges_and_noise_are_no_labels(tmp_path: Path) -> None:
     """Of masks that were drawn smoothly, made smaller or larger, or were JPEG before."""
     smooth = cv2.circle(np.zeros((64, 64), np.uint8), (30, 30), 15, 255, -1, cv2.LINE_AA)
     small = cv2.resize(WIDE, (60, 50), interpolation=cv2.INTER_AREA)
     masks = [smooth, small, cv2.resize(small, (480, 400)), cv2.GaussianBlur(WIDE, (0, 0), 5)]
+    masks.append(cv2.GaussianBlur(cv2.circle(np.zeros((1080, 1920), np.uint8), (900, 500), 300, 255, -1), (0, 0), 15))
     for quality in (30, 75, 95, 100):
         coded = cv2.imencode(".jpg", WIDE, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         masks.append(np.asarray(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE), np.uint8))

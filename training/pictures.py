@@ -16,7 +16,8 @@ from mcdrl_rt.video.length import is_cut_off
 
 NOISE = 32  # levels a mask's black and white may be off: some were JPEG before
 FEW = 6  # levels of a mask that has no noise, a few labels among them
-AREA = 0.001  # share of a mask: a level that fills as much of it is no edge
+RIPPLE = 8  # levels that JPEG puts between neighbours of one level
+AREA = 0.001  # share of a mask: levels that fill as much of it are no edge
 BETWEEN = 0.1  # share of a mask that may be neither black nor white: smooth edges have 0.07 at most
 COMPRESSION = 259  # the tag of a TIFF that says how it is compressed
 
@@ -33,18 +34,20 @@ def read_pixels(path: Path) -> UInt8Array:
 
 
 def read_mask(path: Path) -> UInt8Array:
-    """A mask (H, W) uint8, 128 or more where there is lesion; of colours the highest channel counts.
+    """A mask (H, W) uint8, 128 or more where there is lesion.
 
     Raises:
         SourceError: it cannot be read, or is not in black and white.
     """
-    mask = np.asarray(reduce(cv2.max, cv2.split(read_pixels(path))), np.uint8)
-    if problem := _problem(path, mask):
+    channels = cv2.split(read_pixels(path))
+    mask = np.asarray(reduce(cv2.max, channels), np.uint8)
+    is_coloured = bool((mask - reduce(cv2.min, channels) > NOISE).any())
+    if problem := _problem(path, mask, is_coloured):
         raise SourceError(f"{path} {problem}")
     return mask
 
 
-def _problem(path: Path, mask: UInt8Array) -> str | None:
+def _problem(path: Path, mask: UInt8Array, is_coloured: bool) -> str | None:
     """What a mask is, beside black and white."""
     with path.open("rb") as file:
         is_jpeg = file.read(2) == b"\xff\xd8"  # of 8 bits, without alpha, and never quite black and white
@@ -54,25 +57,28 @@ def _problem(path: Path, mask: UInt8Array) -> str | None:
             return f"has {bits} bits: save masks with 8, lesion as 255 and the rest as 0"
         if has_alpha:
             return "is transparent in part: save masks without alpha, lesion as 255 and the rest as 0"
+    if is_coloured:  # two labels of one brightness would be one lesion
+        return "is in colour: label maps are not supported, save lesion as 255 and the rest as 0"
     if 0 < (most := int(mask.max())) < 128:
         return f"marks nothing: lesion is 128 or more, its highest value is {most}"
-    if not is_jpeg and (levels := _levels_between(mask)):
+    if levels := _levels_between(mask, is_jpeg):
         some = f"between 0 and {most} ({', '.join(map(str, levels[:3]))})"
         return f"has levels {some}: label maps are not supported, save lesion as 255 and the rest as 0"
     return None
 
 
-def _levels_between(mask: UInt8Array) -> list[int]:
+def _levels_between(mask: UInt8Array, is_jpeg: bool) -> list[int]:
     """The levels of a mask that are no lesion, nor none, nor a smooth edge or noise: such as labels are."""
-    top = int(mask.max()) - NOISE
     counts = np.bincount(mask.ravel(), minlength=256)
-    if np.count_nonzero(counts) <= FEW:
-        window = np.ones((3, 3), np.uint8)
-        flat = mask[cv2.erode(mask, window) == cv2.dilate(mask, window)]  # an edge, however smooth, has no such pixel
-        filled = np.flatnonzero(np.bincount(flat, minlength=256) > AREA * mask.size)
-        return [int(level) for level in filled if 0 < level < top]
-    between = counts[NOISE:top]
-    return [NOISE + int(level) for level in np.argsort(-between)] if between.sum() > BETWEEN * mask.size else []
+    is_exact = not is_jpeg and np.count_nonzero(counts) <= FEW
+    lowest, ripple, side = (1, 0, 3) if is_exact else (NOISE, RIPPLE, 5)
+    window = np.ones((side, side), np.uint8)
+    flat = cv2.dilate(mask, window) - cv2.erode(mask, window) <= ripple  # an edge, however smooth, has no such pixel
+    between = counts[lowest : int(mask.max()) - NOISE]
+    filled = np.bincount(mask[flat], minlength=256)[lowest : int(mask.max()) - NOISE]
+    if filled.sum() <= AREA * mask.size and (is_exact or between.sum() <= BETWEEN * mask.size):
+        return []
+    return [lowest + int(level) for level in np.argsort(-between, kind="stable") if between[level]]
 
 
 def _bits_and_alpha(path: Path) -> tuple[int, bool]:
