@@ -13,8 +13,8 @@ import pytest
 from miniature import write_pair, write_site
 
 from mcdrl_rt.errors import SourceError, SpecError
+from training.manifest import MANIFESTS
 from training.sites import (
-    MANIFESTS,
     UNMATCHED,
     find_sites,
     load_site,

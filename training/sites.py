@@ -23,22 +23,20 @@ import json
 import os
 import re
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from mcdrl_rt.errors import SourceError, SpecError
+from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
+from training.manifest import manifest, patterns
 from training.pictures import read_mask, read_pixels
 
-MANIFESTS = Path(__file__).with_name("manifests")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
 UNMATCHED = "images that the manifest's group does not match, each a group of its own"
@@ -191,73 +189,9 @@ def scan_site(folder: Path) -> Site:
     return Site(name, sorted(samples, key=lambda s: str(s.image)), without, unnamed, notes)
 
 
-def manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder: its own ``site.toml``, the built-in one of that name, or the plain one.
-
-    Raises:
-        SpecError: ``site.toml`` is no TOML, or lacks a layout.
-        SourceError: the folder cannot be looked into.
-    """
-    known = _built_in().get(folder.name) or _built_in()[""]
-    own = folder / "site.toml"
-    try:
-        if not own.is_file():
-            return known
-    except OSError as error:
-        raise SourceError(f"cannot look into {folder}: {error.strerror}") from error
-    try:  # a published site is that site however it is described
-        described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
-        described |= tomllib.loads(own.read_text())
-    except (OSError, ValueError) as error:  # it may be no UTF-8 either
-        raise SpecError(f"cannot read {own}: {error}") from error
-    if problem := _problem(described):
-        raise SpecError(f"{own} {problem}; training/sites.py shows how")
-    return described
-
-
-@cache
-def _built_in() -> dict[str, dict[str, Any]]:
-    """The built-in manifests by the folders they are of; the plain one, which is of none, by an empty name."""
-    manifests = [tomllib.loads(path.read_text()) for path in MANIFESTS.glob("*.toml")]
-    return {name: one for one in manifests for name in one["folders"] or [""]}
-
-
 def class_ids(classes: Sequence[str]) -> dict[str, int]:
     """The label of every class, from 1, and 0 for an image without lesion."""
     return {NO_LESION: 0} | {name: i for i, name in enumerate(classes, 1)}
-
-
-def _problem(described: Mapping[str, Any]) -> str | None:
-    """What is wrong with a manifest."""
-    layouts = described.get("layout")
-    if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
-        return "needs [[layout]] with image and mask or polygons"
-    classes, starts = described.get("classes", {}), described.get("group_starts", [])
-    if wrong := [name for name in ("name", "class", "group") if not isinstance(described.get(name, ""), str)]:
-        return f"has a {wrong[0]} that is no text"
-    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
-        return 'has [classes] that are no names ("published label" = "name here")'
-    if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
-        return "has group_starts that is no list of numbers"
-    if not isinstance(folders := described["folders"], list) or not all(isinstance(name, str) for name in folders):
-        return "has folders that are no list of names"
-    try:
-        re.compile(described.get("group", ""))
-        for pattern in (described["class"], *(pattern for layout in layouts for pattern in _patterns(layout))):
-            pattern.format(stem="", name="", folder="")
-        for layout in layouts:
-            next(Path().glob(layout["image"]), None)
-    except re.error as error:
-        return f"has a group that is no regular expression ({error})"
-    except (KeyError, IndexError) as error:
-        return f"has a placeholder {error} that is none of {{stem}}, {{name}}, {{folder}}"
-    except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
-        return f"has a pattern that is none ({error}): they are relative to its folder"
-    return None
-
-
-def _is_layout(described: object) -> bool:
-    return isinstance(described, dict) and "image" in described and bool({"mask", "polygons"} & set(described))
 
 
 def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]:
@@ -301,7 +235,7 @@ def _layouts(folder: Path, described: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _images(folder: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
-    masks = {Path(pattern).parts[0] for pattern in _patterns(layout)}
+    masks = {Path(pattern).parts[0] for pattern in patterns(layout)}
     for path in folder.glob(layout["image"]):
         own = path.relative_to(folder).parts[0] not in masks or layout["image"].startswith(tuple(masks))
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and own:
@@ -310,12 +244,7 @@ def _images(folder: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
 
 def _folders(layouts: Sequence[Mapping[str, Any]]) -> set[str]:
     """The folders right below a site's that its layouts' images and masks lie in."""
-    return {Path(pattern).parts[0] for layout in layouts for pattern in (layout["image"], *_patterns(layout))}
-
-
-def _patterns(layout: Mapping[str, Any]) -> list[str]:
-    masks = layout.get("mask", [])
-    return [masks] if isinstance(masks, str) else list(masks)
+    return {Path(pattern).parts[0] for layout in layouts for pattern in (layout["image"], *patterns(layout))}
 
 
 def _samples(
@@ -347,7 +276,7 @@ def _samples(
             yield Sample(image, None, group, lesion, tuple(by_class.get(lesion, ())))
             continue
         values = {"stem": image.stem, "name": image.name, "folder": image.parent.name}
-        masks = (folder / pattern.format(**values) for pattern in _patterns(layout))
+        masks = (folder / pattern.format(**values) for pattern in patterns(layout))
         published = str(described.get("class", "polyp")).format(**values)
         yield Sample(image, next((m for m in masks if m.is_file()), None), group, renamed.get(published, published))
 

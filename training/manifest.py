@@ -1,0 +1,84 @@
+"""The manifest of a site, its own or a built-in one, read and checked; ``training/sites.py`` shows what it may say."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mcdrl_rt.errors import SourceError, SpecError
+
+MANIFESTS = Path(__file__).with_name("manifests")
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder: its own ``site.toml``, the built-in one of that name, or the plain one.
+
+    Raises:
+        SpecError: ``site.toml`` is no TOML, or lacks a layout.
+        SourceError: the folder cannot be looked into.
+    """
+    known = _built_in().get(folder.name) or _built_in()[""]
+    own = folder / "site.toml"
+    try:
+        if not own.is_file():
+            return known
+    except OSError as error:
+        raise SourceError(f"cannot look into {folder}: {error.strerror}") from error
+    try:  # a published site is that site however it is described
+        described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
+        described |= tomllib.loads(own.read_text())
+    except (OSError, ValueError) as error:  # it may be no UTF-8 either
+        raise SpecError(f"cannot read {own}: {error}") from error
+    if problem := _problem(described):
+        raise SpecError(f"{own} {problem}; training/sites.py shows how")
+    return described
+
+
+@cache
+def _built_in() -> dict[str, dict[str, Any]]:
+    """The built-in manifests by the folders they are of; the plain one, which is of none, by an empty name."""
+    manifests = [tomllib.loads(path.read_text()) for path in MANIFESTS.glob("*.toml")]
+    return {name: one for one in manifests for name in one["folders"] or [""]}
+
+
+def patterns(layout: Mapping[str, Any]) -> list[str]:
+    """Where a layout's masks may be, the likeliest first."""
+    masks = layout.get("mask", [])
+    return [masks] if isinstance(masks, str) else list(masks)
+
+
+def _problem(described: Mapping[str, Any]) -> str | None:
+    """What is wrong with a manifest."""
+    layouts = described.get("layout")
+    if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
+        return "needs [[layout]] with image and mask or polygons"
+    classes, starts = described.get("classes", {}), described.get("group_starts", [])
+    if wrong := [name for name in ("name", "class", "group") if not isinstance(described.get(name, ""), str)]:
+        return f"has a {wrong[0]} that is no text"
+    if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
+        return 'has [classes] that are no names ("published label" = "name here")'
+    if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
+        return "has group_starts that is no list of numbers"
+    if not isinstance(folders := described["folders"], list) or not all(isinstance(name, str) for name in folders):
+        return "has folders that are no list of names"
+    try:
+        re.compile(described.get("group", ""))
+        for pattern in (described["class"], *(pattern for layout in layouts for pattern in patterns(layout))):
+            pattern.format(stem="", name="", folder="")
+        for layout in layouts:
+            next(Path().glob(layout["image"]), None)
+    except re.error as error:
+        return f"has a group that is no regular expression ({error})"
+    except (KeyError, IndexError) as error:
+        return f"has a placeholder {error} that is none of {{stem}}, {{name}}, {{folder}}"
+    except (NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        return f"has a pattern that is none ({error}): they are relative to its folder"
+    return None
+
+
+def _is_layout(described: object) -> bool:
+    return isinstance(described, dict) and "image" in described and bool({"mask", "polygons"} & set(described))
