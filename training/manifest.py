@@ -12,13 +12,17 @@ from typing import Any
 from mcdrl_rt.errors import SourceError, SpecError
 
 MANIFESTS = Path(__file__).with_name("manifests")
+TEXTS = ("name", "class", "group", "letter", "cite")
+KEYS = (*TEXTS, "group_starts", "folders", "all_layouts", "classes", "layout")
+NEEDED = "needs [[layout]] with image, and either mask or polygons and labels, as paths from its folder"
+LAYOUT_KEYS = ("image", "mask", "polygons", "labels")
 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder: its own ``site.toml``, the built-in one of that name, or the plain one.
 
     Raises:
-        SpecError: ``site.toml`` is no TOML, or lacks a layout.
+        SpecError: ``site.toml`` is no TOML, lacks a layout, or says what no manifest does.
         SourceError: the folder cannot be looked into.
     """
     known = _built_in().get(folder.name) or _built_in()[""]
@@ -53,14 +57,25 @@ def patterns(layout: Mapping[str, Any]) -> list[str]:
 
 def _problem(described: Mapping[str, Any]) -> str | None:
     """What is wrong with a manifest."""
-    layouts = described.get("layout")
-    if not isinstance(layouts, list) or not all(_is_layout(one) for one in layouts):
-        return "needs [[layout]] with image and mask or polygons"
-    classes, starts = described.get("classes", {}), described.get("group_starts", [])
-    if wrong := [name for name in ("name", "class", "group") if not isinstance(described.get(name, ""), str)]:
-        return f"has a {wrong[0]} that is no text"
+    layouts, classes = described.get("layout"), described.get("classes", {})
+    if not layouts or not isinstance(layouts, list) or not all(isinstance(one, dict) for one in layouts):
+        return NEEDED
+    if unknown := [key for key in described if key not in KEYS]:
+        return f"has {unknown[0]}, which is none of {', '.join(KEYS)}"
     if not isinstance(classes, dict) or not all(isinstance(name, str) for name in classes.values()):
         return 'has [classes] that are no names ("published label" = "name here")'
+    for part in (classes, *layouts):  # to TOML, all that follows a part's heading is of that part
+        if misplaced := [key for key in part if key in KEYS]:
+            return f"has {misplaced[0]} below a [heading]: it belongs above them all"
+    if unknown := [key for layout in layouts for key in layout if key not in LAYOUT_KEYS]:
+        return f"has a [[layout]] with {unknown[0]}, which is none of {', '.join(LAYOUT_KEYS)}"
+    if not all(_is_layout(one) for one in layouts):
+        return NEEDED
+    if wrong := [name for name in TEXTS if not isinstance(described.get(name, ""), str)]:
+        return f"has a {wrong[0]} that is no text"
+    if not isinstance(described.get("all_layouts", False), bool):
+        return "has all_layouts that is neither true nor false"
+    starts = described.get("group_starts", [])
     if not isinstance(starts, list) or not all(isinstance(start, int) for start in starts):
         return "has group_starts that is no list of numbers"
     if not isinstance(folders := described["folders"], list) or not all(isinstance(name, str) for name in folders):
@@ -80,5 +95,13 @@ def _problem(described: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_layout(described: object) -> bool:
-    return isinstance(described, dict) and "image" in described and bool({"mask", "polygons"} & set(described))
+def _is_layout(described: Mapping[str, Any]) -> bool:
+    """Whether a layout has all that it needs, and paths where they belong."""
+    mask = described.get("mask")
+    masks = mask if isinstance(mask, list) else [mask]
+    if "polygons" in described:
+        paths = [described.get("image"), described["polygons"], described.get("labels")]
+    else:
+        paths = [described.get("image"), *masks]
+    is_one = ("mask" in described) != ("polygons" in described) and len(paths) > 1
+    return is_one and all(isinstance(path, str) and Path(path).parts for path in paths)
