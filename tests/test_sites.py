@@ -16,6 +16,7 @@ from mcdrl_rt.errors import SourceError, SpecError
 from training.manifest import MANIFESTS
 from training.sites import (
     UNMATCHED,
+    UNTAKEN,
     find_sites,
     load_site,
     read_sample,
@@ -193,6 +194,23 @@ def test_a_group_that_puts_nothing_together_is_told(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == f"{tmp_path}: {note}"
     (tmp_path / "site.toml").write_text(f"group = 'patient'\n{PLAIN_LAYOUT}")
     assert list(scan_site(tmp_path).notes) == [UNMATCHED]
+
+
+def test_images_of_other_layouts_are_told_or_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, suffix in (("a/1", "png"), ("b/2", "png"), ("b/3", "jpg")):
+        write_pair(tmp_path / f"{place}.{suffix}", tmp_path / "masks" / f"{place[2:]}.png")
+    layouts = "".join(f'[[layout]]\nimage = "{one}/*"\nmask = "masks/{{stem}}.png"\n' for one in "ab")
+    (tmp_path / "site.toml").write_text(layouts)
+    assert [sample.image.stem for sample in load_site(tmp_path)] == ["1"]
+    assert capsys.readouterr().err == f"{tmp_path}: 2 {UNTAKEN}\n"
+    (tmp_path / "site.toml").write_text(f"all_layouts = false\n{layouts}")
+    assert len(load_site(tmp_path)) == 1
+    (tmp_path / "site.toml").write_text(f"all_layouts = true\n{layouts}")
+    assert [sample.image.stem for sample in load_site(tmp_path)] == ["1", "2", "3"]
+    assert capsys.readouterr().err == ""
+    (tmp_path / "site.toml").write_text(f"all_layouts = true\n{layouts.replace('a/*', '[ab]/*.png')}")
+    with pytest.raises(SourceError, match=r"b/2\.png is of two layouts of .*site\.toml: keep it out of one"):
+        load_site(tmp_path)
 
 
 @pytest.mark.parametrize(

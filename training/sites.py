@@ -9,7 +9,8 @@ A site is a folder described by a manifest, a small TOML file. Those of the pape
     group = "patient[0-9]+"               # what must stay on one side of a split: a regular expression on the stem,
                                           # or, where that has none of it, on the way to the image from here; with
                                           # parentheses what they take in: "^(.+)_[0-9]+$" drops a frame's number
-    [[layout]]                            # the first whose images exist counts
+    all_layouts = true                    # every layout below counts, not only the first whose images exist
+    [[layout]]
     image = "frames/*.tif"
     mask = ["truth/{stem}.png", "truth/{stem}_mask.png"]   # the first that exists counts
 
@@ -39,6 +40,7 @@ from training.pictures import read_mask, read_pixels
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 NO_LESION = "none"  # class of an image that was looked at and has none
+UNTAKEN = "images of other layouts than the first, left out: say all_layouts = true to take them, or = false"
 UNMATCHED = "images that the manifest's group does not match, each a group of its own"
 ONE_NAME = "keep one of them, or give one another name in a site.toml"
 MENDED = "mend it, or set bad_images='skip' (for an evaluation, --bad-images skip)"
@@ -162,7 +164,7 @@ def scan_site(folder: Path) -> Site:
     """Everything that is found of a site, what is missing included.
 
     Raises:
-        SourceError: the folder is missing, or none of its manifest's layouts is there.
+        SourceError: the folder is missing, none of its manifest's layouts is there, or two have an image in common.
         SpecError: its ``site.toml`` is unusable.
     """
     if not folder.is_dir():
@@ -176,12 +178,19 @@ def scan_site(folder: Path) -> Site:
     without: list[Path] = []
     unnamed: Counter[str] = Counter()
     notes: Counter[str] = Counter()
+    taken: set[Path] = set()
     for layout in layouts if described.get("all_layouts") else layouts[:1]:
         for sample in _samples(folder, layout, described, unnamed, notes):
+            if sample.image in taken:
+                raise SourceError(f"{sample.image} is of two layouts of {folder / 'site.toml'}: keep it out of one")
+            taken.add(sample.image)
             if sample.mask is None and not sample.polygons and "polygons" not in layout:
                 without.append(sample.image)
             else:
                 samples.append(sample)
+    others = {image for layout in layouts for image in _images(folder, layout)} - taken
+    if others and "all_layouts" not in described:
+        notes[UNTAKEN] = len(others)
     alone = len(samples) == len({sample.group for sample in samples}) > max(1, notes[UNMATCHED])
     if "group" in described and alone:
         notes["images, no two of which the manifest's group puts together"] = len(samples)
