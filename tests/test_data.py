@@ -38,6 +38,18 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     return data.main()
 
 
+def close(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Close a folder, to root, who may run the tests, as to anybody."""
+    stat = os.stat
+
+    def closed(path: object, **options: bool) -> os.stat_result:
+        if place in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", closed)
+
+
 def test_sites_are_counted(archive: Path) -> None:
     (noise, phantom), twins = check_folder(archive)
     assert (noise.site, noise.images, noise.classes, noise.groups) == ("noise", 4, {"polyp": 3}, 4)
@@ -86,20 +98,25 @@ def test_a_folder_that_is_closed_is_passed_over(
     archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (archive / "lost+found").mkdir()
-    stat = os.stat
-
-    def closed(path: object, **options: bool) -> os.stat_result:  # to all but root, who may run this test
-        if "lost+found/" in str(path):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return stat(path, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(os, "stat", closed)
+    close(monkeypatch, "lost+found/")
     assert run(archive, monkeypatch) == 0
     out, err = capsys.readouterr()
     assert "noise" in out and "lost+found" not in out
     assert err == f"passed over: cannot look into {archive / 'lost+found'}: Permission denied\n"
     assert run(archive / "lost+found", monkeypatch) == 1
     assert capsys.readouterr().err == f"error: cannot look into {archive / 'lost+found'}: Permission denied\n"
+
+
+def test_masks_that_are_closed_stop_the_check_of_no_other_site(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close(monkeypatch, "noise/masks/")
+    assert run(archive, monkeypatch) == 1
+    out, err = capsys.readouterr()
+    said = f"cannot look for the mask of {archive / 'noise' / 'images' / 'again.jpg'}: Permission denied\n"
+    assert f"0 images in 0 groups; none with a lesion\n  1 cannot be used: {said}phantom" in out and not err
+    assert run(archive / "noise", monkeypatch) == 1
+    assert capsys.readouterr().err.endswith(f"\nerror: {said}")
 
 
 def test_one_site_alone_and_none_at_all(

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.sites import IMAGE_SUFFIXES, Sample, data_root, find_sites, read_sample, scan_site, unused_pictures
+from training.sites import (
+    IMAGE_SUFFIXES,
+    Sample,
+    data_root,
+    find_sites,
+    read_sample,
+    scan_site,
+    site_names,
+    unused_pictures,
+)
 
 HASH_SIDE = 16  # a hash has 16·16 bits
 PHANTOM_SIZE = (288, 384)
@@ -42,7 +51,7 @@ class Report:
         groups: things that stay on one side of a split (patients, sequences).
         sizes: (smallest, largest) height × width.
         lesion_share: 5th, 50th and 95th percentile of the share of an image that is lesion.
-        without_mask, unreadable: files that stop training.
+        without_mask, unreadable: files that stop training, or what keeps all of the site from being looked at.
         empty: masks without lesion.
         unused: pictures in its folder that are neither image nor mask of it.
         unnamed: published labels of outlines that the manifest gives no class.
@@ -111,7 +120,12 @@ def check_folder(folder: Path) -> tuple[list[Report], list[tuple[str, str]]]:
     folders = find_sites(folder) or [folder]
     reports, samples, hashes = [], [], []
     for place in folders:
-        report, seen = _check_site(place)
+        try:
+            report, seen = _check_site(place)
+        except SourceError as error:  # of one of several: the others are checked
+            if place == folder:
+                raise
+            report, seen = Report(site_names(place)[0], str(place), unreadable=[str(error)]), []
         reports.append(report)
         samples += [sample for sample, _ in seen]
         hashes += [bits for _, bits in seen]
@@ -198,10 +212,10 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
 def _lines(report: Report) -> list[str]:
     low, middle, high = (f"{100 * share:.1f}" for share in report.lesion_share)
     classes = ", ".join(f"{count} {name}" for name, count in sorted(report.classes.items())) or "none with a lesion"
-    lines = [
-        f"{report.site} ({report.folder}): {report.images} images in {report.groups} groups; {classes}",
-        f"  height × width {report.sizes[0]} to {report.sizes[1]}; lesions cover {low} to {high} % (median {middle} %)",
-    ]
+    lines = [f"{report.site} ({report.folder}): {report.images} images in {report.groups} groups; {classes}"]
+    if report.images:
+        sizes = f"height × width {report.sizes[0]} to {report.sizes[1]}"
+        lines.append(f"  {sizes}; lesions cover {low} to {high} % (median {middle} %)")
     wrong = (
         ("have no mask", report.without_mask),
         ("cannot be used", report.unreadable),

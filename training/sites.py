@@ -164,7 +164,8 @@ def scan_site(folder: Path) -> Site:
     """Everything that is found of a site, what is missing included.
 
     Raises:
-        SourceError: the folder is missing, none of its manifest's layouts is there, or two have an image in common.
+        SourceError: the folder is missing, none of its manifest's layouts is there, two have an image in common, or
+            masks cannot be looked for.
         SpecError: its ``site.toml`` is unusable.
     """
     if not folder.is_dir():
@@ -287,7 +288,11 @@ def _samples(
         values = {"stem": image.stem, "name": image.name, "folder": image.parent.name}
         masks = (folder / pattern.format(**values) for pattern in patterns(layout))
         published = str(described.get("class", "polyp")).format(**values)
-        yield Sample(image, next((m for m in masks if m.is_file()), None), group, renamed.get(published, published))
+        try:
+            mask = next((m for m in masks if m.is_file()), None)
+        except OSError as error:  # the folder of the masks is closed to this user
+            raise SourceError(f"cannot look for the mask of {image}: {error.strerror}") from error
+        yield Sample(image, mask, group, renamed.get(published, published))
 
 
 def _polygons(folder: Path, layout: Mapping[str, Any]) -> dict[str, list[tuple[str, Polygon]]]:
