@@ -74,7 +74,7 @@ def test_pictures_that_are_no_site_are_told(
     (archive / "noise").rename(archive / "other")
     (archive / "other" / "images").rename(archive / "other" / "Images")
     assert run(archive, monkeypatch) == 0
-    assert f"{archive / 'other'} holds pictures, but no site: it needs images/" in capsys.readouterr().out
+    assert f"{archive / 'other'} holds pictures, but no site: expected images/" in capsys.readouterr().out
 
 
 def test_what_stops_training_is_named_and_fails(
@@ -129,6 +129,19 @@ def test_one_site_alone_and_none_at_all(
         assert run(folder, monkeypatch) == 1
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_published_site_in_another_layout_is_told_what_was_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_site(tmp_path / "sites" / "BM-BronchoLC", count=1)
+    assert run(tmp_path / "sites", monkeypatch) == 1
+    expected = "expected Lung_cancer/imgs/**/*.* with Lung_cancer/annotation.json; or Non_lung_cancer/"
+    strange = f"{folder} holds pictures, but no site: {expected}"
+    assert capsys.readouterr().err.startswith(f"error: no site in {folder.parent}, nor is it one: {strange}")
+    write_site(tmp_path / "sites" / "other", count=1)
+    assert run(tmp_path / "sites", monkeypatch) == 0
+    assert strange in capsys.readouterr().out
 
 
 def test_hash_survives_size_and_compression_and_tells_pictures_apart() -> None:

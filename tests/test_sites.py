@@ -72,6 +72,14 @@ def test_etis_is_read_in_every_form_it_is_passed_on_in(tmp_path: Path, image: st
     assert pixels[0, 0].tolist() == [200, 60, 30]
 
 
+@pytest.mark.parametrize("name", ["Kvasir-SEG", "CVC-ClinicDB", "ETIS-Larib"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_published_site_may_be_images_and_masks(tmp_path: Path, name: str, suffix: str) -> None:
+    write_pair(tmp_path / name / "images" / f"7{suffix}", tmp_path / name / "masks" / "7.png")
+    (sample,) = load_site(tmp_path / name)
+    assert read_sample(sample)[1].mean() == 0.5
+
+
 def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -> None:
     folder = tmp_path / "BM-BronchoLC"
     split = folder / "Lung_cancer"
@@ -249,6 +257,12 @@ def test_unusable_manifest_is_named(tmp_path: Path, text: str, complaint: str) -
         load_site(tmp_path)
 
 
+def test_a_manifest_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_pair(tmp_path / "images" / "é.png", tmp_path / "masks" / "é.png")
+    (tmp_path / "site.toml").write_text(f'name = "é"\n{PLAIN_LAYOUT}', encoding="utf-8-sig")
+    assert scan_site(tmp_path).name == "é"
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"object_id": "a"}]'])
 def test_foreign_annotations_are_named(tmp_path: Path, text: str) -> None:
     split = tmp_path / "BM-BronchoLC" / "Lung_cancer"
@@ -256,6 +270,12 @@ def test_foreign_annotations_are_named(tmp_path: Path, text: str) -> None:
     (split / "labels.json").write_text("[]")
     (split / "annotation.json").write_text(text)
     with pytest.raises(SourceError, match=r"annotation\.json is not annotation JSON"):
+        load_site(split.parent)
+    (split / "labels.json").write_text(text)
+    with pytest.raises(SourceError, match=r"labels\.json is not annotation JSON"):
+        load_site(split.parent)
+    (split / "labels.json").unlink()
+    with pytest.raises(SourceError, match=r"cannot read .*labels\.json: No such file"):
         load_site(split.parent)
 
 
@@ -267,7 +287,7 @@ def test_every_built_in_manifest_is_whole() -> None:
 
 
 def test_folder_that_is_no_site_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"is no site: expected images/\*\.\* .*site\.toml"):
+    with pytest.raises(SourceError, match=r"is no site: expected images/\*\.\* with masks/{stem}\.png .*site\.toml"):
         load_site(tmp_path)
     with pytest.raises(SourceError, match="no site at"):
         load_site(tmp_path / "gone")

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
+from training.manifest import expected, manifest
 from training.sites import (
     IMAGE_SUFFIXES,
     Sample,
     data_root,
     find_sites,
+    is_site,
     read_sample,
     scan_site,
     site_names,
@@ -118,6 +120,8 @@ def check_folder(folder: Path) -> tuple[list[Report], list[tuple[str, str]]]:
         SourceError: there is no site.
     """
     folders = find_sites(folder) or [folder]
+    if folders == [folder] and not is_site(folder) and (strange := _strange_lines(folder, [])):
+        raise SourceError(f"no site in {folder}, nor is it one: {'; '.join(strange[:3])}")
     reports, samples, hashes = [], [], []
     for place in folders:
         try:
@@ -236,7 +240,11 @@ def _strange_lines(folder: Path, reports: Sequence[Report]) -> list[str]:
     lines = []
     for one in (one for one in others if str(one) not in sites):
         if _has_pictures(one):
-            lines.append(f"{one} holds pictures, but no site: it needs images/ and masks/, or a site.toml")
+            try:
+                wanted = f"expected {expected(manifest(one))}, or a site.toml that says where they are"
+            except SourceError:  # it cannot be looked into: find_sites has said so
+                continue
+            lines.append(f"{one} holds pictures, but no site: {wanted}")
         elif os.path.isdir(one / "images") or os.path.isfile(one / "site.toml"):  # False where it cannot be looked into
             lines.append(f"{one} is a site without an image")
     return lines

@@ -34,7 +34,7 @@ def manifest(folder: Path) -> dict[str, Any]:
         raise SourceError(f"cannot look into {folder}: {error.strerror}") from error
     try:  # a published site is that site however it is described
         described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
-        described |= tomllib.loads(own.read_text())
+        described |= tomllib.loads(own.read_text("utf-8-sig"))  # Notepad writes a BOM
     except (OSError, ValueError) as error:  # it may be no UTF-8 either
         raise SpecError(f"cannot read {own}: {error}") from error
     if problem := _problem(described):
@@ -53,6 +53,13 @@ def patterns(layout: Mapping[str, Any]) -> list[str]:
     """Where a layout's masks may be, the likeliest first."""
     masks = layout.get("mask", [])
     return [masks] if isinstance(masks, str) else list(masks)
+
+
+def expected(described: Mapping[str, Any]) -> str:
+    """Where a manifest's images would be, and their masks or outlines, in words."""
+    return "; or ".join(
+        f"{layout['image']} with {layout.get('polygons') or patterns(layout)[0]}" for layout in described["layout"]
+    )
 
 
 def _problem(described: Mapping[str, Any]) -> str | None:

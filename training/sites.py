@@ -35,7 +35,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
-from training.manifest import manifest, patterns
+from training.manifest import expected, manifest, patterns
 from training.pictures import read_mask, read_pixels
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -101,7 +101,7 @@ def find_sites(data: Path) -> list[Path]:
     by_name: dict[str, Path] = {}
     for folder in _folders_in(data):
         try:
-            if not _layouts(folder, manifest(folder)):
+            if not is_site(folder):
                 continue
         except SourceError as error:  # lost+found, say
             print(f"passed over: {error}", file=sys.stderr)
@@ -110,6 +110,15 @@ def find_sites(data: Path) -> list[Path]:
         if (other := by_name.setdefault(name, folder)) != folder:
             raise SourceError(f"{other} and {folder} are both the site {name}; {ONE_NAME}")
     return list(by_name.values())
+
+
+def is_site(folder: Path) -> bool:
+    """Whether a folder has images where its manifest says.
+
+    Raises:
+        SourceError, SpecError: as ``manifest`` does.
+    """
+    return bool(_layouts(folder, manifest(folder)))
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -173,8 +182,8 @@ def scan_site(folder: Path) -> Site:
     described = manifest(folder)
     layouts = _layouts(folder, described)
     if not layouts:
-        wanted = "; or ".join(layout["image"] for layout in described["layout"])
-        raise SourceError(f"{folder} is no site: expected {wanted} (describe another layout in {folder / 'site.toml'})")
+        wanted = f"expected {expected(described)} (describe another layout in {folder / 'site.toml'})"
+        raise SourceError(f"{folder} is no site: {wanted}")
     samples: list[Sample] = []
     without: list[Path] = []
     unnamed: Counter[str] = Counter()
@@ -297,15 +306,18 @@ def _samples(
 
 def _polygons(folder: Path, layout: Mapping[str, Any]) -> dict[str, list[tuple[str, Polygon]]]:
     """Outlines of each object id, with their published labels."""
+    found: dict[str, list[tuple[str, Polygon]]] = {}
+    place = folder / layout["labels"]
     try:
-        labels = {entry["id"]: entry["name"] for entry in json.loads((folder / layout["labels"]).read_text())}
-        found: dict[str, list[tuple[str, Polygon]]] = {}
-        for entry in json.loads((folder / layout["polygons"]).read_text()):
+        labels = {entry["id"]: entry["name"] for entry in json.loads(place.read_bytes())}
+        place = folder / layout["polygons"]
+        for entry in json.loads(place.read_bytes()):
             polygon = tuple((float(point["x"]), float(point["y"])) for point in entry["data"] or ())
             for label in entry["label_ids"]:
                 found.setdefault(entry["object_id"], []).append((labels.get(label, label), polygon))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        place = folder / layout["polygons"]
+    except OSError as error:
+        raise SourceError(f"cannot read {place}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{place} is not annotation JSON as expected ({type(error).__name__}: {error})") from error
     return {name: [(label, polygon) for label, polygon in some if polygon] for name, some in found.items()}
 
