@@ -112,6 +112,50 @@ def test_bronchoscopy_polygons_become_masks_and_landmarks_none(tmp_path: Path) -
     assert read_sample(site.samples[0], label=3)[1].max() == 3
 
 
+def write_outlines(folder: Path, outlines: dict[str, list[tuple[float, float]]]) -> Path:
+    """A site of bronchoscopy with an image, ``a``, of 40 × 50 and outlines of tumours."""
+    split = folder / "BM-BronchoLC" / "Lung_cancer"
+    write_pair(split / "imgs" / "a.png", None)
+    entries = [
+        {"object_id": name, "label_ids": ["t"], "data": [{"x": x, "y": y} for x, y in points]}
+        for name, points in outlines.items()
+    ]
+    (split / "annotation.json").write_text(json.dumps(entries))
+    (split / "labels.json").write_text('[{"id": "t", "name": "Tumor"}]')
+    return split.parent
+
+
+def test_outlines_of_what_is_no_image_are_told(tmp_path: Path) -> None:
+    square = [(10.0, 5.0), (29.0, 5.0), (29.0, 24.0)]
+    site = scan_site(write_outlines(tmp_path, {"a.png": square, "b": square, "c": []}))
+    assert site.notes == {
+        "object ids with outlines that are no image's name here, without its suffix: left out": 2,
+        "images that the annotation does not name, taken as without lesion": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [(0.1, 0.1), (0.9, 0.1), (0.9, 1)],
+        [(50, 5), (60, 5), (60, 9)],
+        [(5, -9), (9, -9), (9, -1)],
+        [(5, 5), (9, 5), (9, float("nan"))],
+        [(5, 5), (9, 5), (9, float("inf"))],
+        [(5, 5), (9, 5), (9, 1e30)],
+    ],
+)
+def test_an_outline_outside_of_its_image_is_refused(tmp_path: Path, outline: list[tuple[float, float]]) -> None:
+    (sample,) = load_site(write_outlines(tmp_path, {"a": outline}))
+    with pytest.raises(SourceError, match=r"a\.png has an outline outside of it: outlines are in pixels, not 0 to 1"):
+        read_sample(sample)
+
+
+def test_an_outline_may_leave_its_image(tmp_path: Path) -> None:
+    (sample,) = load_site(write_outlines(tmp_path, {"a": [(-9, -9), (24, -9), (24, 60), (-9, 60)]}))
+    assert read_sample(sample)[1].mean() == 0.5
+
+
 def test_laryngoscopy_without_masks_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "Laryngoscope8"
     write_pair(folder / "Nodules" / "1.jpg", None)

@@ -32,6 +32,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import UInt8Array
@@ -44,6 +45,7 @@ UNTAKEN = "images of other layouts than the first, left out: say all_layouts = t
 UNMATCHED = "images that the manifest's group does not match, each a group of its own"
 ONE_NAME = "keep one of them, or give one another name in a site.toml"
 MENDED = "mend it, or set bad_images='skip' (for an evaluation, --bad-images skip)"
+FAR = 1 << 20  # pixels that no outline lies beyond
 Polygon = tuple[tuple[float, float], ...]
 
 
@@ -217,19 +219,30 @@ def read_sample(sample: Sample, label: int = 1) -> tuple[UInt8Array, UInt8Array]
     """Pixels (H, W, 3) uint8 RGB and labels (H, W) uint8: ``label`` where there is lesion.
 
     Raises:
-        SourceError: a file cannot be read, a mask is none in black and white, or image and mask differ in size.
+        SourceError: a file cannot be read, a mask is none in black and white, image and mask differ in size, or an
+            outline lies outside of its image.
     """
     pixels = read_pixels(sample.image)
     if sample.mask is None:
         labels = np.zeros(pixels.shape[:2], np.uint8)
         for polygon in sample.polygons:  # one by one: where two overlap, both together would leave a hole
-            cv2.fillPoly(labels, [np.round(np.array(polygon)).astype(np.int32)], label)
+            points = np.array(polygon)  # (n, 2)
+            if not _are_pixels(points, pixels.shape[1], pixels.shape[0]):
+                raise SourceError(f"{sample.image} has an outline outside of it: outlines are in pixels, not 0 to 1")
+            cv2.fillPoly(labels, [np.round(points).astype(np.int32)], label)
         return pixels, labels
     mask = read_mask(sample.mask)
     if mask.shape != pixels.shape[:2]:
         sizes = " and ".join(f"{w}×{h}" for h, w in (pixels.shape[:2], mask.shape))
         raise SourceError(f"{sample.image} and its mask differ in size: {sizes}")
     return pixels, np.where(mask >= 128, label, 0).astype(np.uint8)  # some masks are JPEG: not quite black and white
+
+
+def _are_pixels(points: NDArray[np.float64], width: int, height: int) -> bool:
+    """Whether an outline is in an image in part, and not all in its first pixel, as one from 0 to 1 is."""
+    low, high = points.min(axis=0), points.max(axis=0)  # NaN where one is none, which compares as false
+    is_inside = (high >= 0).all() and (low < (width, height)).all() and (high > 1).any()
+    return bool(is_inside and np.abs(points).max() < FAR)
 
 
 def unused_pictures(folder: Path, site: Site) -> list[Path]:
@@ -272,7 +285,11 @@ def _samples(
     """Every image of a layout; ``mask`` None where none of the patterns' files exists."""
     outlines = _polygons(folder, layout) if "polygons" in layout else {}
     renamed: Mapping[str, str] = described.get("classes", {})
-    for image in sorted(_images(folder, layout)):
+    images = sorted(_images(folder, layout))
+    known = {image.stem for image in images}
+    if unknown := sum(bool(some) and name not in known for name, some in outlines.items()):
+        notes["object ids with outlines that are no image's name here, without its suffix: left out"] += unknown
+    for image in images:
         group = _group(image.relative_to(folder).with_suffix(""), described)
         if group is None:
             group = str(image.relative_to(folder))
