@@ -144,6 +144,17 @@ def test_a_published_site_in_another_layout_is_told_what_was_expected(
     assert strange in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("bits", "told"), [(10, 1), (12, 1), (14, 1), (16, 0)])
+def test_images_of_16_bits_that_use_few_are_told(tmp_path: Path, bits: int, told: int) -> None:
+    site = write_site(tmp_path / "site", count=2)
+    noise = np.random.default_rng(0).integers(0, 1 << bits, (96, 120, 3)).astype(np.uint16)
+    cv2.imwrite(str(site / "images" / "im0.png"), noise)
+    cv2.imwrite(str(site / "images" / "im1.png"), np.zeros((96, 120, 3), np.uint8))  # dark, and of 8
+    ((report,), _) = check_folder(site)
+    note = "images of 16 bits that use few of them, and read nearly black: save them with 8"
+    assert report.notes.get(note, 0) == told and report.usable
+
+
 def test_hash_survives_size_and_compression_and_tells_pictures_apart() -> None:
     pictures = [Phantom((240, 320), seed=i).render(0).pixels for i in range(6)]
     hashes = [perceptual_hash(picture) for picture in pictures]

@@ -25,6 +25,7 @@ from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
 from training.manifest import expected, manifest
+from training.pictures import bits_and_alpha
 from training.sites import (
     IMAGE_SUFFIXES,
     Sample,
@@ -39,6 +40,7 @@ from training.sites import (
 
 HASH_SIDE = 16  # a hash has 16·16 bits
 PHANTOM_SIZE = (288, 384)
+DARK = 64  # of 256 levels: what has none above, and more than 8 bits, was of 14 bits at most
 NEAR = 12  # bits two views of the same picture may differ in (other size, other compression)
 
 
@@ -57,7 +59,7 @@ class Report:
         empty: masks without lesion.
         unused: pictures in its folder that are neither image nor mask of it.
         unnamed: published labels of outlines that the manifest gives no class.
-        notes: what else of the annotation was not taken as it is.
+        notes: what else was not taken as it is, or is no fault but looks like one, and how often.
     """
 
     site: str
@@ -186,7 +188,7 @@ def near_duplicates(samples: Sequence[Sample], hashes: Sequence[NDArray[np.uint6
 def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uint64]]]]:
     site = scan_site(folder)
     report = Report(site.name, str(folder))
-    report.unnamed, report.notes = dict(site.unnamed), dict(site.notes)
+    report.unnamed, notes = dict(site.unnamed), Counter(site.notes)
     report.without_mask = [str(path.relative_to(folder)) for path in site.without_mask]
     report.unused = [str(path.relative_to(folder)) for path in unused_pictures(folder, site)]
     shares, sizes, seen = [], [], []
@@ -197,6 +199,8 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
         except SourceError as error:
             report.unreadable.append(str(error))
             continue
+        if pixels.max() < DARK and bits_and_alpha(sample.image)[0] > 8:
+            notes["images of 16 bits that use few of them, and read nearly black: save them with 8"] += 1
         shares.append(float(labels.mean()))
         sizes.append(labels.shape)
         seen.append((sample, perceptual_hash(pixels)))
@@ -204,7 +208,7 @@ def _check_site(folder: Path) -> tuple[Report, list[tuple[Sample, NDArray[np.uin
             classes[sample.lesion] += 1
         else:
             report.empty.append(str(sample.image.relative_to(folder)))
-    report.images, report.classes = len(seen), dict(classes)
+    report.images, report.classes, report.notes = len(seen), dict(classes), dict(notes)
     report.groups = len({sample.group for sample, _ in seen})
     if seen:
         ordered = sorted(sizes, key=lambda size: size[0] * size[1])

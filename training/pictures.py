@@ -52,7 +52,7 @@ def _problem(path: Path, mask: UInt8Array, is_coloured: bool) -> str | None:
     with path.open("rb") as file:
         is_jpeg = file.read(2) == b"\xff\xd8"  # of 8 bits, without alpha, and never quite black and white
     if not is_jpeg:
-        bits, has_alpha = _bits_and_alpha(path)
+        bits, has_alpha = bits_and_alpha(path)
         if bits > 8:
             return f"has {bits} bits: save masks with 8, lesion as 255 and the rest as 0"
         if has_alpha:
@@ -81,7 +81,7 @@ def _levels_between(mask: UInt8Array, is_jpeg: bool) -> list[int]:
     return [lowest + int(level) for level in np.argsort(-between, kind="stable") if between[level]]
 
 
-def _bits_and_alpha(path: Path) -> tuple[int, bool]:
+def bits_and_alpha(path: Path) -> tuple[int, bool]:
     """Bits of a channel, and whether an image is transparent, but not everywhere alike."""
     if _is_tiff(path):
         frame = _read_tiff(path)
