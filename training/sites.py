@@ -14,7 +14,8 @@ A site is a folder described by a manifest, a small TOML file. Those of the pape
     image = "frames/*.tif"
     mask = ["truth/{stem}.png", "truth/{stem}_mask.png"]   # the first that exists counts
 
-A layout may have ``polygons`` (annotation JSON) in place of ``mask``; ``[classes]`` renames published labels.
+A layout may have ``polygons`` and ``labels`` (annotation JSON) in place of ``mask``; ``[classes]`` renames published
+labels. What is of the site stands above the first heading: to TOML, what follows one is of that part.
 """
 
 from __future__ import annotations
