@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -301,6 +302,27 @@ def test_pictures_are_cut_into_segments_and_taken_up_where_they_were_left(tmp_pa
     assert len(made) > len(good)
     for path in made:
         assert path.read_bytes() == (broken / path.relative_to(whole)).read_bytes(), path
+    private = work(tmp_path / "private", dataclasses.replace(stills, private=True))
+    assert private.summary is not None and private.summary.frames_out == len(good)
+    told = json.loads((tmp_path / "private" / "a.summary.json").read_text())["problems"]
+    assert [any(f" picture {number + 1}: " in problem for problem in told) for number in bad] == [True] * len(bad)
+
+
+def test_a_job_knows_its_own_results_whatever_is_lost_of_its_parts(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, single = tmp_path / "out", dataclasses.replace(PIECES, segment_s=1000.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("mcdrl_rt.offline.join._report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run([clip], out, single)
+    (out / "a.parts" / "00000.annotated.mp4").unlink()
+    with monkeypatch.context() as patched:  # and then the segment cannot be done again at once
+        patched.setattr("mcdrl_rt.offline.hands.work", lambda *_: (_ for _ in ()).throw(SourceError("not now")))
+        (outcome,) = run([clip], out, single)
+    assert outcome.error is not None and "not now" in outcome.error
+    (outcome,) = run([clip], out, single)
+    assert outcome.error is None and outcome.summary is not None and outcome.summary.frames_out == 40
 
 
 def test_results_that_lie_among_pictures_are_not_taken_for_them(tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_of_a_picture_that_moves_among_others_the_first_is_taken(tmp_path: Path)
     assert source.problem == "1.png: only the first of its pictures was taken"
 
 
+def test_links_that_lead_nowhere_cost_no_other_picture(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), picture(1))
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "through.png").symlink_to("a.png/x")
+    (tmp_path / "same.png").symlink_to("a.png")
+    assert [path.name for path in pictures_of(tmp_path)] == ["a.png", "same.png"]
+
+
 def test_a_picture_that_is_cut_off_is_told_of(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
     for name in ("a.jpg", "b.jpg"):

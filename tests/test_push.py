@@ -362,10 +362,13 @@ def test_what_waits_for_others_ends_with_a_program_that_is_killed(
                 os.kill(waiting, signal.SIGKILL)
 
 
-def test_a_file_is_sent_at_its_own_pace() -> None:
+@pytest.mark.parametrize("asked_to_end", [False, True])
+def test_a_file_is_sent_at_its_own_pace(asked_to_end: bool) -> None:
     url = f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
     with opened(url, VideoFormat(SIZE, TICK, Fraction(25))) as sink:
         started = time.monotonic()
+        if asked_to_end:
+            sink.hurry()
         for index in range(20):
             sink.write(Shown(Frame(picture(index, SIZE), index, TICK, index)))
         assert time.monotonic() - started > 0.7
@@ -373,7 +376,7 @@ def test_a_file_is_sent_at_its_own_pace() -> None:
 
 
 @pytest.mark.parametrize("asked_to_end", [False, True])
-def test_nobody_waits_for_a_file_whose_clock_leaps_or_once_the_end_was_asked_for(
+def test_nobody_waits_long_for_a_file_whose_clock_leaps_or_once_the_end_was_asked_for(
     asked_to_end: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gap_s = 3600

@@ -123,6 +123,8 @@ def claim(fabric: Fabric, recipe: Recipe, run: Path) -> None:
             lock = FileLock(run / LOCK, timeout=_PATIENCE_S, is_singleton=True)  # of runs in one process the first's
             lock.acquire()
             _locks[run] = lock
+            if has_begun(run):  # it may have, while the lock was another's
+                refuse_other(recipe, run)
         except Timeout as error:
             raise SpecError(f"another training is at work in {run}; wait for it, or name another --output") from error
         except (OSError, NotImplementedError) as error:

@@ -28,6 +28,7 @@ from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.pictures import Pictures
 
 _TOLD = 3  # problems, at most
+_COUNTED = ("frames ", "of the files ")  # what they count
 
 
 def finish(
@@ -63,7 +64,7 @@ def finish(
         _place(manifest, whole, job, kind.end)
     told = _added_up(text for text in problems if text)
     if settings.private:
-        told = [nameless(text, recording.path) for text in told]
+        told = nameless("\n".join(told), recording.path).splitlines()  # all at once: it lists the pictures' names
     summary = dataclasses.replace(
         _summary(job.name(settings) if settings.private else job.title, manifest, recording),
         output=legible(address(job.result(kinds[0].end))),
@@ -113,11 +114,14 @@ def _added_up(problems: Iterable[str]) -> list[str]:
 
     >>> _added_up(["2 frames were scaled; no sound", "3 frames were scaled"])
     ['5 frames were scaled', 'no sound']
+    >>> _added_up(["1 polyp.jpg: cut off", "2 polyp.jpg: cut off"])
+    ['1 polyp.jpg: cut off', '2 polyp.jpg: cut off']
     """
     counts: dict[str, int] = {}
     for text in (text for problem in problems for text in problem.split("; ")):
         count, _, counted = text.partition(" ")
-        what, more = (counted, int(count)) if count.isdecimal() and counted else (text, 0)
+        is_count = count.isdecimal() and counted.startswith(_COUNTED)  # a file's name may begin with a number, too
+        what, more = (counted, int(count)) if is_count else (text, 0)
         counts[what] = counts.get(what, 0) + more
     return [f"{count} {text}" if count else text for text, count in counts.items()]
 

@@ -111,7 +111,7 @@ def carry_out(
             _check(job, crew, manifest)  # it may be why
             raise
         finally:
-            if not manifest.done:
+            if not (manifest.done or manifest.placed):
                 discard(manifest.folder)
 
 
@@ -155,6 +155,7 @@ def _check(job: Job, crew: Crew, manifest: Manifest) -> None:
         manifest.done.clear()
         for path in map(job.result, manifest.placed):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        manifest.placed.clear()
         raise SourceError(f"{job.title} changed while it was processed; process it again")
     manifest.stamp = now  # no more than its permissions changed, say
 
@@ -176,7 +177,7 @@ class _Count:
 def _manifest(job: Job, crew: Crew, recording: Recording, fingerprint: Fingerprint, stamped: str | None) -> Manifest:
     """The manifest of what was begun, or a new one; a segment whose parts were deleted or cut off is not done."""
     manifest = Manifest.read(job.parts)
-    if manifest is not None and manifest.done:
+    if manifest is not None and (manifest.done or manifest.placed):
         _refuse(str(job.parts), manifest.fingerprint, fingerprint)
         manifest.stamp = stamped
         for left in job.parts.glob(".*"):  # what a killed process left

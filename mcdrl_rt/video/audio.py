@@ -30,7 +30,7 @@ _COPIED = {
 }
 _ENCODERS = {"webm": "libopus", "avi": "libmp3lame"}
 _OVERLAP_S = 1  # of sound that comes twice, where nothing is lost
-_LOOK_FAR = {"probesize": f"{1 << 30}", "analyzeduration": "300000000"}  # bytes and µs
+_LOOK_FAR = {"probesize": f"{64 << 20}", "analyzeduration": "300000000"}  # bytes, which are held in memory, and µs
 _RATE = 48_000  # where an encoder does not take the recording's own; all take this one
 _BITS_PER_CHANNEL = 64_000
 _MIXED = (*range(1, 9), 10, 12, 14, 16, 24)  # numbers of channels that FFmpeg mixes into two

@@ -161,10 +161,13 @@ class Pace:
         early_s = 0.0 if self._start is None else self._start + frame.pts_s - now
         if self._start is None or not -_LATE_S <= early_s <= _LEAP_S:
             self._start, early_s = now - frame.pts_s, 0.0
-        self._hurried.wait(max(0.0, early_s))
+        if early_s > _LATE_S and self._hurried.wait(early_s):
+            self._start = time.monotonic() - frame.pts_s
+        elif early_s > 0:
+            time.sleep(min(early_s, _LATE_S))
 
     def hurry(self) -> None:
-        """End the wait, and wait for no frame after it."""
+        """End a wait of more than a second, and begin none: what is left still leaves frame by frame."""
         self._hurried.set()
 
 

@@ -95,7 +95,9 @@ class Playlist(Source):
         if self._video is not None:
             self._take_facts(self._video)
             self.name = name
-        elif part is None:
+        elif part is not None:
+            self.size = (0, 0)  # of no frame
+        else:
             several = f"cannot read any of the {len(files)} files of {name}; " if len(files) > 1 else ""
             raise SourceError(f"{several}{self._unreadable[0]}")
         if _is_picture(files[0]):
@@ -168,7 +170,8 @@ def _of_kind(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     with os.scandir(folder) as entries:  # there may be 100,000: nothing is asked for twice
         shown = (entry for entry in entries if not entry.name.startswith("."))
         kind = [entry for entry in shown if os.path.splitext(entry.name)[1].lower() in suffixes]
-        return [folder / entry.name for entry in kind if entry.is_file()]
+        # a link that leads in a circle is an error to one, and no file to the other
+        return [folder / e.name for e in kind if ((folder / e.name).is_file() if e.is_symlink() else e.is_file())]
 
 
 def _numbered(path: Path) -> list[Path]:
