@@ -375,6 +375,17 @@ def test_a_file_is_sent_at_its_own_pace(asked_to_end: bool) -> None:
     assert (sink.frames, sink.problem) == (20, None)
 
 
+def test_a_frame_after_a_pause_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(output.time, "monotonic", lambda: 100.0 + sum(waits))
+    monkeypatch.setattr(output.time, "sleep", waits.append)
+    pace = output.Pace(VideoFormat(SIZE, TICK, Fraction(25)))
+    monkeypatch.setattr(pace._hurried, "wait", waits.append)  # nobody asks for the end
+    for pts in (0, 1, 75, 76):
+        pace.wait(Frame(picture(0, SIZE), pts, TICK))
+    assert waits == pytest.approx([0.0, 0.04, 2.96, 0.04])
+
+
 @pytest.mark.parametrize("asked_to_end", [False, True])
 def test_nobody_waits_long_for_a_file_whose_clock_leaps_or_once_the_end_was_asked_for(
     asked_to_end: bool, monkeypatch: pytest.MonkeyPatch

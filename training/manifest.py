@@ -26,11 +26,10 @@ def manifest(folder: Path) -> dict[str, Any]:
         SpecError: ``site.toml`` is no TOML, lacks a layout, or says what no manifest does.
         SourceError: the folder cannot be looked into.
     """
-    known = _built_in().get(folder.name) or _built_in()[""]
     own = folder / "site.toml"
     try:
         if not own.is_file():
-            return known
+            return _known(folder)
         facts = own.stat()
         return _own(own, facts.st_mtime_ns, facts.st_size)
     except OSError as error:
@@ -40,7 +39,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _own(own: Path, changed_ns: int, size: int) -> dict[str, Any]:
     """A folder's own manifest, for as long as it stays as it is: it is asked for with every image."""
-    known = _built_in().get(own.parent.name) or _built_in()[""]
+    known = _known(own.parent)
     try:  # a published site is that site however it is described
         described = {"name": known["name"], "folders": known["folders"], "class": "polyp"}
         described |= tomllib.loads(own.read_text("utf-8-sig"))  # Notepad writes a BOM
@@ -49,6 +48,11 @@ def _own(own: Path, changed_ns: int, size: int) -> dict[str, Any]:
     if problem := _problem(described):
         raise SpecError(f"{own} {problem}; training/sites.py shows how")
     return described
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """The built-in manifest of a folder."""
+    return _built_in().get(folder.name) or _built_in()[""]
 
 
 @cache

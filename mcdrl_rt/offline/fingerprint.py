@@ -41,10 +41,10 @@ def engine_facts(segmenter: AnySegmenter, model: Path | None = None) -> dict[str
     files = [path] if runtime is None else [path.with_suffix(suffix) for suffix in FILES[runtime]]
     content = hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
     name = segmenter.engine.name
-    facts = {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(name.partition(" ")[0])}
+    kind, device = name.split()[0], name.split()[-1]
+    facts = {"name": name, "model": segmenter.spec.name, "content": content[:16], **versions(kind)}
     facts |= {"av": av.__version__, "opencv": cv2.__version__}  # they decode pictures, and bring them to size
-    words = name.split()
-    gpu = gpu_of(words[0], words[-1])
+    gpu = gpu_of(kind, device)
     return facts | ({"processor": processor()} if gpu is None else {"gpu": gpu})
 
 

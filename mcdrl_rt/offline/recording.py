@@ -150,7 +150,7 @@ def _spread(index: VideoIndex, count: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4)
-def _files(path: Path, changed_ns: int) -> list[Path]:
+def _listed(path: Path, changed_ns: int) -> list[Path]:
     """The pictures there are since then; to list 100,000 takes seconds, and each segment asks."""
     return pictures_of(path)
 
@@ -163,7 +163,7 @@ class _Pictures(Recording):
 
     @property
     def _files(self) -> list[Path]:
-        return _files(self.path, self._changed_ns)
+        return _listed(self.path, self._changed_ns)
 
     def samples(self) -> Iterator[UInt8Array]:
         return iter(())

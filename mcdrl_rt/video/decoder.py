@@ -41,6 +41,7 @@ from mcdrl_rt.video.rgb import ToPicture, color, pixel_aspect, upright_size
 from mcdrl_rt.video.timestamps import Arrivals, Clock, Timestamps
 from mcdrl_rt.video.verdict import Expected, Tally
 
+_CAN_BE_CUT_OFF = ("image2", "jpeg_pipe", "png_pipe")  # FFmpeg's readers of pictures of which ``is_cut_off`` can tell
 _CLOSE_S = 1.0  # that closing waits for a reader in FFmpeg
 
 
@@ -182,8 +183,7 @@ class Video(Source):
 
     def _verdict(self) -> str | None:
         """What to tell the user once the video has ended."""
-        kind = self._container.format.name
-        if self._file and (kind == "image2" or kind.endswith("_pipe")):  # a picture
+        if self._file and self._container.format.name in _CAN_BE_CUT_OFF:
             with contextlib.suppress(OSError):
                 if is_cut_off(self._file.read_bytes()):
                     return "cut off: a part of it is made up"

@@ -1,7 +1,7 @@
 """Whether a video file is as long as its container says: what is cut off its end is seen to the byte; so of pictures.
 
 MP4 and QuickTime are boxes, AVI is RIFF chunks, Matroska and WebM are one EBML segment: each says its own size first.
-Other containers, and what was never finished, say nothing. Only headers are read, whatever the size of the file.
+Other containers, and what was never finished, say nothing. Of videos only headers are read, whatever the size.
 
     >>> bytes_missing(Path("procedure.mp4"))                               # doctest: +SKIP
     0

@@ -60,7 +60,7 @@ class Loopback(Sink):
         self.close()
 
     def hurry(self) -> None:
-        """Show what there is, whenever it would be due."""
+        """Show what there is, without a long wait for its turn."""
         self._pace.hurry()
 
     @property

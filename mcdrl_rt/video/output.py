@@ -59,7 +59,7 @@ class Sink(ABC):
         """Give up: a video file is discarded, and what had its name before is untouched."""
 
     def hurry(self) -> None:  # noqa: B027
-        """Wait for no frame's turn any more: the end was asked for. From any thread, and again and again."""
+        """Wait for no frame's turn for long any more: the end was asked for. From any thread, and again and again."""
 
     @property
     def problem(self) -> str | None:
@@ -150,7 +150,7 @@ class Pace:
 
     def __init__(self, format: VideoFormat) -> None:
         self._live = format.live  # the world sets the pace of a live source
-        self._start: float | None = None
+        self._start = float("-inf")  # when the frame of time 0 left
         self._hurried = threading.Event()
 
     def wait(self, frame: Frame) -> None:
@@ -158,13 +158,13 @@ class Pace:
         if self._live:
             return
         now = time.monotonic()
-        early_s = 0.0 if self._start is None else self._start + frame.pts_s - now
-        if self._start is None or not -_LATE_S <= early_s <= _LEAP_S:
+        early_s = self._start + frame.pts_s - now
+        if not -_LATE_S <= early_s <= _LEAP_S:
             self._start, early_s = now - frame.pts_s, 0.0
-        if early_s > _LATE_S and self._hurried.wait(early_s):
+        if early_s <= _LATE_S:
+            time.sleep(max(0.0, early_s))
+        elif self._hurried.wait(early_s):
             self._start = time.monotonic() - frame.pts_s
-        elif early_s > 0:
-            time.sleep(min(early_s, _LATE_S))
 
     def hurry(self) -> None:
         """End a wait of more than a second, and begin none: what is left still leaves frame by frame."""

@@ -106,7 +106,7 @@ class Push(Sink):
         self.close()
 
     def hurry(self) -> None:
-        """Send what there is, whenever it would be due."""
+        """Send what there is, without a long wait for its turn."""
         self._pace.hurry()
 
     @property
