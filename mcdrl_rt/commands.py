@@ -286,7 +286,7 @@ def process(
     segmenter = load()
     offline.make_folder(folder) if store is None else store.prepare()
     about = offline.engine_facts(segmenter, model)
-    count = offline.worker_count(workers)
+    count = offline.worker_count(workers, jobs, segment)
     if ray is not None:
         from mcdrl_rt.offline.cluster import Cluster
 

@@ -20,6 +20,7 @@ from mcdrl_rt.offline import Here, Loader, Outcome, Processes, Settings, plan, p
 from mcdrl_rt.offline.hands import Hands
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import UInt8Array
+from mcdrl_rt.video.source import open_source
 
 SETTINGS = Settings(masks=("ffv1", "coco"), report=False, segment_s=0.5)
 
@@ -155,7 +156,30 @@ def test_a_part_is_the_same_to_the_bit_whatever_cores_there_are(archive: Path, t
     assert files[0] == files[1]
 
 
-def test_there_is_a_worker_for_every_few_cores() -> None:
-    assert worker_count(3) == 3
-    assert worker_count(None) == max(1, len(os.sched_getaffinity(0)) // 4)
+def test_there_is_a_worker_for_every_few_cores(archive: Path, tmp_path: Path) -> None:
+    jobs = plan([archive], tmp_path)
+    assert worker_count(3, jobs, 60) == 3
+    assert worker_count(None, jobs, 60) == max(1, min(3, len(os.sched_getaffinity(0)) // 4))
     assert pickle.loads(pickle.dumps(Loader(Path("a.xml"), "openvino"))) == Loader(Path("a.xml"), "openvino")
+
+
+def test_no_worker_is_without_work(archive: Path, tmp_path: Path) -> None:
+    """Each would have a share of the cores that the others cannot use."""
+    jobs = plan([archive], tmp_path / "out")
+    seconds = {job.source.name: recorded_s(job.source) for job in jobs}
+    assert worker_count(8, jobs, 60) == 3
+    assert worker_count(8, jobs[:1], 60) == 1
+    assert worker_count(8, jobs[:1], seconds["a.mp4"] / 2) == 2
+    assert worker_count(2, jobs[:1], seconds["a.mp4"] / 8) == 2
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    assert worker_count(8, plan([tmp_path / "broken.mp4"], tmp_path / "out"), 60) == 1
+    jobs[0].summary.parent.mkdir()
+    for job in jobs:
+        job.summary.touch()  # done
+    assert worker_count(8, jobs, 60) == 1
+
+
+def recorded_s(video: Path) -> float:
+    with open_source(str(video)) as source:
+        assert source.frame_count is not None
+        return float(source.frame_count / source.format.rate)

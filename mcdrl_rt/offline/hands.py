@@ -24,6 +24,8 @@ from typing import Self
 
 from mcdrl_rt.errors import EngineError, McdrlError
 from mcdrl_rt.offline.manifest import Part
+from mcdrl_rt.offline.plan import Job
+from mcdrl_rt.offline.recording import expected_segments
 from mcdrl_rt.offline.work import Task, work
 from mcdrl_rt.segmenter import AnySegmenter, Segmenter
 
@@ -215,7 +217,16 @@ def _do(task: Task) -> Part:
     return work(task, _segmenter)
 
 
-def worker_count(wish: int | None) -> int:
-    """How many workers to take: as many as are wished for, or one for every few cores of this machine."""
+def worker_count(wish: int | None, jobs: Sequence[Job], segment_s: float) -> int:
+    """How many workers to take: as many as are wished for, or one for every few cores of this machine.
+
+    No more than there are segments left, as far as can be told beforehand: cores of a worker without work would idle.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wish or max(1, cores // CORES_EACH)
+    count, segments = wish or max(1, cores // CORES_EACH), 0
+    for job in jobs:
+        if segments >= count:
+            break
+        if job.state != "done":
+            segments += count if job.origin else expected_segments(job.source, segment_s) or count
+    return max(1, min(count, segments))

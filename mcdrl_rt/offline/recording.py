@@ -96,6 +96,16 @@ def open_recording(path: Path, private: bool = False) -> Recording:
     return _Private(recording) if private else recording
 
 
+def expected_segments(path: Path, segment_s: float) -> int | None:
+    """How many segments a recording may have, from what it says of its length; None if it says nothing."""
+    try:
+        with open_source(str(path)) as source:
+            frames, rate = source.frame_count, source.format.rate
+    except SourceError:
+        return 1
+    return frames and max(1, round(frames / (rate * Fraction(segment_s))))
+
+
 def tally_of(source: Source) -> Tally:
     """What became of a segment that was read; pictures say it in their ``problem``."""
     if isinstance(source, Deidentified):
