@@ -12,6 +12,7 @@ from mcdrl_rt.errors import SpecError
 from mcdrl_rt.model.prompts import CONFOUNDERS
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, Phantom
+from mcdrl_rt.video.region import find_region
 from training.conditions import (
     CONDITIONS,
     PHANTOM_CONDITIONS,
@@ -35,6 +36,11 @@ def scene() -> tuple[UInt8Array, UInt8Array]:
 
 def change(name: str, scene: tuple[UInt8Array, UInt8Array], seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
     return apply_condition(name, np.random.default_rng(seed), *scene)
+
+
+def largest(mask: UInt8Array) -> int:
+    """Pixels of the largest lesion."""
+    return int(cv2.connectedComponentsWithStats(mask)[2][1:, cv2.CC_STAT_AREA].max())
 
 
 def detail(pixels: UInt8Array) -> float:
@@ -90,7 +96,7 @@ def test_conditions_are_what_they_are_called(scene: tuple[UInt8Array, UInt8Array
     assert blood[..., 1].mean() < -2 and blood[..., 1].mean() < blood[..., 0].mean()
     assert (change("specular reflection", scene, seed)[0].min(axis=2) > 245).sum() > (pixels.min(axis=2) > 245).sum()
     assert change("a close-up view", scene, seed)[1].mean() > 1.3 * mask.mean()
-    assert change("a distant view", scene, seed)[1].mean() < 0.6 * mask.mean()
+    assert largest(change("a distant view", scene, seed)[1]) < 0.6 * largest(mask)
     halves = np.sort([half.mean() for half in np.split(change("uneven lighting", scene, seed)[0], 2, axis=seed % 2)])
     assert halves[0] < mean
 
@@ -118,3 +124,11 @@ def test_what_the_dictionary_does_not_name_is_not_shown() -> None:
 def test_no_picture_shows_both_kinds_of_light() -> None:
     shown = shown_conditions(("white-light imaging", "narrow-band imaging", "blood"), NAMES)
     assert {name for name, value in zip(NAMES, shown, strict=True) if value} == {"narrow-band imaging", "blood"}
+
+
+@pytest.mark.parametrize("name", ["a distant view", "a tangential view"])
+def test_the_runtime_does_not_cut_away_what_was_drawn(scene: tuple[UInt8Array, UInt8Array], name: str) -> None:
+    for seed in range(5):
+        changed, _ = change(name, scene, seed)
+        region = find_region(changed)
+        assert region.height * region.width > 0.95 * changed.shape[0] * changed.shape[1]

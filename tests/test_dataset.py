@@ -46,6 +46,26 @@ def test_mask_stays_on_the_lesion_whatever_is_drawn(tmp_path: Path) -> None:
             assert spread[0] > spread[1] + 0.1
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 130), (200, 260)])
+def test_masks_lie_where_their_pictures_lie(tmp_path: Path, size: tuple[int, int]) -> None:
+    """To a small part of a pixel: edges are what a segmentation is measured by."""
+    site = write_site(tmp_path / "site", count=12, size=(150, 190))
+    for sample in load_site(site):
+        assert sample.mask is not None
+        mask = cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(sample.image), np.where(mask > 127, 255, 60).astype(np.uint8))
+    for part_rate in (0.0, 1.0):
+        dataset = LesionDataset(load_site(site), size, part_rate=part_rate)
+        shifts = []
+        for item in (dataset[epoch, i] for epoch in range(40) for i in range(12)):
+            light, labels = item.pixels[0].numpy().astype(float) - 60, item.labels.numpy()
+            edges = labels[[0, -1]].any() or labels[:, [0, -1]].any()
+            if labels.any() and not edges:
+                shifts.append([np.average(g, weights=labels) - np.average(g, weights=light) for g in np.indices(size)])
+        assert len(shifts) > 10
+        assert np.abs(np.mean(shifts, axis=0)).max() < 0.12
+
+
 def test_what_was_drawn_is_what_is_said(tmp_path: Path) -> None:
     samples = load_site(write_site(tmp_path / "site", count=2))
     names = confounder_names(12)
@@ -101,6 +121,11 @@ def test_part_without_lesion_has_none(tmp_path: Path) -> None:
     for item in without:
         red, _, blue = item.pixels.float().mean(dim=(1, 2))
         assert abs(red - blue) < 15
+    conditions = ("blood", PLAIN)
+    parts = LesionDataset(samples, (64, 64), part_rate=1.0, conditions=conditions)
+    assert not any(parts[0, i].shown.any() for i in range(4))  # whether one is a close-up nobody knows
+    drawn = LesionDataset(samples, (64, 64), part_rate=1.0, conditions=conditions, condition_rate=1.0)
+    assert all(drawn[0, i].shown[0] for i in range(4))
 
 
 def test_blank_pictures_show_nothing_and_differ(tmp_path: Path) -> None:

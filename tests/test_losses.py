@@ -60,7 +60,10 @@ def test_dice_loss_is_one_minus_dice_per_image() -> None:
     labels = tensor([[[1, 1], [0, 0]], [[1, 0], [1, 0]]])
     expected = ((1 - (2 * 2 + 1) / (2 + 2 + 1)) + (1 - (2 * 1 + 1) / (2 + 2 + 1))) / 2
     assert losses.soft_dice_loss(logits, labels).item() == pytest.approx(expected, abs=1e-6)
-    assert losses.soft_dice_loss(logits, torch.zeros_like(labels)).item() == pytest.approx(1 - 1 / 3, abs=1e-6)
+    without = torch.zeros_like(labels)
+    assert losses.soft_dice_loss(logits, without).item() == 0  # cross-entropy alone tells what is marked wrongly there
+    both = losses.soft_dice_loss(torch.cat([logits, logits]), torch.cat([labels, without])).item()
+    assert both == pytest.approx(expected, abs=1e-6)
 
 
 def test_dense_alignment_wants_touched_cells_like_their_class_and_others_unlike_all() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import Phantom
-from training.style import Tone, restyle, tone
+from training.style import Tone, restyle, tone, with_surround
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +41,14 @@ def test_the_same_draw_is_the_same_picture_and_its_shapes_stay(picture: UInt8Arr
     assert not np.array_equal(restyled[0], picture)
     edges = [cv2.Laplacian(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), cv2.CV_32F).ravel() for p in (restyled[0], picture)]
     assert np.corrcoef(*edges)[0, 1] > 0.9
+
+
+def test_a_black_surround_stays_black_in_any_style(picture: UInt8Array) -> None:
+    framed = cv2.copyMakeBorder(picture, 30, 30, 30, 30, cv2.BORDER_CONSTANT)
+    bright = Tone(np.array([170, 140, 150], np.float32), np.array([20, 5, 5], np.float32))
+    restyled = restyle(np.random.default_rng(0), framed, bright)
+    assert restyled[:25].max() > 14  # the styles alone light it
+    kept = with_surround(restyled, framed)
+    assert kept[:25].max() == 0
+    lit = framed.max(axis=2) > 60
+    assert np.abs(kept[lit].astype(int) - restyled[lit]).max() <= 1

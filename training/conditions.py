@@ -217,8 +217,9 @@ def _tangential(rng: np.random.Generator, size: tuple[int, int], labels: UInt8Ar
 
 def _warp(pixels: UInt8Array, labels: UInt8Array, matrix: FloatArray) -> Picture:
     size = (pixels.shape[1], pixels.shape[0])
-    warped = cv2.warpPerspective(pixels, matrix, size, flags=cv2.INTER_LINEAR)  # black beyond the picture's edge
-    moved = cv2.warpPerspective(labels, matrix, size, flags=cv2.INTER_NEAREST)
+    edge = cv2.BORDER_REFLECT_101  # a black one the runtime would cut away, and undo what was drawn
+    warped = cv2.warpPerspective(pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=edge)
+    moved = cv2.warpPerspective(labels, matrix, size, flags=cv2.INTER_NEAREST, borderMode=edge)
     return np.asarray(warped, np.uint8), np.asarray(moved, np.uint8)
 
 

@@ -22,7 +22,7 @@ from mcdrl_rt.video.region import find_region
 from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw_conditions, shown_conditions
 from training.recipe import Recipe
 from training.sites import MENDED, Sample, class_ids, read_sample
-from training.style import restyle, tone
+from training.style import restyle, tone, with_surround
 from training.views import random_view
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
@@ -93,7 +93,7 @@ class LesionDataset(Dataset[Item]):
         # a picture in narrow-band colours shows narrow-band imaging: only plain ones lend theirs
         plain = [pixels for pixels, shown in zip(self.pixels, self.shown, strict=True) if shown == (PLAIN,)]
         self.tones = [tone(pixels) for pixels in plain] if style_rate else []
-        self.transform = None if augmentation == "none" else random_view(size, augmentation)
+        self.views = None if augmentation == "none" else random_view(size, augmentation)
 
     def _read(
         self, samples: Sequence[Sample], classes: Sequence[str], skip_bad: bool
@@ -128,23 +128,31 @@ class LesionDataset(Dataset[Item]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         pixels, labels = self.pixels[index], self.labels[index]
-        if rng.random() < self.part_rate:
+        enlarged = rng.random() < self.part_rate
+        if enlarged:
             pixels, labels = _by_a_part(rng, pixels, labels)
         nothing = rng.random() < self.blank_rate
         if nothing:
             pixels, labels = blank(rng, pixels), np.zeros_like(labels)
-        if self.transform is not None:
+        placed = pixels
+        if self.views is not None:
+            place, colour = self.views
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
                 torch.default_generator.manual_seed(int(rng.integers(2**62)))
-                picture, mask = self.transform(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
-            pixels, labels = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)), mask.numpy()
+                picture, mask = place(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
+                placed, labels = _pixels(picture), mask.numpy()
+                pixels = _pixels(colour(picture))
         if nothing:
             return _item(pixels, labels, np.zeros(len(self.conditions), np.float32))
         if self.tones and rng.random() < self.style_rate:
             pixels = restyle(rng, pixels, self.tones[int(rng.integers(len(self.tones)))])
+        if pixels is not placed:
+            pixels = with_surround(pixels, placed)
         drawn = draw_conditions(self.conditions, rng, self.condition_rate) if self.condition_rate else ()
         for name in drawn:
             pixels, labels = apply_condition(name, rng, pixels, labels)
+        if enlarged and not drawn:  # it looks like a close-up, and nobody knows whether it is one
+            return _item(pixels, labels, np.zeros(len(self.conditions), np.float32))
         return _item(pixels, labels, shown_conditions((*self.shown[index], *drawn), self.conditions))
 
 
@@ -203,8 +211,14 @@ def _prepare(pixels: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> t
     """Crop to the field of view, as the runtime does, and resize."""
     rows, columns = find_region(pixels).slices
     target = (size[1], size[0])
-    picture = cv2.resize(pixels[rows, columns], target, interpolation=cv2.INTER_AREA)
-    return picture, cv2.resize(labels[rows, columns], target, interpolation=cv2.INTER_NEAREST)
+    pixels, labels = pixels[rows, columns], labels[rows, columns]
+    how = cv2.INTER_AREA if labels.size > size[0] * size[1] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(pixels, target, interpolation=how), np.uint8), _resized(labels, target)
+
+
+def _resized(labels: UInt8Array, target: tuple[int, int]) -> UInt8Array:
+    """A mask at a size (width, height), where its picture is: ``INTER_NEAREST`` alone would move it half a pixel."""
+    return np.asarray(cv2.resize(labels, target, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
 def part_of(rng: np.random.Generator, labels: UInt8Array, lesion: bool) -> tuple[slice, slice] | None:
@@ -241,8 +255,12 @@ def _by_a_part(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array)
     if part is None:
         return pixels, labels
     size = labels.shape[::-1]
-    nearest = cv2.resize(labels[part], size, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.resize(pixels[part], size), np.uint8), np.asarray(nearest, np.uint8)
+    return np.asarray(cv2.resize(pixels[part], size), np.uint8), _resized(labels[part], size)
+
+
+def _pixels(picture: Tensor) -> UInt8Array:
+    """(3, H, W) as (H, W, 3)."""
+    return np.ascontiguousarray(picture.numpy().transpose(1, 2, 0))
 
 
 def _item(pixels: UInt8Array, labels: UInt8Array, shown: FloatArray) -> Item:

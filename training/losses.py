@@ -67,13 +67,16 @@ def readout_loss(readout: Tensor, shown: Tensor) -> Tensor:
 
 
 def soft_dice_loss(logits: Tensor, labels: Tensor, smooth: float = 1.0, weight: Tensor | None = None) -> Tensor:
-    """Ours, not the paper's: 1 − Dice of the lesion probability (any class) per image, averaged."""
+    """Ours, not the paper's: 1 − Dice of the lesion probability (any class), averaged over the images with lesion.
+
+    On one without, it would hardly move what is marked wrongly and push on where nothing is: those are cross-entropy's.
+    """
     lesion = 1 - logits.softmax(dim=1)[:, 0]  # (B, H, W)
     truth = (labels > 0).to(lesion.dtype)
     weight = torch.ones_like(lesion) if weight is None else weight
     overlap = (weight * lesion * truth).sum(dim=(1, 2))
     total = (weight * (lesion + truth)).sum(dim=(1, 2))
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    return weighted_mean(1 - (2 * overlap + smooth) / (total + smooth), truth.amax(dim=(1, 2)))
 
 
 def dense_alignment_loss(

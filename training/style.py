@@ -15,6 +15,7 @@ import numpy as np
 from mcdrl_rt.types import FloatArray, UInt8Array
 
 _DARK = 20  # pixels below this lightness are surround, not tissue
+_BLACK = 10  # and below this, of the brightest colour, without doubt
 _DRIFT = np.array([6, 5, 5], np.float32)  # standard deviation of what is added to the mean, in 8-bit Lab
 _STRETCH = 0.2  # and of the logarithm of what the spread is multiplied by
 
@@ -42,6 +43,13 @@ def restyle(rng: np.random.Generator, pixels: UInt8Array, other: Tone) -> UInt8A
     moved = (levels - own.mean) * (spread / np.maximum(own.spread, 1)) + mean  # what each level becomes, (256, 3)
     table = np.clip(moved, 0, 255).astype(np.uint8)[:, None]
     return np.asarray(cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB), np.uint8)
+
+
+def with_surround(pixels: UInt8Array, before: UInt8Array) -> UInt8Array:
+    """A picture in other colours, (H, W, 3) uint8 RGB, with what was black ``before`` as it was then."""
+    brightest = before.max(axis=2).astype(np.float32)
+    changed = np.clip((brightest - _BLACK) / (2 * _DARK), 0, 1)  # little by little: no edge where there was none
+    return np.asarray(cv2.blendLinear(pixels, before, changed, 1 - changed), np.uint8)
 
 
 def _tone_of(lab: UInt8Array) -> Tone:
