@@ -3,8 +3,8 @@
     python benchmarks/rival.py [--runs 100] [--save NAME]
 
 Both are engines in OpenVINO, uint8 frame to label map, in every precision this processor has without calibration. The
-U-Net is segmentation-models-pytorch's (``pip install 'mcdrl-rt[dev]'``), the one ``training/recipes/unet.toml`` trains;
-its weights are random here, which latency does not depend on. One JSON line at the end.
+U-Net is segmentation-models-pytorch's (``pip install 'mcdrl-rt[train]'``), the one ``training/recipes/unet.toml``
+trains; its weights are random here, which latency does not depend on. One JSON line at the end.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_outputs(arguments)
     if importlib.util.find_spec("segmentation_models_pytorch") is None:
-        raise McdrlError("the U-Net is segmentation-models-pytorch's: pip install 'mcdrl-rt[dev]'")
+        raise McdrlError("the U-Net is segmentation-models-pytorch's: pip install 'mcdrl-rt[train]'")
     logging.getLogger().setLevel(logging.ERROR)
     spec = read_spec(DEFAULT_CHECKPOINT)
     frame = np.random.default_rng(0).integers(0, 256, (1, *spec.input_size, 3), dtype=np.uint8)

@@ -71,15 +71,17 @@ def test_one_version() -> None:
     assert PROJECT["version"] == mcdrl_rt.__version__
 
 
-def test_everything_imported_is_declared() -> None:
-    """Top-level imports of the package, against the names of its dependencies."""
-    names = {"opencv-python-headless": "cv2", "open_clip_torch": "open_clip"}
-    required = (re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["dependencies"])
+@pytest.mark.parametrize(("part", "extras"), [("mcdrl_rt", []), ("training", ["train"])])
+def test_everything_imported_is_declared(part: str, extras: list[str]) -> None:
+    """Imports of the package, and of the training part, against the names of their dependencies."""
+    names = {"opencv-python-headless": "cv2", "open_clip_torch": "open_clip", "scikit-learn": "sklearn"}
+    lines = sum((PROJECT["optional-dependencies"][extra] for extra in extras), PROJECT["dependencies"])
+    required = (re.split(r"[<>=\[ ]", line)[0] for line in lines)
     declared = {names.get(name, name.replace("-", "_")) for name in required}
     pattern = re.compile(r"^\s*(?:import|from) ([a-z]\w*)", re.MULTILINE)
-    code = [re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL) for path in (ROOT / "mcdrl_rt").rglob("*.py")]
+    code = [re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL) for path in (ROOT / part).rglob("*.py")]
     imported = {name for text in code for name in pattern.findall(text)}
-    foreign = imported - set(sys.stdlib_module_names) - {"mcdrl_rt"}
+    foreign = imported - set(sys.stdlib_module_names) - {"mcdrl_rt", part}
     optional = {"tensorrt", "torch_tensorrt", "nncf", "pygame", "pycocotools", "ray"}
     assert foreign - optional <= declared
 

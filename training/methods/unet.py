@@ -36,7 +36,7 @@ class UNet(Method):
         try:
             from segmentation_models_pytorch import Unet
         except ImportError as error:
-            raise SpecError("method 'unet' needs segmentation-models-pytorch: pip install 'mcdrl-rt[dev]'") from error
+            raise SpecError("method 'unet' needs segmentation-models-pytorch: pip install 'mcdrl-rt[train]'") from error
         whole = {"grid": (1, 1), "grid_stride": max(recipe.input_size)}  # it selects nothing: one cell
         super().__init__(recipe, dataclasses.replace(model_spec(recipe), **whole))
         labels = len(recipe.classes) + 1
