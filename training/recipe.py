@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import tomllib
 import types
 import typing
@@ -194,12 +195,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         values = _read(path)
-        own: dict[str, Any] = {}
-        for line in overrides:
-            own |= tomllib.loads(line)
-        values = override(values, own)
     except (OSError, ValueError) as error:
-        raise SpecError(f"cannot read recipe {path} with {list(overrides)}: {error}") from error
+        raise SpecError(f"cannot read recipe {path}: {error}") from error
+    own: dict[str, Any] = {}
+    for line in overrides:
+        own |= _setting(line)
+    values = override(values, own)
     try:
         return recipe_from(values)
     except SpecError as error:
@@ -249,6 +250,30 @@ def override(values: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Settings with others in their places: a deployed α belongs to the α that it was set with."""
     kept = {name: value for name, value in values.items() if name != "deployed_alpha" or "alpha" not in own}
     return kept | own
+
+
+def _setting(line: str) -> dict[str, Any]:
+    """What an override sets.
+
+    Raises:
+        SpecError: it is no TOML; said is how it is, of text without quotes above all, which shells take away.
+    """
+    try:
+        return tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        name, _, text = (part.strip() for part in line.partition("="))
+    if not name or not text:
+        raise SpecError(f"--set {line}: a setting is NAME=VALUE, epochs=3")
+    kind = typing.get_type_hints(Recipe).get(name)
+    if kind is None:
+        return {name: text}  # refused with the names there are
+    many = typing.get_origin(kind) is tuple
+    if str not in (kind, *typing.get_args(kind)):
+        wanted = "numbers in brackets, [96, 96]" if many else "a number, 3 or 0.5"
+        raise SpecError(f"--set {line}: {name} is {wanted}")
+    words = [word.strip(" '\"[]") for word in (text.split(",") if many else [text])]
+    quoted = shlex.quote(f"{name}={json.dumps(words if many else words[0], ensure_ascii=False)}")
+    raise SpecError(f"--set {line}: text needs quotes, --set {quoted}")
 
 
 def _is(value: object, kind: object) -> bool:
