@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,12 +120,16 @@ def _devices(root: Path = Path("/")) -> tuple[bool, str]:
 
 
 def _model() -> tuple[bool, str]:
+    from safetensors import safe_open
+
     from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
     from mcdrl_rt.model.checkpoint import read_spec
 
     spec = read_spec(DEFAULT_CHECKPOINT)
-    size = "×".join(map(str, spec.input_size))
-    return True, f"{spec.name}: {spec.encoder}, {size}, classes {', '.join(spec.classes)}"
+    with safe_open(DEFAULT_CHECKPOINT, "np") as file:
+        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    (height, width), classes = spec.input_size, ", ".join(spec.classes)
+    return True, f"{spec.name}, classes {classes}, sees {width}×{height}, {count / 1e6:.1f} million weights"
 
 
 def _kept() -> tuple[bool, str]:

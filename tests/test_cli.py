@@ -253,6 +253,7 @@ def test_doctor_lists_everything(here: Callable[..., Ended]) -> None:
     expected = ["mcdrl-rt", "NVIDIA GPU", "fused operator", "PyTorch", "TensorRT", "OpenVINO", "int8", "codecs"]
     assert names == [*expected, "COCO", "capture devices", "default model", "engines kept"]
     assert {line[0] for line in ended.out.splitlines()} <= {"✓", "–"}
+    assert "default model: mcdrl-small, classes polyp, sees 288×288, 5.6 million weights\n" in ended.out
 
 
 def test_doctor_when_nothing_is_there() -> None:
