@@ -115,6 +115,16 @@ def test_cache_that_cannot_be_written_names_the_variable(
         cached_engine(small_checkpoint)
 
 
+def test_without_tensorrt_no_plan_is_announced(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with caplog.at_level(logging.INFO, "mcdrl_rt"), pytest.raises(EngineError, match="TensorRT is not installed"):
+        cached_engine(small_checkpoint, Order(runtime="tensorrt"))
+    assert caplog.messages == [] and not [path for path in (tmp_path / "engines").iterdir() if path.is_dir()]
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path

@@ -51,6 +51,10 @@ def cached_engine(
 
 def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage | None) -> dict[str, Any]:
     """Build an engine into its entry of the cache, whose lock is held."""
+    if order.runtime == "tensorrt":
+        from mcdrl_rt.engine.tensorrt_api import require_tensorrt
+
+        require_tensorrt()  # said before anything is announced
     entry = engine.parent
     entry.mkdir(exist_ok=True)
     for left in entry.glob(".*"):  # what a killed process left
