@@ -78,7 +78,8 @@ class Frame:
         pts: presentation time in units of ``time_base``; never re-invented between source and sink.
         time_base: seconds per unit of ``pts``.
         index: position in the source, from 0.
-        capture_time_s: ``time.monotonic()`` at which the frame came into being here.
+        capture_time_s: ``time.monotonic()`` at which the frame came into being here: was decoded, or rendered; of a
+            recording that is played at its own pace, at which it was due.
         signal: False while a live source is lost: it shows its last picture, greyed, and nothing is to be seen in it.
         duration_s: how long its source shows it, in seconds; 0 where that is not known.
         file: name of the picture file it is; empty for a video's.

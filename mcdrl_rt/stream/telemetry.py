@@ -14,7 +14,14 @@ from mcdrl_rt.stream.histogram import Histogram
 
 @dataclass
 class Telemetry:
-    """Times of every stage, in milliseconds a frame, and the time from frame in to frame out."""
+    """Times of every stage, in milliseconds a frame, and the time from frame in to frame out.
+
+    That is the stage ``glass_to_glass``, as far as it is known here: from ``Frame.capture_time_s``, when the frame came
+    out of the decoder (of a recording that is played at its own pace, when it was due), to the return of the sink's
+    ``write``. A file's encoder has taken the frame by then; to a window it has been handed over, and to a receiver on
+    the network it waits to be encoded and sent. Camera, cable, what the network and the decoder hold back before, and
+    the screen after, are not in it. Every sink of a stream adds a sample of its own.
+    """
 
     stages: dict[str, Histogram] = field(default_factory=lambda: defaultdict(Histogram))
     started_s: float = field(default_factory=time.monotonic)
@@ -34,7 +41,7 @@ class Telemetry:
         self.add(stage, (time.perf_counter() - started) * 1e3)
 
     def frame_out(self, capture_time_s: float) -> None:
-        """A frame has been written."""
+        """A sink has returned from writing a frame that came into being then: a sample of ``glass_to_glass``."""
         now = time.monotonic()
         self.add("glass_to_glass", (now - capture_time_s) * 1e3)
         if self.first_frame_s is None:
