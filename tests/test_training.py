@@ -28,13 +28,14 @@ from mcdrl_rt.errors import SourceError, SpecError
 from mcdrl_rt.model.checkpoint import load_checkpoint, read_spec, save_checkpoint
 from training import launch, loop
 from training import train as training
+from training.data import write_phantom_sites
 from training.dataset import EpochBatches, Item, LesionDataset
 from training.launch import IMAGES, add_arguments, claim, make_fabric, read_images
 from training.loop import Trainer
 from training.methods import Prediction, build_method
 from training.metrics import score_image, summarise
-from training.recipe import Recipe, lineage
-from training.sites import load_site
+from training.recipe import Recipe, lineage, load_recipe
+from training.sites import find_sites, load_site
 from training.split import Split, split_sites
 from training.train import load_method, train
 
@@ -523,7 +524,7 @@ def test_encoder_weights_are_trained_at_their_own_rate(tiny: Recipe, tmp_path: P
     [
         ({"batch_size": 64}, "9 images do not fill one batch of 64"),
         ({"classes": ("cyst",)}, "no prompt for class polyp"),
-        ({"train_sites": ("gone",)}, "no site at .*gone"),
+        ({"train_sites": ("gone",)}, r"""no site at .*gone; .* has tiny: --set 'train_sites=\["tiny"\]'$"""),
         ({"validation_share": 0.99}, "has nothing left to train on"),
         ({"encoder_weights": "none.safetensors"}, "no encoder weights at"),
         ({"encoder": "RN50", "method": "unet"}, "the U-Net shares the encoder of mcdrl-small alone"),
@@ -580,6 +581,15 @@ def test_device_and_precision_that_are_not_there_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(SpecError, match="torch sees no GPU here"):
             make_fabric("auto", "cuda")
+
+
+def test_phantom_data_have_a_recipe_of_their_own(tmp_path: Path) -> None:
+    write_phantom_sites(tmp_path, 3)
+    recipe = load_recipe(ROOT / "training" / "recipes" / "phantom.toml", ["epochs=1", "causal_from_epoch=0"])
+    train(FABRIC, dataclasses.replace(recipe, batch_size=8), tmp_path, tmp_path / "run")
+    assert read_spec(tmp_path / "run" / "phantom.safetensors").classes == ("polyp",)
+    sites = {site.name for site in find_sites(tmp_path)}
+    assert len(sites - {*recipe.train_sites}) == 2  # to be measured on
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ site has grown since, and a model that is trained further holds out nothing that
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -16,7 +17,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from training.recipe import Recipe, recipe_from
-from training.sites import ONE_NAME, Sample, load_site, site_folder, site_names
+from training.sites import ONE_NAME, Sample, find_sites, load_site, site_folder, site_names
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
     folders = [site_folder(data, name) for name in recipe.train_sites]
     if len({site_names(folder)[0] for folder in folders}) < len(folders):
         raise SourceError(f"two of train_sites, {', '.join(recipe.train_sites)}, are one site by name; {ONE_NAME}")
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise SourceError(f"no site at {missing[0]}; {_instead(data)}")
     for folder in folders:
         samples = load_site(folder, skip_bad=recipe.skips_bad)
         known: dict[str, bool] = {}  # groups, and whether they are trained on
@@ -125,6 +128,15 @@ def split_sites(data: Path, recipe: Recipe, earlier: Split | None = None) -> tup
             raise SourceError(f"{folder} has nothing left to train on with a validation_share of {share}")
         kept, held = kept + one, held + other
     return kept, held
+
+
+def _instead(data: Path) -> str:
+    """What sites there are, and how to train on one."""
+    names = [folder.name for folder in find_sites(data)]
+    if not names:
+        return f"{data} has none: --data names the folder of the sites"
+    setting = f"train_sites={json.dumps(names[:1], ensure_ascii=False)}"
+    return f"{data} has {', '.join(names)}: --set {shlex.quote(setting)}"
 
 
 def split_of(provenance: Mapping[str, str], data: Path, sites: Collection[str]) -> Split:
