@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,11 +20,20 @@ _DRAWN = (".png", ".svg", ".pdf")
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a program: what is wrong with what was asked for is said in one line, and Ctrl-C needs none of Python's."""
+    """Run a program: what is wrong with what was asked for is said in one line, and Ctrl-C needs none of Python's.
+
+    A reader of its output that is gone, ``head`` say, ends it quietly.
+    """
+    run_program(functools.partial(_run, main))
+
+
+def _run(main: Callable[[], None]) -> None:
     try:
         main()
     except McdrlError as error:
         raise SystemExit(f"error: {error}") from None
+    except BrokenPipeError:  # nobody reads it any more
+        raise
     except OSError as error:
         raise SystemExit(f"error: {': '.join(filter(None, (error.filename, error.strerror or str(error))))}") from None
     except KeyboardInterrupt:

@@ -174,6 +174,40 @@ def leave(status: object) -> NoReturn:
     os._exit(status if isinstance(status, int) else 0)
 
 
+def run_program(main: Callable[[], object]) -> NoReturn:
+    """Run a program of ours that is not the command, and end with its status.
+
+    Where the reader of its output is gone, as ``head`` goes when it has what it wants, it ends quietly, and with 1.
+    """
+    status: object = 1
+    try:
+        status = main()
+    except SystemExit as end:
+        status = end.code
+    except BrokenPipeError:
+        if _is_read():  # of another pipe: a fault
+            raise
+    if not _is_read():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python, at its end, writes what is left
+        status = 1
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+def _is_read() -> bool:
+    """Whether standard output has a reader, and what was printed reaches it."""
+    if sys.stdout is None:
+        return True
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # what is left is kept, and fails again
+        return False
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()  # for output that keeps nothing, with PYTHONUNBUFFERED
+    poll.register(sys.stdout.fileno(), 0)
+    return not poll.poll(0)
+
+
 class Stop(threading.Event):
     """Set by the first signal, so that a stream ends and its output is kept; a second Ctrl-C quits.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from miniature import write_site
 
 from mcdrl_rt.video.phantom import Phantom
@@ -117,6 +119,22 @@ def test_masks_that_are_closed_stop_the_check_of_no_other_site(
     assert f"0 images in 0 groups; none with a lesion\n  1 cannot be used: {said}phantom" in out and not err
     assert run(archive / "noise", monkeypatch) == 1
     assert capsys.readouterr().err.endswith(f"\nerror: {said}")
+
+
+BENCHMARK = "import sys; sys.path.insert(0, 'benchmarks'); import outputs; outputs.run_main(lambda: print('x'))"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("program", [("-m", "training.data", "check", "."), ("-c", BENCHMARK)], ids=lambda one: one[0])
+def test_a_reader_that_leaves_ends_it_quietly(program: tuple[str, ...], unbuffered: str, archive: Path) -> None:
+    arguments = [str(archive) if word == "." else word for word in program]
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_one_site_alone_and_none_at_all(

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError, SourceError
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
@@ -270,4 +271,4 @@ def _some(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.engine.base import Engine, RawOutput
 from mcdrl_rt.engine.sidecar import file_hash
 from mcdrl_rt.errors import McdrlError, SourceError, SpecError
@@ -340,4 +341,4 @@ def _title(name: str, site: SiteScores) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.clip import load_clip, tokenizer
 from mcdrl_rt.model.prompts import class_confounder_prompt, class_prompt, confounder_prompt
@@ -153,4 +154,4 @@ def selection_recall(recipe: Recipe, data: Path, clip: Path | None, samples: Seq
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

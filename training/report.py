@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError, SpecError
 from training import plots
 from training.files import whole
@@ -382,4 +383,4 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -33,6 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.segmenter import Segmenter
 from training.dataset import training_set
@@ -251,4 +252,4 @@ def _changed(base: Recipe, settings: dict[str, Any], seed: int, sites: tuple[str
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -25,6 +25,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mcdrl_rt.console import run_program
 from mcdrl_rt.errors import McdrlError, SpecError
 from mcdrl_rt.model.checkpoint import read_spec, save_checkpoint
 from training.dataset import LesionDataset, training_set
@@ -269,4 +270,4 @@ def load_method(run: Path, data: Path) -> Method:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)
