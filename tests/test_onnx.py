@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,14 @@ def test_file_passes_the_checker_and_every_shape_is_static(exported: Exported) -
     assert [o.name for o in graph.output] == list(OUTPUTS)
     for value in (*graph.input, *graph.output):
         assert all(d.dim_value > 0 for d in value.type.tensor_type.shape.dim), value.name
+
+
+def test_export_says_nothing_of_a_label_map_that_is_constant(
+    make_model: Callable[[ModelSpec], MCDRL], small_spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = dataclasses.replace(small_spec, classes=("polyp",), colors=(), input_size=(32, 32), depth=1)
+    export_onnx(FoldedMCDRL(make_model(spec)))
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_fused_operator_is_one_node_with_a_body_in_the_file(exported: Exported) -> None:

@@ -7,6 +7,7 @@ puts its plugin in the function's place. The ``ModelSpec`` travels in the file's
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ BATCH = "batch"  # the name of the first dimension of a file for any batch
 OPSET = 18  # what the exporter translates to
 op: Any = opset18  # its stubs know tensors only as unions, which no arithmetic fits
 _domain = values.Opset("mcdrl_rt", 1)
+# of one class and a small picture the label map is a constant, which is an output: the exporter warns of that, and
+# nothing is wrong with it
+logging.getLogger("onnx_ir.passes.common.initializer_deduplication").setLevel(logging.ERROR)
 
 
 @script(_domain, default_opset=op)
