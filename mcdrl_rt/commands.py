@@ -345,7 +345,7 @@ def build(
         else:
             sidecar = build_engine(checkpoint, output, order, stage)
     if not (parity := sidecar.get("parity")):
-        say(f"{output}: ready; nothing here runs it, so it was not checked")
+        say(f"{output}: ready; not checked: pip install onnxruntime to have it checked")
         return
     doubt = "" if parity["with_lesion"] else ", none with a lesion: check it on some that have, with --frames"
     say(

@@ -113,12 +113,30 @@ def test_onnx_is_for_other_peoples_runtimes(
 ) -> None:
     path = tmp_path / "x.onnx"
     content = build_engine(small_checkpoint, path, Order(runtime="onnx"))
-    assert "parity" not in content
+    assert content["parity"]["frames"] == 10 and content["parity"]["label_flips"] <= 0.005
     assert {node.domain for node in onnx.load(path).graph.node} >= {"mcdrl_rt"}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     score = session.run(["score"], {"frames": pictures[:1]})[0]
     reference = TorchEngine.from_checkpoint(small_checkpoint).infer(pictures[:1])
     assert np.mean((score >= 128) != (reference.score >= 128)) <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "batch"), [("fp32", (4, 4)), ("fp32", (2, 3))])
+def test_onnx_is_checked_in_any_batch(
+    small_checkpoint: Path, tmp_path: Path, precision: str, batch: tuple[int, int]
+) -> None:
+    order = Order(runtime="onnx", precision=precision, batch=batch)
+    content = build_engine(small_checkpoint, tmp_path / "x.onnx", order)
+    assert content["parity"]["frames"] == 10
+
+
+def test_without_onnxruntime_a_file_is_not_checked(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mcdrl_rt.engine.onnx.export_onnx", lambda *_: onnx.ModelProto())
+    assert "parity" not in build_engine(small_checkpoint, tmp_path / "x.onnx", Order(runtime="onnx"))
 
 
 @pytest.mark.slow

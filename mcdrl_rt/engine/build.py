@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -174,11 +175,14 @@ def _torch(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8
 
 
 def _onnx(folded: FoldedMCDRL, path: Path, order: Order, frames: Sequence[UInt8Array], stage: Stage) -> Engine | None:
-    from mcdrl_rt.engine.onnx import export_onnx, serialized
+    from mcdrl_rt.engine.onnx import OnnxRuntimeEngine, export_onnx, serialized
 
     stage("exporting")
-    path.write_bytes(serialized(export_onnx(folded, _fixed_batch(order), order.precision == "fp16")))
-    return None
+    batch = _fixed_batch(order)
+    path.write_bytes(serialized(export_onnx(folded, batch, order.precision == "fp16")))
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    return OnnxRuntimeEngine(path, folded.spec, batch)
 
 
 def _fixed_batch(order: Order) -> int | None:

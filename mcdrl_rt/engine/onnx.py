@@ -11,8 +11,10 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
 import torch
@@ -21,10 +23,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators the exporter translates)
+from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.model.folded import INPUT, OUTPUTS, FoldedMCDRL
 from mcdrl_rt.model.half import to_half
 from mcdrl_rt.model.norms import without_batch_norms
+from mcdrl_rt.types import ModelSpec, UInt8Array
 
 SPEC_KEY = "mcdrl_rt.spec"
 BATCH = "batch"  # the name of the first dimension of a file for any batch
@@ -128,6 +132,30 @@ def serialized(proto: onnx.ModelProto) -> bytes:
         return bytes(proto.SerializeToString())
     except Exception as error:  # of what kind depends on protobuf
         raise EngineError("the model is too large for one ONNX file (2 GB); use --engine torch") from error
+
+
+class OnnxRuntimeEngine:
+    """An exported file in ONNX Runtime on the CPU, to hold it to the reference; nothing is run in it here.
+
+    Args:
+        path: of the file.
+        spec: the model's specification.
+        batch: frames that the file takes at a time; None for any number.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec, batch: int | None = 1) -> None:
+        import onnxruntime
+
+        self.spec, self.name, self.max_batch = spec, "ONNX Runtime", batch or 1
+        self._batch = batch
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def infer(self, frames: UInt8Array) -> RawOutput:
+        """See ``Engine.infer``; the last frame again where the file takes more."""
+        short = max(0, (self._batch or 0) - len(frames))
+        whole = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
+        results = self._session.run(list(RawOutput._fields), {INPUT: whole})
+        return RawOutput(*(result[: len(frames)] for result in results))
 
 
 def _intervene_node(tokens: Tensor, a: Tensor, c: Tensor, b: Tensor, heads: int, eps: float) -> Sequence[Tensor]:
