@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import cv2
@@ -56,6 +57,31 @@ def test_files_are_taken_evenly(tmp_path: Path) -> None:
     for i in range(7):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((64, 64, 3), 30 * i, np.uint8))
     assert [int(frame[0, 0, 0]) for frame in real_frames(tmp_path, SIZE, 4)] == [0, 60, 120, 180]
+
+
+def write(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((64, 64, 3), level, np.uint8))
+
+
+def test_masks_results_and_what_is_hidden_are_no_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    write(folder / "images" / "a.png", 10)
+    write(elsewhere / "b.png", 20)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "cut.png").write_bytes(b"no picture")
+    for name in ("Masks/a.png", "PNG/Ground Truth/a.png", "gt/x/a.png", ".trash/a.png", ".a.png", "a.masks/0.png"):
+        write(folder / name, 255)
+    write_clip(folder / "a.annotated.mp4")
+    (folder / "a.summary.json").touch()
+    with caplog.at_level(logging.INFO, "mcdrl_rt"):
+        assert sorted(int(frame[0, 0, 0]) for frame in real_frames(folder, SIZE)) == [10, 20]
+    assert caplog.messages == [
+        f"2 frames of 2 files in {folder}; 7 passed over: hidden, masks or results; 1 of 3 files could not be read"
+    ]
+    assert len(real_frames(folder / "Masks", SIZE)) == 1  # who names such a folder means it
+    with pytest.raises(SourceError, match="no video; 1 passed over: hidden, masks or results"):
+        real_frames(folder / "PNG", SIZE)
 
 
 def test_synthetic_frames_are_varied_and_always_the_same() -> None:

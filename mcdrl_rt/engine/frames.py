@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from mcdrl_rt.errors import SourceError
 from mcdrl_rt.types import Picture, UInt8Array
+from mcdrl_rt.video.found import files_in, folders_in
 from mcdrl_rt.video.phantom import SITES, Phantom
 from mcdrl_rt.video.pictures import Pictures
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -19,6 +22,11 @@ from mcdrl_rt.video.source import open_source
 
 _FEW = 4  # times as many frames as are wanted are found sooner by reading all
 REAL_FRAMES = 200  # more change neither a calibration nor a verdict, and take longer
+# what data sets call their folders of masks: those are pictures, too, but none that a model will ever see
+MASK_FOLDERS = frozenset(
+    {"mask", "masks", "gt", "ground truth", "ground_truth", "groundtruth", "labels", "annotations"}
+)
+_log = logging.getLogger("mcdrl_rt")
 
 
 def synthetic_frames(size: tuple[int, int], count: int = 10) -> list[UInt8Array]:
@@ -34,25 +42,49 @@ def real_frames(path: Path, size: tuple[int, int], count: int = REAL_FRAMES) -> 
     """Up to ``count`` frames of a picture, a video or a folder of them, spread evenly, as the model will see them.
 
     Args:
-        path: a file, or a folder that is looked through with all its subfolders; what is no picture is passed over.
+        path: a file, or a folder, which is looked through with all its subfolders and those that links lead to. What
+            is hidden, what ``process`` made, folders of masks and what is no picture are passed over.
         size: the model's input size.
 
     Raises:
         SourceError: there is no such path, or no picture in it.
     """
-    if not path.exists():
-        raise SourceError(f"no such file or folder: {path}")
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEOS | PICTURES and p.is_file())
+    files, passed = _files_of(path)
     if not files:
-        raise SourceError(f"{path} holds no picture and no video")
+        those = f"; {passed} passed over: hidden, masks or results" if passed else ""
+        raise SourceError(f"{path} holds no picture and no video{those}")
     files = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
     shares = np.diff(np.linspace(0, count, len(files) + 1).round().astype(int))
-    frames = [frame for file, share in zip(files, shares, strict=True) for frame in _frames_of(file, size, int(share))]
+    found = [_frames_of(file, size, int(share)) for file, share in zip(files, shares, strict=True)]
+    frames = [frame for some in found for frame in some]
     if not frames:
         raise SourceError(f"no picture or video in {path} can be read")
+    if len(found) + passed > 1:
+        facts = [f"{len(frames)} frames of {sum(map(bool, found))} files in {path}"]
+        facts += [f"{passed} passed over: hidden, masks or results"] * bool(passed)
+        facts += [f"{found.count([])} of {len(found)} files could not be read"] * ([] in found)
+        _log.info("%s", "; ".join(facts))
     return frames
+
+
+def _files_of(path: Path) -> tuple[list[Path], int]:
+    """The files to look at, and the number of those that are passed over, though they are pictures or videos."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceError(f"no such file or folder: {path}") from error
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {str(error.strerror).lower()}") from error
+    if not path.is_dir():
+        return [path], 0
+    folders, lost = folders_in(path)
+    if lost:
+        _log.warning("cannot look into %s", ", ".join(map(str, lost)))
+    kinds = VIDEOS | PICTURES
+    meant = [folder for folder in folders if MASK_FOLDERS.isdisjoint(map(str.lower, folder.relative_to(path).parts))]
+    files = [file for file in files_in(meant, kinds) if os.path.isfile(file)]  # nobody may be writing to a pipe
+    there = {file for file in path.rglob("*") if file.suffix.lower() in kinds and os.path.isfile(file)}
+    return files, len(there.difference(files))
 
 
 def _frames_of(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array]:
@@ -65,7 +97,7 @@ def _frames_of(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array
             return [] if first is None else [_seen(first.picture, size)]
         found = [] if few else _by_time(file, size, count, first.pts_s)
         return found if len(found) == count else _decimated(file, size, count)
-    except (SourceError, av.FFmpegError, ValueError):  # the last is of pictures that cannot be converted
+    except (SourceError, OSError, av.FFmpegError, ValueError):  # the last is of pictures that cannot be converted
         return []
 
 

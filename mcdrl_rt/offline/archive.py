@@ -21,9 +21,10 @@ from mcdrl_rt.offline.plan import Job, make_folder
 from mcdrl_rt.offline.procedure import Crew, OnStart, carry_out
 from mcdrl_rt.offline.products import products
 from mcdrl_rt.offline.remote import Store
-from mcdrl_rt.offline.settings import MANIFEST, MASKS, PARTS, SUMMARY, Settings
+from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.segmenter import AnySegmenter
 from mcdrl_rt.stream.telemetry import Summary
+from mcdrl_rt.video.found import MANIFEST, MASKS, PARTS, SUMMARY
 from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
 

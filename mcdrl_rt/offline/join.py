@@ -19,10 +19,11 @@ from mcdrl_rt.offline.plan import Job
 from mcdrl_rt.offline.privacy import nameless
 from mcdrl_rt.offline.products import About, Product
 from mcdrl_rt.offline.recording import Recording
-from mcdrl_rt.offline.settings import ANNOTATED, REPORT, SUMMARY, TABLE, Settings
+from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.stream.telemetry import Summary
 from mcdrl_rt.version import __version__
 from mcdrl_rt.video.chunks import Chunk
+from mcdrl_rt.video.found import ANNOTATED, REPORT, SUMMARY, TABLE
 from mcdrl_rt.video.names import legible
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.pictures import Pictures

@@ -18,8 +18,8 @@ from typing import Any
 
 from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import Fingerprint, is_fingerprint
-from mcdrl_rt.offline.settings import MANIFEST
 from mcdrl_rt.offline.whole import WholeFile
+from mcdrl_rt.video.found import MANIFEST
 from mcdrl_rt.video.index import Segment
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.verdict import Tally

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import glob
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,8 @@ from mcdrl_rt.errors import SinkError, SourceError
 from mcdrl_rt.offline.fingerprint import stamp
 from mcdrl_rt.offline.manifest import read_json
 from mcdrl_rt.offline.remote import Origin, Store, find_or_lose, is_remote
-from mcdrl_rt.offline.settings import MANIFEST, MASKS, PARTS, RESULTS, SUMMARY, Settings, is_result
+from mcdrl_rt.offline.settings import Settings
+from mcdrl_rt.video.found import MANIFEST, MASKS, PARTS, RESULTS, SUMMARY, files_in, folders_in, was_made
 from mcdrl_rt.video.names import legible, plain, redacted
 from mcdrl_rt.video.output import reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS
@@ -264,7 +264,7 @@ def _named(inputs: Iterable[str]) -> list[Path]:
             paths.append(Path(given))
         elif glob.has_magic(given):
             found = map(Path, sorted(glob.glob(given, recursive=True)))
-            paths += [path for path in found if not any(map(_is_result, (path, *path.parents)))] or [Path(given)]
+            paths += [path for path in found if not any(map(was_made, (path, *path.parents)))] or [Path(given)]
         else:
             paths.append(Path(given))
     return paths
@@ -319,57 +319,17 @@ def _stem(path: Path) -> str:
 
 def _within(folder: Path, output: Path) -> list[tuple[Path, Path]]:
     """The procedures in a folder and its folders: its videos; where there is none, every folder of pictures."""
-    all_of_it, lost = _folders(folder)
+    all_of_it, lost = folders_in(folder)
     for linked in (one for one in all_of_it if one == folder or one.is_symlink()):
         if _real(output).is_relative_to(_real(linked)):
             raise SinkError(f"the output folder {output} lies in the input {linked}; choose one outside of it")
     name = Path(_real(folder).name)
     unseen = [(one, name if one == folder else one.relative_to(folder)) for one in lost]
-    videos = _files(all_of_it, VIDEOS)
+    videos = files_in(all_of_it, VIDEOS)
     if videos:
         return [(file, file.relative_to(folder).with_name(_stem(file))) for file in videos] + unseen
-    folders = sorted({picture.parent for picture in _files(all_of_it, PICTURES)})
+    folders = sorted({picture.parent for picture in files_in(all_of_it, PICTURES)})
     if not folders and not unseen:
         looked_for = " ".join(sorted(VIDEOS | PICTURES))
         raise SourceError(f"no video in {folder}, and no pictures; looked for {looked_for}")
     return [(stills, name if stills == folder else stills.relative_to(folder)) for stills in folders] + unseen
-
-
-def _folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """A folder and all in it, and then those that links in them lead to, each once, whatever leads to it; and those
-    that nobody may look into, or that a link leads to and that are gone."""
-    seen, found, lost = set[tuple[int, int]](), list[Path](), list[Path]()
-    waiting, linked = [folder], list[Path]()
-    while waiting or linked:
-        one = waiting.pop() if waiting else linked.pop(0)
-        try:
-            facts = one.stat()
-            if (facts.st_dev, facts.st_ino) in seen:
-                continue
-            inner = sorted(path for path in one.iterdir() if not path.name.startswith(".") and not _is_result(path))
-            folders = [path for path in inner if path.is_dir()]
-        except OSError:
-            lost.append(one)
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        found.append(one)
-        waiting += [path for path in folders if not path.is_symlink()]
-        linked += [path for path in folders if path.is_symlink()]
-        lost += [path for path in inner if path.is_symlink() and not path.suffix and not path.exists()]
-    return found, lost
-
-
-def _is_result(path: Path) -> bool:
-    return is_result(path.name, lambda beside: os.path.exists(path.parent / beside))
-
-
-def _files(folders: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
-    """Files without the hidden ones: a Mac puts a ``._NAME.mp4`` beside each on a disk."""
-    return sorted(
-        path
-        for path in itertools.chain.from_iterable(folder.iterdir() for folder in folders)
-        if path.suffix.lower() in suffixes
-        and not path.name.startswith(".")
-        and not path.is_dir()
-        and not _is_result(path)
-    )

@@ -19,11 +19,12 @@ import numpy as np
 
 from mcdrl_rt.errors import SinkError
 from mcdrl_rt.offline.manifest import keep_names
-from mcdrl_rt.offline.settings import ANNOTATED, MASKS, TABLE, Settings
+from mcdrl_rt.offline.settings import Settings
 from mcdrl_rt.types import Shown, VideoFormat
 from mcdrl_rt.video.chunks import Chunk, join
 from mcdrl_rt.video.encoder import H264
 from mcdrl_rt.video.file import VideoFile
+from mcdrl_rt.video.found import ANNOTATED, MASKS, TABLE
 from mcdrl_rt.video.masks import Masks
 from mcdrl_rt.video.output import Sink, reason
 

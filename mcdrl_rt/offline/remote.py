@@ -26,8 +26,8 @@ from typing import Any
 from mcdrl_rt.errors import SinkError, SourceError, first_line
 from mcdrl_rt.folders import cache_folder
 from mcdrl_rt.offline.fingerprint import Fingerprint
-from mcdrl_rt.offline.settings import is_result
 from mcdrl_rt.unfinished import ended
+from mcdrl_rt.video.found import is_result
 from mcdrl_rt.video.names import redacted, scheme
 from mcdrl_rt.video.output import partial_path, reason
 from mcdrl_rt.video.playlist import PICTURES, VIDEOS

@@ -4,32 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mcdrl_rt.errors import SinkError
-
-MASKS = {"ffv1": ".labels.mkv", "png": ".masks", "coco": ".masks.json"}
-"""The forms masks are written in, and how the names of each end; none is a choice, too."""
-ANNOTATED, TABLE, REPORT = ".annotated.mp4", ".frames.parquet", ".report.html"
-SUMMARY, PARTS = ".summary.json", ".parts"
-RESULTS = (ANNOTATED, *MASKS.values(), TABLE, REPORT, SUMMARY, PARTS)
-"""How the names of a procedure's results end."""
-
-MANIFEST = "manifest.json"
-"""What tells, in the folder of the parts, how far the work has come."""
-
-
-def is_result(name: str, has: Callable[[str], bool]) -> bool:
-    """Whether something of that name was made by ``process``: its procedure's summary, or what is begun, is beside it.
-
-    Args:
-        name: of a file or folder.
-        has: whether a file of some name, or way, lies beside it.
-    """
-    stems = (name.removesuffix(end) for end in RESULTS if name.endswith(end))
-    return any(has(stem + SUMMARY) or has(f"{stem}{PARTS}/{MANIFEST}") for stem in stems)
+from mcdrl_rt.video.found import ANNOTATED, MASKS, REPORT, SUMMARY, TABLE
 
 
 @dataclass(frozen=True, kw_only=True)
