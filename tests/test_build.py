@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +21,11 @@ import pytest
 from mcdrl_rt.engine import build
 from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.build import Gate, build_engine
+from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import load_engine
 from mcdrl_rt.engine.order import Order
 from mcdrl_rt.engine.parity import Parity, compare
+from mcdrl_rt.engine.place import place_of
 from mcdrl_rt.engine.sidecar import FILES, read_sidecar
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError, SourceError
@@ -188,7 +193,11 @@ def a_folder(path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("where", "complaint"),
-    [(missing_folder, "cannot write an engine to"), (wrong_suffix, "ends in .xml"), (a_folder, "ends in .xml")],
+    [
+        (missing_folder, "cannot write .*nowhere: no such file or directory; make it, or choose another place"),
+        (wrong_suffix, "ends in .xml"),
+        (a_folder, "is a folder; name"),
+    ],
 )
 def test_output_that_cannot_be_written_is_named(
     small_checkpoint: Path, tmp_path: Path, where: Callable[[Path], Path], complaint: str
@@ -248,12 +257,82 @@ def test_a_disk_that_fills_up_is_said_in_one_line(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # the system's own refusal, not a pretended one
     try:
-        with pytest.raises(EngineError, match=r"cannot write an engine to .*: file too large; make room") as caught:
+        with pytest.raises(EngineError, match=r"cannot write an engine to .*: file too large; choose") as caught:
             build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("companion", ["engine.bin", "engine.xml.json"])
+def test_a_file_that_is_of_no_engine_is_not_replaced(small_checkpoint: Path, tmp_path: Path, companion: str) -> None:
+    (tmp_path / companion).write_text('{"notes": "of somebody"}')
+    with pytest.raises(EngineError, match=f"{companion} would be replaced"):
+        build_engine(small_checkpoint, tmp_path / "engine.xml", FP32, lambda stage: pytest.fail(stage))
+    assert [path.name for path in tmp_path.iterdir()] == [companion]
+
+
+def test_an_engine_is_replaced_whole_and_what_a_killed_build_left_is_removed(
+    small_engine: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    for suffix in (".xml", ".bin", ".xml.json"):
+        shutil.copy(small_engine.with_suffix(suffix), tmp_path)
+    engine = tmp_path / small_engine.name
+    (tmp_path / f".{engine.name}.partial").mkdir()
+    (tmp_path / f".{engine.name}.partial" / "a").touch()
+    (tmp_path / f".{engine.name}.lock").touch()
+    build_engine(small_checkpoint, engine, FP32)
+    assert read_sidecar(engine)["precision"] == "fp32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.bin", "small.xml", "small.xml.json"]
+
+
+def test_one_process_at_a_time_builds_an_engine(small_checkpoint: Path, tmp_path: Path) -> None:
+    def stage(_: str) -> None:
+        with pytest.raises(EngineError, match="another process is building"), place_of(output, "openvino"):
+            pass
+
+    output = tmp_path / "x.xml"
+    build_engine(small_checkpoint, output, FP32, stage)
+    assert read_sidecar(output)
+
+
+def test_a_name_that_is_taken_meanwhile_leaves_all_as_it_was(tmp_path: Path) -> None:
+    output = tmp_path / "x.xml"
+    with pytest.raises(EngineError, match="json would be replaced"), place_of(output, "openvino") as partial:
+        for path in (partial, partial.with_suffix(".bin"), partial.with_name("x.xml.json")):
+            path.touch()
+        (tmp_path / "x.xml.json").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.xml.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "no space left on device; make room there, or choose another place"),
+        (errno.EACCES, "permission denied; choose another place"),
+    ],
+)
+def test_advice_fits_the_cause(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setitem(build._COMPILE, "openvino", refuse)
+    with pytest.raises(EngineError, match=f"cannot write an engine to {tmp_path}: {advice}$"):
+        build_engine(small_checkpoint, tmp_path / "x.xml", FP32)
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path))
+    with pytest.raises(EngineError, match=r"set MCDRL_CACHE$"):
+        cached_engine(small_checkpoint, FP32)
+
+
+def test_an_fp32_engine_that_is_too_far_is_done_without(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(build.GATES, "fp32", Gate(-1.0, 0.0))
+    with pytest.raises(EngineError, match=r"frames; stream and process run it with --engine torch$"):
+        build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
 
 
 def test_the_command_says_what_was_ordered_and_no_more(tmp_path: Path) -> None:

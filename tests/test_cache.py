@@ -125,6 +125,17 @@ def test_without_tensorrt_no_plan_is_announced(
     assert caplog.messages == [] and not [path for path in (tmp_path / "engines").iterdir() if path.is_dir()]
 
 
+def test_a_key_that_cannot_be_read_is_said_before_anything_is_begun(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "engine.key").write_bytes(b"short")
+    monkeypatch.setenv("MCDRL_STATE", str(tmp_path))
+    monkeypatch.setenv("MCDRL_CACHE", str(tmp_path / "cache"))
+    with caplog.at_level(logging.INFO, "mcdrl_rt"), pytest.raises(EngineError, match="is damaged; delete"):
+        cached_engine(small_checkpoint)
+    assert caplog.messages == []
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path

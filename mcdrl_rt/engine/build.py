@@ -10,8 +10,6 @@ import copy
 import dataclasses
 import importlib.util
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +21,9 @@ from mcdrl_rt.engine.base import Engine
 from mcdrl_rt.engine.frames import real_frames, synthetic_frames
 from mcdrl_rt.engine.gpu import gpus
 from mcdrl_rt.engine.order import Order, resolved
+from mcdrl_rt.engine.place import place_of
 from mcdrl_rt.errors import EngineError
 from mcdrl_rt.types import ModelSpec, UInt8Array
-from mcdrl_rt.unfinished import begun
 
 if TYPE_CHECKING:  # heavy, and only building needs it: running a built engine imports neither torch nor open_clip
     from mcdrl_rt.engine.parity import Parity
@@ -69,46 +67,28 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        EngineError: the export or compilation failed, ``output`` cannot be written, or the engine's labels are too far
-            from the reference.
+        EngineError: the export or compilation failed, ``output`` cannot be written or something else than an engine
+            would be replaced with it, or the engine's labels are too far from the reference.
         SourceError: there is no picture in ``order.frames``.
     """
     order = resolved(order)
-    suffixes = sidecar.FILES[order.runtime]
-    if output.suffix != suffixes[0] or output.is_dir():
-        raise EngineError(f"the file of an {order.runtime} engine ends in {suffixes[0]}, not {str(output)!r}")
     stage = on_stage or (lambda _: None)
     sidecar.engine_key()  # none can be made: said now, not after minutes
-    from mcdrl_rt.model.checkpoint import load_checkpoint
-    from mcdrl_rt.model.folded import FoldedMCDRL
+    with place_of(output, order.runtime) as partial:
+        from mcdrl_rt.model.checkpoint import load_checkpoint
+        from mcdrl_rt.model.folded import FoldedMCDRL
 
-    stage("reading the checkpoint")
-    folded = FoldedMCDRL(load_checkpoint(checkpoint))
-    size = folded.spec.input_size
-    if order.frames:
-        stage("reading frames")
-    frames = real_frames(order.frames, size) if order.frames else synthetic_frames(size)
-    folder = None
-    try:
-        folder = begun(Path(tempfile.mkdtemp(prefix=f".{output.stem}.", dir=output.parent)))
-        partial = folder / output.name
+        stage("reading the checkpoint")
+        folded = FoldedMCDRL(load_checkpoint(checkpoint))
+        size = folded.spec.input_size
+        if order.frames:
+            stage("reading frames")
+        frames = real_frames(order.frames, size) if order.frames else synthetic_frames(size)
         engine = _COMPILE[order.runtime](folded, partial, order, frames, stage)
         stage("checking it against the reference")
         real = order.frames is not None
         checked = check(engine, folded, frames, order.precision, real, batches=order.batch) if engine else {}
-        content = _describe(checkpoint, folded, order) | checked
-        content = sidecar.write_sidecar(partial, content)
-        for suffix in suffixes[1:]:
-            partial.with_suffix(suffix).replace(output.with_suffix(suffix))
-        sidecar.sidecar_of(partial).replace(sidecar.sidecar_of(output))
-        partial.replace(output)  # the file that users name last: with it, the engine exists
-    except OSError as error:
-        reason = f"{str(error.strerror or error).lower()}; make room there, or choose another folder"
-        raise EngineError(f"cannot write an engine to {output.parent}: {reason}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-    return content
+        return sidecar.write_sidecar(partial, _describe(checkpoint, folded, order) | checked)
 
 
 def _openvino(
@@ -237,7 +217,7 @@ def check(
 
 def _refuse_far(parity: Parity, gate: Gate, spec: ModelSpec, precision: str, real: bool) -> None:
     least = gate.mask_iou if real else min(gate.mask_iou, SYNTHETIC_IOU)
-    advice = f"use {'--engine torch' if precision == 'fp32' else '--precision fp32'}"
+    advice = "stream and process run it with --engine torch" if precision == "fp32" else "use --precision fp32"
     if parity.label_flips > gate.flips or parity.mask_iou < least:
         raise EngineError(
             f"the {precision} engine of {spec.name} is too far from float32: {parity.label_flips:.2%} of labels differ "

@@ -56,9 +56,9 @@ def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage |
 
         require_tensorrt()  # said before anything is announced
     entry = engine.parent
+    sidecar.engine_key()  # none can be made: said now, not after minutes
+    shutil.rmtree(entry, ignore_errors=True)  # what is damaged, or a killed process left
     entry.mkdir(exist_ok=True)
-    for left in entry.glob(".*"):  # what a killed process left
-        shutil.rmtree(left, ignore_errors=True)
     _log.info("building the engine of %s for this machine, once …", checkpoint.stem)
     try:
         return build_engine(checkpoint, engine, order, on_stage)

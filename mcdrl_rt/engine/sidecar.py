@@ -142,6 +142,17 @@ def sidecar_of(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
+def companions_of(engine: Path) -> set[str]:
+    """Names of an engine's files by its sidecar, whoever signed that, and the sidecar's own; none without one."""
+    try:
+        content = json.loads(sidecar_of(engine).read_text())
+        if content["format"].startswith(FORMAT.rstrip("0123456789")):
+            return {sidecar_of(engine).name, *(engine.with_suffix(suffix).name for suffix in content["files"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return set()
+
+
 def rebuild_command(engine: Path, content: dict[str, Any]) -> str:
     """The command that builds an engine anew, as far as its sidecar's content tells."""
     words = ["mcdrl-rt", "build", "--output", str(engine)]
