@@ -33,7 +33,7 @@ AnySegmenter: TypeAlias = "Segmenter | DeviceSegmenter"
 
 
 class Segmenter:
-    """Segments frames with one engine; not thread-safe.
+    """Segments frames with one engine; not thread-safe, but several on one engine are, one a thread.
 
     Args:
         engine: a ready engine.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mcdrl_rt.engine import aoti
 from mcdrl_rt.engine.aoti import AotiEngine, build_aoti
 from mcdrl_rt.engine.base import LESION
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT
+from mcdrl_rt.engine.device import DeviceSegmenter
 from mcdrl_rt.engine.graph import GraphEngine, precision
 from mcdrl_rt.engine.parity import compare
 from mcdrl_rt.engine.tensors import Capture, TensorEngine
@@ -132,6 +135,33 @@ def test_capture_reads_its_own_buffer() -> None:
     assert capture.replay()[1].item() == 6
     capture.input[0] = 5
     assert capture.replay()[0].tolist() == [10, 4, 6]
+
+
+class Doubling(TensorEngine):
+    """An engine as compiled ones are: one buffer for all that come, and a switch of threads before it is read."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec, "doubling", torch.device("cpu"))
+        self._capture = Capture(self._slowly, torch.zeros((1, *spec.input_size, 3), dtype=torch.uint8))
+
+    def _slowly(self, frames: Tensor) -> tuple[Tensor, ...]:
+        time.sleep(0.01)
+        score = frames[..., 0] * 2
+        return score, torch.ones_like(score), torch.ones(1, len(self.spec.confounders)), torch.ones(1, *self.spec.grid)
+
+    def run(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return self._capture(frames)
+
+
+def test_threads_that_share_an_engine_of_one_buffer_get_each_its_own(small_model: MCDRL) -> None:
+    engine = Doubling(small_model.spec)
+    levels = [44, 84] * 20  # half of them lesion all over
+    frames = [np.full((1, *engine.spec.input_size, 3), level, np.uint8) for level in levels]
+    with ThreadPoolExecutor(4) as threads:
+        scores = list(threads.map(lambda frame: int(engine.infer(frame).score.max()), frames))
+        labels = list(threads.map(lambda frame: int(DeviceSegmenter(engine)(frame[0]).labels.max()), frames))
+    assert scores == [88, 168] * 20
+    assert labels == [0, 1] * 20
 
 
 # --- AOTInductor -------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Engine(Protocol):
     def infer(self, frames: UInt8Array) -> RawOutput:
         """Segment frames (B, H, W, 3) uint8 RGB, (H, W) = ``spec.input_size``.
 
-        The arrays returned belong to the caller.
+        The arrays returned belong to the caller. Threads may share an engine: they wait for one another.
 
         Raises:
             EngineError: the runtime failed.

@@ -74,7 +74,7 @@ class Pending:
 
 
 class DeviceSegmenter:
-    """Segments frames with one engine, on its device; not thread-safe.
+    """Segments frames with one engine, on its device; not thread-safe, but several on one engine are, one a thread.
 
     Args:
         engine: a ready engine.
@@ -127,9 +127,9 @@ class DeviceSegmenter:
             size = (int(pixels.shape[0]), int(pixels.shape[1]))
             region = self._find_region(frame, pixels, size)
             scaler = self._scaler_for(region)
-            answer = self.engine.run(scaler.down(pixels)[None])
-            # copies of what the next frame would overwrite
-            score, label, confounders, selected = (part[0].clone() for part in answer[:4])
+            small = scaler.down(pixels)[None]
+            with self.engine.turn:  # until there are copies of what the next frame, of any video's, would overwrite
+                score, label, confounders, selected = (part[0].clone() for part in self.engine.run(small)[:4])
             labels = scaler.labels(score, label, size, len(self.spec.classes))
             shown = None if opacity is None else paint(pixels, labels, self._colors, opacity, region)
         return Pending(labels, shown, region, confounders, selected, self.spec, started, frame)

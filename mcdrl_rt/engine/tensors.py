@@ -82,15 +82,17 @@ class TensorEngine:
     Attributes:
         spec, name: as in ``Engine``.
         device: where ``run`` takes and leaves its tensors.
+        turn: held from ``run`` until what it gave is copied, since the next call may overwrite that.
     """
 
     max_batch = 8  # as in ``Engine``: more at a time than this only makes each wait
 
     def __init__(self, spec: ModelSpec, name: str, device: torch.device) -> None:
         self.spec, self.name, self.device = spec, name, device
+        self.turn = threading.Lock()
 
     def run(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """The network alone, device to device; on a GPU nothing is waited for.
+        """The network alone, device to device; on a GPU nothing is waited for. By one thread at a time: see ``turn``.
 
         Args:
             frames: (B, H, W, 3) uint8 RGB on ``device``, (H, W) = ``spec.input_size``.
@@ -106,7 +108,7 @@ class TensorEngine:
         if frames.ndim != 4 or frames.shape[1:] != (*self.spec.input_size, 3):
             height, width = self.spec.input_size
             raise EngineError(f"the engine failed on a frame: it is {frames.shape}, not (B, {height}, {width}, 3)")
-        with failures(f"{self.name} failed on a frame"):
+        with self.turn, failures(f"{self.name} failed on a frame"):
             outputs = self.run(upload(frames, self.device))
             return RawOutput(*download(outputs[:4], self.device))
 
