@@ -135,8 +135,11 @@ def _model() -> tuple[bool, str]:
 def _kept() -> tuple[bool, str]:
     from mcdrl_rt.engine.cache import folder
 
-    entries = [entry for entry in folder().glob("*") if entry.is_dir()]
-    size = sum(file.stat().st_size for entry in entries for file in entry.iterdir())
+    try:
+        entries = [entry for entry in folder().iterdir() if entry.is_dir()] if folder().exists() else []
+        size = sum(file.stat().st_size for entry in entries for file in entry.iterdir())
+    except OSError as error:
+        return False, f"cannot be read: {first_line(error)}; set MCDRL_CACHE"
     if not entries:
         return False, f"none yet in {folder()}; the first start builds one"
     return True, f"{len(entries)}, {size / 1e6:.0f} MB, in {folder()}; what is deleted is built again when it is wanted"

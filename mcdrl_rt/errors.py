@@ -12,6 +12,11 @@
 The command line prints the message of a ``McdrlError`` and exits with status 1; anything else is a bug.
 """
 
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
 
 class McdrlError(Exception):
     """Base of every error a user can cause; its message is one line meant for that user."""
@@ -23,8 +28,26 @@ def fault(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first, many go on for pages; its kind, where it says nothing."""
+    """What a library's error says first, many go on for pages; its kind, where it says nothing.
+
+    The system's own errors are told without their numbers.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()}: {error.filename}" if error.filename else error.strerror.lower()
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def unreadable(path: Path) -> str:
+    """Why there is no file at a path that this user can read, in a few words; empty where there is one."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "that is no file"
+        path.open("rb").close()
+    except OSError as error:
+        return str(error.strerror or error).lower()
+    except ValueError as error:  # of a name that no file can have
+        return first_line(error)
+    return ""
 
 
 class SpecError(McdrlError):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -134,6 +135,58 @@ def test_a_key_that_cannot_be_read_is_said_before_anything_is_begun(
     with caplog.at_level(logging.INFO, "mcdrl_rt"), pytest.raises(EngineError, match="is damaged; delete"):
         cached_engine(small_checkpoint)
     assert caplog.messages == []
+
+
+CLOSED = """
+import os, sys
+from pathlib import Path
+from mcdrl_rt import doctor
+from mcdrl_rt.engine import build, cache, choice, sidecar
+from mcdrl_rt.engine.order import Order
+from mcdrl_rt.errors import McdrlError
+from mcdrl_rt.model import checkpoint, folded, mcdrl
+home, good, engine = map(Path, sys.argv[1:])
+sidecar.engine_key()
+for path in (home / "cache", home / "closed.safetensors"):
+    path.chmod(0)
+os.chmod(home, 0o711)
+if os.geteuid() == 0:  # modes bind all others
+    os.setegid(65534)
+    os.seteuid(65534)
+for attempt in (
+    lambda: cache.cached_engine(good, Order()),
+    lambda: print(cache.find_cached(good, Order())),
+    cache.timing_cache,
+    lambda: choice.load_engine(home / "cache" / "x.safetensors"),
+    lambda: checkpoint.read_spec(home / "closed.safetensors"),
+    lambda: sidecar.read_sidecar(home / "cache" / "x.xml"),
+    lambda: print(doctor._kept()[1]),
+):
+    try:
+        attempt()
+    except McdrlError as error:
+        print(error)
+"""
+
+
+def test_what_may_not_be_entered_is_said_in_one_line(small_checkpoint: Path, small_engine: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+        home = Path(name)
+        (home / "cache" / "engines").mkdir(parents=True)
+        shutil.copy(small_checkpoint, home / "good.safetensors")
+        (home / "closed.safetensors").touch()
+        environment = os.environ | {"MCDRL_CACHE": str(home / "cache"), "MCDRL_STATE": str(home / "state")}
+        command = [sys.executable, "-c", CLOSED, str(home), str(home / "good.safetensors"), str(small_engine)]
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    refused = f"cannot use the engine cache {home}/cache/engines: permission denied; set MCDRL_CACHE"
+    assert ended.stderr.splitlines() == [refused]
+    lines = ended.stdout.splitlines()
+    assert lines[:3] == [refused, "None", refused]
+    assert lines[3] == f"no checkpoint at {home}/cache/x.safetensors: permission denied"
+    assert lines[4] == f"no checkpoint at {home}/closed.safetensors: permission denied"
+    assert lines[5].startswith(f"no engine at {home}/cache/x.xml (permission denied); make one: ")
+    assert lines[6] == f"cannot be read: permission denied: {home}/cache/engines; set MCDRL_CACHE"
 
 
 SCRIPT = """

@@ -185,6 +185,7 @@ def test_a_broken_openvino_leaves_the_reference(
     ("options", "complaint"),
     [
         ({"engine": "tensorflow"}, "no engine 'tensorflow'; choose auto, tensorrt, openvino, torch"),
+        ({"device": None}, "no device None; auto takes the best"),
         ({"precision": "fp8"}, "no precision 'fp8'; choose auto, fp32, fp16, bf16, int8"),
         ({"precision": "int8"}, "calibrated on real pictures or videos"),
         ({"engine": "torch", "precision": "bf16"}, "computes in fp32, and in fp16 on a GPU, not in bf16 on cpu"),

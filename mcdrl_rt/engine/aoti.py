@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
 from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device
-from mcdrl_rt.errors import EngineError, SpecError, first_line
+from mcdrl_rt.errors import EngineError, SpecError, first_line, unreadable
 from mcdrl_rt.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class AotiEngine(TensorEngine):
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
         where = find_device(device)
-        if not path.is_file():
-            raise EngineError(f"no engine at {path}; make one with 'mcdrl-rt build'")
+        if why := unreadable(path):
+            raise EngineError(f"no engine at {path} ({why}); make one with 'mcdrl-rt build'")
         try:
             # a package's own lock synchronises threads in ways that a graph cannot record
             self._package = torch._inductor.aoti_load_package(

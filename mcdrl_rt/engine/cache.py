@@ -46,7 +46,7 @@ def cached_engine(
                 return engine, sidecar.read_sidecar(engine)
             return engine, _build_entry(checkpoint, engine, order, on_stage)
     except OSError as error:
-        raise EngineError(f"cannot write the engine cache {folder()}: {error.strerror}; set MCDRL_CACHE") from error
+        raise _closed(error) from error
 
 
 def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage | None) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def _build_entry(checkpoint: Path, engine: Path, order: Order, on_stage: Stage |
 def find_cached(checkpoint: Path, order: Order) -> Path | None:
     """The engine ``cached_engine`` would give without building anything; None if it would have to."""
     engine = _place(checkpoint, resolved(order))
-    if not engine.is_file():
-        return None
     try:
+        if not engine.exists():
+            return None
         sidecar.read_sidecar(engine)
-    except EngineError as error:
-        _log.warning("%s", error)
+    except (OSError, EngineError) as error:
+        _log.warning("%s", _closed(error) if isinstance(error, OSError) else error)
         return None
     return engine
 
@@ -83,13 +83,20 @@ def find_cached(checkpoint: Path, order: Order) -> Path | None:
 def timing_cache() -> Path:
     """TensorRT's own memory of what it measured, which makes the next build shorter."""
     path = folder() / "tensorrt.timing"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _closed(error) from error
     return path
 
 
 def folder() -> Path:
     """Where this user's engines lie, each in a folder of its own, with nothing but its files."""
     return cache_folder() / "engines"
+
+
+def _closed(error: OSError) -> EngineError:
+    return EngineError(f"cannot use the engine cache {folder()}: {str(error.strerror).lower()}; set MCDRL_CACHE")
 
 
 def _place(checkpoint: Path, order: Order) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mcdrl_rt.engine.base import Engine
 from mcdrl_rt.engine.gpu import gpus
-from mcdrl_rt.errors import CheckpointError, EngineError
+from mcdrl_rt.errors import CheckpointError, EngineError, first_line, unreadable
 from mcdrl_rt.types import ModelSpec
 
 ENGINES = ("auto", "tensorrt", "openvino", "torch")
@@ -45,12 +45,14 @@ def load_engine(
         raise EngineError(f"no engine {engine!r}; choose {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise EngineError(f"no precision {precision!r}; choose {', '.join(PRECISIONS)}")
+    if not isinstance(device, str):
+        raise EngineError(f"no device {device!r}; auto takes the best")
     path = Path(model) if model is not None else DEFAULT_CHECKPOINT
     device = device.lower() if device.lower().startswith(("cpu", "cuda")) else device
     if path.suffix != ".safetensors":
         return _from_file(path, engine, precision, device)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+    if why := unreadable(path):
+        raise CheckpointError(f"no checkpoint at {path}: {why}")
     if engine != "auto":
         return _from_checkpoint(path, engine, precision, device)
     return _first_that_loads(path, precision, device, skip)
@@ -92,9 +94,9 @@ def _first_that_loads(path: Path, precision: str, device: str, skip: int) -> Eng
             return _from_checkpoint(path, name, precision, where)
         except (EngineError, ImportError, OSError) as error:
             if following is None:
-                raise EngineError(f"{name} cannot run here: {error}") from error
+                raise EngineError(f"{name} cannot run here: {first_line(error)}") from error
             other = " ".join(part for part in following if part != "auto")
-            _log.warning("%s cannot run here, %s is taken: %s", name, other, error)
+            _log.warning("%s cannot run here, %s is taken: %s", name, other, first_line(error))
     raise AssertionError("the last candidate returns or raises")
 
 

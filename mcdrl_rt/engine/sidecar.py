@@ -23,7 +23,7 @@ from typing import Any
 
 from mcdrl_rt.engine.gpu import gpus
 from mcdrl_rt.engine.key import user_key
-from mcdrl_rt.errors import EngineError
+from mcdrl_rt.errors import EngineError, unreadable
 from mcdrl_rt.version import __version__
 
 FORMAT = "mcdrl-rt engine 2"
@@ -81,7 +81,7 @@ def native_library(runtime: str) -> Path | None:
         return None
     variable, name = names[runtime]
     path = Path(os.environ.get(variable) or Path(__file__).parents[1] / name)
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None  # nor where nobody may look
 
 
 def gpu_of(runtime: str, device: str) -> str | None:
@@ -124,8 +124,8 @@ def read_sidecar(engine: Path) -> dict[str, Any]:
     Raises:
         EngineError: the engine is missing, changed, foreign, or built for other versions or another GPU than are here.
     """
-    if not engine.is_file():
-        raise EngineError(f"no engine at {engine}; make one: {rebuild_command(engine, {})}")
+    if why := unreadable(engine):
+        raise EngineError(f"no engine at {engine} ({why}); make one: {rebuild_command(engine, {})}")
     try:
         content = json.loads(sidecar_of(engine).read_text())
         ours = content["format"] == FORMAT and content.keys() >= _KNOWN
@@ -174,7 +174,7 @@ def file_hash(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise EngineError(f"cannot read {path}: {error.strerror}") from error
+        raise EngineError(f"cannot read {path}: {str(error.strerror or error).lower()}") from error
 
 
 def engine_key(create: bool = True) -> bytes | None:
@@ -189,14 +189,14 @@ def engine_key(create: bool = True) -> bytes | None:
 def _problem(engine: Path, content: dict[str, Any]) -> str | None:
     """Why an engine with this sidecar is not to be trusted or will not run here; None if all is well."""
     key, signature = engine_key(create=False), str(content.get("signature"))
-    if key is None or not hmac.compare_digest(_signature(content, key).encode(), signature.encode()):
+    if key is None or not hmac.compare_digest(_signature(content, key).encode(), signature.encode(errors="replace")):
         return "was not built by this user here, or its sidecar or this user's key was changed since"
     # the signature is of these files; it says nothing of another one that lies beside them
     if content["files"].keys() != set(FILES[content["runtime"]]) or runtime_of(engine) != content["runtime"]:
         return f"is no engine for {content['runtime']}, as its sidecar says"
     for suffix, digest in content["files"].items():
         path = engine.with_suffix(suffix)
-        if not path.is_file() or file_hash(path) != digest:
+        if not os.path.isfile(path) or file_hash(path) != digest:
             return f"is not what was built: {path.name} is missing or was changed"
     was, here = content["versions"], versions(content["runtime"])
     for name in sorted(was.keys() | here.keys()):

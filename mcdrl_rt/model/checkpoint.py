@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mcdrl_rt.errors import CheckpointError, SpecError
+from mcdrl_rt.errors import CheckpointError, SpecError, first_line, unreadable
 from mcdrl_rt.model.mcdrl import MCDRL, build_empty
 from mcdrl_rt.types import ModelSpec
 
@@ -41,7 +41,7 @@ def save_checkpoint(model: MCDRL, path: Path, dtype: torch.dtype = torch.float16
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
+        raise CheckpointError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
     return spec
 
 
@@ -78,7 +78,10 @@ def load_checkpoint(path: Path) -> MCDRL:
     with _open(path) as file:
         spec = _spec(path, file.metadata())
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    model = build_empty(spec)
+    try:
+        model = build_empty(spec)
+    except SpecError as error:
+        raise CheckpointError(f"{path} carries no usable model specification ({error})") from error
     expected = model.state_dict()
     wrong = [n for n in expected if n not in tensors or tensors[n].shape != expected[n].shape]
     surplus = tensors.keys() - expected.keys()
@@ -94,8 +97,8 @@ def load_checkpoint(path: Path) -> MCDRL:
 
 
 def _open(path: Path) -> safe_open:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+    if why := unreadable(path):
+        raise CheckpointError(f"no checkpoint at {path}: {why}")
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
