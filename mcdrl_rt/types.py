@@ -1,7 +1,7 @@
 """The nouns every other module speaks in: frames, segmentations, videos, and what a model is.
 
-Plain frozen dataclasses over NumPy arrays; this module imports nothing of ours but the errors, and neither
-torch nor OpenVINO.
+Plain frozen dataclasses over NumPy arrays; those that hold arrays are equal to themselves alone. This module imports
+nothing of ours but the errors, and neither torch nor OpenVINO.
 
     >>> spec = ModelSpec(name="demo", encoder="mcdrl-small", input_size=(224, 224), classes=("polyp",))
     >>> ModelSpec.from_json(spec.to_json()) == spec
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ CLASS_COLORS: tuple[tuple[int, int, int], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Frame:
     """One video frame with the time its source gave it.
 
@@ -129,7 +129,7 @@ class Region:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """What the model says of one frame.
 
@@ -185,7 +185,7 @@ class Segmentation:
         return [(self.confounder_names[i], float(self.confounders[i])) for i in order]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Shown:
     """A frame on its way out: what it looks like, and what is known of it.
 
@@ -287,7 +287,8 @@ class ModelSpec:
             (self.depth > 64, "needs at most 64 causal blocks"),
             (not 0 < self.alpha <= 1, "needs alpha in (0, 1]"),
             (self.heads < 1, "needs heads ≥ 1"),
-            (len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0, "needs 3 means and 3 positive stds"),
+            (len(self.mean) != 3 or max(map(abs, self.mean)) > 1e3, "needs 3 means from -1000 to 1000"),
+            (len(self.std) != 3 or min(self.std) < 1e-6 or max(self.std) > 1e3, "needs 3 stds from 0.000001 to 1000"),
         ]
         for wrong, what in problems:
             if wrong:
@@ -321,7 +322,7 @@ class ModelSpec:
             if unknown:
                 raise SpecError(f"model specification has unknown fields {', '.join(unknown)}; update mcdrl-rt")
             return cls(**{name: _as_tuple(value) for name, value in raw.items()})
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise SpecError(f"not a model specification: {error}") from error
 
 
@@ -338,7 +339,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # which is false of what is no number
 
 
 def _is_color(value: Any) -> bool:

@@ -105,6 +105,15 @@ def broken_spec(path: Path, good: Path) -> None:
     save_file(load_file(good), path, metadata={"format": "mcdrl-rt checkpoint 1", "spec": "[]"})
 
 
+def without_a_head(path: Path, good: Path) -> None:
+    spec = dataclasses.replace(read_spec(good), head="tail")
+    save_file(load_file(good), path, metadata={"format": "mcdrl-rt checkpoint 1", "spec": spec.to_json()})
+
+
+def nested_spec(path: Path, good: Path) -> None:
+    save_file(load_file(good), path, metadata={"format": "mcdrl-rt checkpoint 1", "spec": "[" * 100_000})
+
+
 def without_a_tensor(path: Path, good: Path) -> None:
     rewrite(path, good, lambda tensors: tensors.pop("text_classes"))
 
@@ -140,6 +149,8 @@ def rewrite(path: Path, good: Path, change: Callable[[dict[str, torch.Tensor]], 
         (foreign, "not a checkpoint of mcdrl-rt"),
         (without_spec, "no usable model specification"),
         (broken_spec, "no usable model specification"),
+        (nested_spec, "no usable model specification"),
+        (without_a_head, "no usable model specification .*no head 'tail'"),
         (without_a_tensor, "of [0-9]+ tensors 1 are missing or of another shape, and 0 have no place"),
         (wrong_shape, "of [0-9]+ tensors 1 are missing or of another shape, and 0 have no place"),
         (one_too_many, "0 are missing or of another shape, and 1 have no place"),

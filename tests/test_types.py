@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcdrl_rt.errors import SpecError
-from mcdrl_rt.types import CLASS_COLORS, Frame, ModelSpec, Region, Segmentation
+from mcdrl_rt.types import CLASS_COLORS, Frame, ModelSpec, Region, Segmentation, Shown
 
 BASE: dict[str, Any] = {"name": "demo", "encoder": "mcdrl-small", "input_size": (224, 224), "classes": ("polyp",)}
+DEEP = "[" * 100_000
 NAMES = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=9, unique=True).map(tuple)
 
 
@@ -48,7 +49,11 @@ def test_specification_survives_json_on_one_line(**fields: Any) -> None:
         ({"alpha": 1.01}, "alpha"),
         ({"depth": -1}, "depth"),
         ({"heads": 0}, "heads"),
-        ({"std": (0.0, 1.0, 1.0)}, "stds"),
+        ({"std": (0.0, 1.0, 1.0)}, "3 stds"),
+        ({"std": (1e-50, 1.0, 1.0)}, "3 stds"),
+        ({"std": (1e50, 1.0, 1.0)}, "3 stds"),
+        ({"std": (10**400, 1.0, 1.0)}, "unusable std"),
+        ({"mean": (1e4, 0.5, 0.5)}, "3 means"),
         ({"std": (float("inf"), 1.0, 1.0)}, "unusable std"),
         ({"mean": (float("nan"), 0.5, 0.5)}, "unusable mean"),
         ({"mean": (0.5, 0.5)}, "3 means"),
@@ -68,7 +73,11 @@ def test_contradiction_is_named(fields: dict[str, Any], complaint: str) -> None:
     assert "'demo'" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[]", "3", "null", '"text"', "{}", '{"name": "x"}', '[["name", 3]]'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "not json", "[]", "3", "null", '"text"', "{}", '{"name": "x"}', '[["name", 3]]', DEEP],
+    ids=lambda text: text[:9],
+)
 def test_foreign_text_is_no_specification(text: str) -> None:
     with pytest.raises(SpecError):
         ModelSpec.from_json(text)
@@ -118,6 +127,14 @@ def test_each_class_has_the_box_around_its_pixels() -> None:
         assert out.boxes == {label: boxes[label] for label in range(1, len(classes) + 1)}
         assert out.mask(1, Region(2, 6, 4, 3)).tolist() == [[0, 0, 0], [0, 255, 255], [0, 255, 255], [0, 0, 0]]
     assert dataclasses.replace(out, labels=np.zeros_like(labels)).boxes == {}
+
+
+def test_what_holds_arrays_is_equal_to_itself_alone() -> None:
+    labels, cells, shares = np.zeros((4, 6), np.uint8), np.zeros((1, 1), bool), np.ones(1, np.float32)
+    frame = Frame(np.zeros((4, 6, 3), np.uint8), pts=0, time_base=Fraction(1, 25))
+    out = Segmentation(labels, ("polyp",), shares, ("blur",), cells, Region(0, 0, 4, 6), 1.0)
+    for one in (frame, out, Shown(frame)):
+        assert one != dataclasses.replace(one) and one in {one}
 
 
 def test_top_confounders_are_largest_first_and_ties_keep_their_order() -> None:
