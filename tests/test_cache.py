@@ -73,6 +73,7 @@ def test_another_content_precision_version_or_gpu_is_another_engine(
 ) -> None:
     other = tmp_path / small_checkpoint.name
     other.write_bytes(small_checkpoint.read_bytes() + b"\0")
+    monkeypatch.setattr("mcdrl_rt.engine.openvino.resolve_precision", lambda precision, device: precision)
     engines = [cached_engine(other, Order(precision=precision))[0] for precision in ("fp32", "bf16")]
     monkeypatch.setattr(sidecar, "versions", lambda runtime: {"openvino": "2099.1"})
     engines.append(cached_engine(other, Order(precision="fp32"))[0])

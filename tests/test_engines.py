@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,7 +19,7 @@ from conftest import ROOT
 from mcdrl_rt.engine.base import Engine, RawOutput
 from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import DEFAULT_CHECKPOINT, load_engine
-from mcdrl_rt.engine.openvino import OpenVinoEngine
+from mcdrl_rt.engine.openvino import OpenVinoEngine, resolve_precision
 from mcdrl_rt.engine.parity import Parity, compare
 from mcdrl_rt.engine.torch import TorchEngine
 from mcdrl_rt.errors import EngineError
@@ -35,6 +36,8 @@ def test_openvino_gives_the_references_answers(
     small_engine: Path, reference: TorchEngine, pictures: UInt8Array, precision: str, points: float
 ) -> None:
     """Scores on average, of 255; bf16's labels are held to 1 % on a trained model below: random weights make chaos."""
+    if precision == "bf16" != resolve_precision("auto"):
+        pytest.skip("this processor does not compute in bf16")
     engine = load_engine(small_engine, "openvino", precision)
     assert engine.name == f"openvino {precision} CPU"
     outputs = [e.infer(pictures[:1]) for e in (engine, reference)]
@@ -45,6 +48,16 @@ def test_openvino_gives_the_references_answers(
     assert [a.shape for a in outputs[0]] == [a.shape for a in outputs[1]]
     if precision == "fp32":
         assert compare(engine, reference, pictures).label_flips <= 0.005
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_the_device_lacks_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO would take it, and compute in float32."""
+    plain: Any = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
+    monkeypatch.setattr("mcdrl_rt.engine.openvino.core", lambda: plain)
+    assert (resolve_precision("auto"), resolve_precision("int8")) == ("fp32", "int8")
+    with pytest.raises(EngineError, match=f"CPU does not compute in {precision}; it has FP32, INT8"):
+        resolve_precision(precision)
 
 
 def test_openvino_transposes_nothing_on_a_cpu(small_engine: Path) -> None:
@@ -72,7 +85,7 @@ def test_shipped_model_agrees_with_float32_torch_on_real_frames(data_root: Path)
     frames = [cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8) for p in pictures]
     assert len(frames) == 50
     answers = [reference.infer(frame[None]) for frame in frames]
-    for precision, flips in (("fp32", 0.005), ("bf16", 0.01)):
+    for precision, flips in {resolve_precision("auto"): 0.01, "fp32": 0.005}.items():
         parity = compare(OpenVinoEngine(engine_file, reference.spec, precision), Recorded(answers), frames)
         assert parity.label_flips <= flips, precision
         assert parity.mask_iou >= 0.95, precision

@@ -92,8 +92,8 @@ def resolve_precision(precision: str, device: str = "CPU") -> str:
         raise EngineError(f"OpenVINO has no device {device!r} here; it has {have}") from error
     if precision == "auto":
         return next((name for name in ("bf16", "fp16") if name.upper() in capable), "fp32")
-    if precision == "fp16" and "FP16" not in capable:
-        raise EngineError(f"{device} does not compute in fp16; it has {', '.join(sorted(capable))}")
+    if precision in ("bf16", "fp16") and precision.upper() not in capable:
+        raise EngineError(f"{device} does not compute in {precision}; it has {', '.join(sorted(capable))}")
     return precision
 
 
