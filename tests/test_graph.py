@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import time
 import warnings
@@ -206,10 +207,11 @@ def test_package_must_be_named_as_one(small_model: MCDRL, tmp_path: Path) -> Non
         build_aoti(FoldedMCDRL(small_model), tmp_path / "model.so", "cpu")
 
 
-def test_model_the_compiler_refuses_leaves_nothing(
-    small_model: MCDRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_model_the_compiler_refuses_leaves_nothing_and_of_cuda_nothing_is_told(
+    small_model: MCDRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
+        logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found, using CUDA_HOME='/usr'")
         raise RuntimeError("no such operator\nand a long trace")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
@@ -217,6 +219,7 @@ def test_model_the_compiler_refuses_leaves_nothing(
     with pytest.raises(EngineError, match=r"cannot compile small for cpu: no such operator$"):
         build_aoti(FoldedMCDRL(small_model), tmp_path / "model.pt2", "cpu")
     assert list(tmp_path.iterdir()) == []
+    assert not [message for message in caplog.messages if "CUDA" in message]
 
 
 @pytest.mark.parametrize(

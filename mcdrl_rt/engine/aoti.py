@@ -22,6 +22,7 @@ import torch._inductor
 from torch import Tensor
 
 from mcdrl_rt import ops as _ops  # noqa: F401 (registers the operators a package calls)
+from mcdrl_rt.engine.gpu import hush_cuda
 from mcdrl_rt.engine.tensors import Capture, TensorEngine, example_frames, failures, find_device
 from mcdrl_rt.errors import EngineError, SpecError, first_line, unreadable
 from mcdrl_rt.types import ModelSpec
@@ -50,6 +51,7 @@ def build_aoti(model: FoldedMCDRL, output: Path, device: str = "cuda", batch: in
         raise EngineError(f"an AOTInductor package is a {SUFFIX} file, not {str(output)!r}")
     from mcdrl_rt.engine.graph import precision  # and with it the model and open_clip, which running does without
 
+    hush_cuda()
     where = find_device(device)
     about = {"spec": model.spec.to_json(), "batch": str(batch), "precision": precision(model), "device": where.type}
     frames = example_frames(model.spec, batch, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ def gpus() -> tuple[Gpu, ...]:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
     return tuple(_describe(driver, i) for i in range(count.value))
+
+
+def hush_cuda() -> None:
+    """Keep torch from telling of a CUDA toolkit without a GPU, where none is wanted: it does so when it compiles."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _describe(driver: ctypes.CDLL, ordinal: int) -> Gpu:

@@ -17,6 +17,7 @@ import numpy as np
 import openvino as ov
 
 from mcdrl_rt.engine.base import LESION
+from mcdrl_rt.engine.gpu import hush_cuda
 from mcdrl_rt.errors import EngineError, first_line
 from mcdrl_rt.types import BoolArray, UInt8Array
 
@@ -79,7 +80,7 @@ def _agreement(compiled: ov.CompiledModel, data: Iterable[tuple[UInt8Array, Bool
 
 def _nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # or it reports every use to its makers
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA, which is not wanted here
+    hush_cuda()
     try:
         import nncf
     except ImportError as error:
