@@ -339,6 +339,8 @@ def build(
     checkpoint = model or DEFAULT_CHECKPOINT
     if output is None and (frames or order.batch != (1, 1) or precision == "int8"):
         raise EngineError("an engine of your own frames, batch or int8 is kept where you say: name it with --output")
+    if output is None and runtime in ("torch", "onnx"):
+        raise EngineError(f"nothing looks for an engine for {runtime} in the cache: name it with --output")
     with steps() as stage:
         if output is None:
             output, sidecar = cached_engine(checkpoint, order, stage)

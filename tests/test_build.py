@@ -23,7 +23,7 @@ from mcdrl_rt.engine.base import RawOutput
 from mcdrl_rt.engine.build import Gate, build_engine
 from mcdrl_rt.engine.cache import cached_engine
 from mcdrl_rt.engine.choice import load_engine
-from mcdrl_rt.engine.order import Order
+from mcdrl_rt.engine.order import Order, resolved
 from mcdrl_rt.engine.parity import Parity, compare
 from mcdrl_rt.engine.place import place_of
 from mcdrl_rt.engine.sidecar import FILES, read_sidecar
@@ -221,6 +221,7 @@ def test_output_that_cannot_be_written_is_named(
         (Order(runtime="torch", device="cuda:abc"), "cuda or cuda:N, not 'cuda:abc'"),
         (Order(runtime="tensorrt", device="cuda:-1"), "cuda or cuda:N, not 'cuda:-1'"),
         (Order(device="NPU9"), "no device 'NPU9' here; it has CPU"),
+        (Order(runtime="onnx", device="cuda"), "--device is for engines"),
         (Order(runtime="onnx", precision="int8"), "ONNX files come in fp32"),
         (Order(runtime="tensorrt", precision="bf16"), "tensorrt engines come in fp32 and fp16, not 'bf16'"),
         (Order(runtime="tensorrt", device="cpu"), "TensorRT runs on cuda or cuda:N, not on 'cpu'"),
@@ -336,6 +337,7 @@ def test_an_fp32_engine_that_is_too_far_is_done_without(
 
 
 def test_the_command_says_what_was_ordered_and_no_more(tmp_path: Path) -> None:
+    assert resolved(resolved(Order(runtime="onnx"))).command(tmp_path).keys() == {"model", "runtime", "precision"}
     checkpoint = tmp_path / "a.safetensors"
     assert Order().command(checkpoint) == {"model": str(checkpoint), "runtime": "openvino"}
     order = Order(runtime="tensorrt", precision="fp16", batch=(1, 8), route="torch-tensorrt")

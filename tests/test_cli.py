@@ -360,6 +360,7 @@ STREAM = ("stream", "--input", "v.mp4", "--output", "o.mp4")
         (("build", "--output", "o.xml", "--batch", "²"), "--batch is a number of frames up to 1024 or a range"),
         (("build", "--output", "o.xml", "--precision", "int8", "--frames", "gone"), "no such file or folder: gone"),
         (("build", "--precision", "int8", "--frames", "."), "name it with --output"),
+        (("build", "--runtime", "torch"), "nothing looks for an engine for torch in the cache: name it with --output"),
         (("build", "--output", "o.plan"), "TensorRT is not installed; pip install 'mcdrl-rt[tensorrt]'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -41,7 +41,7 @@ class Order:
             asked["frames"] = str(self.frames.resolve())
         plain = Order()
         for name in ("precision", "device", "route"):
-            if getattr(self, name) != getattr(plain, name):
+            if getattr(self, name) not in (getattr(plain, name), ""):
                 asked[name] = getattr(self, name)
         return asked
 
@@ -68,6 +68,8 @@ def resolved(order: Order) -> Order:
     elif order.runtime in ("tensorrt", "torch"):
         order = _resolved_for_torch(order)
     else:
+        if order.device not in ("auto", ""):  # the latter once it is resolved
+            raise EngineError("--device is for engines; whoever runs an ONNX file chooses what on")
         precision = "fp32" if order.precision == "auto" else order.precision
         order = dataclasses.replace(order, device="", precision=precision)
         if order.precision not in ("fp32", "fp16"):
