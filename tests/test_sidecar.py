@@ -107,6 +107,11 @@ def strangely_signed_sidecar(engine: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"signature": ["é"]}))
 
 
+def surrogate_sidecar(engine: Path) -> None:
+    path = sidecar_of(engine)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"signature": "\ud800"}))
+
+
 def commanding_sidecar(engine: Path) -> None:
     path = sidecar_of(engine)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"command": []}))
@@ -154,6 +159,7 @@ def without_graph(engine: Path) -> None:
         (edited_sidecar, "its sidecar or this user's key was changed"),
         (unsigned_sidecar, "its sidecar or this user's key was changed"),
         (strangely_signed_sidecar, "its sidecar or this user's key was changed"),
+        (surrogate_sidecar, "its sidecar or this user's key was changed"),
         (commanding_sidecar, "its sidecar or this user's key was changed"),
         (nested_sidecar, "no sidecar of this version"),
         (flipped_weights, "not what was built: small.bin"),
