@@ -104,6 +104,7 @@ class AotiEngine(TensorEngine):
     """
 
     def __init__(self, path: Path, device: str = "cuda") -> None:
+        hush_cuda()
         where = find_device(device)
         if why := unreadable(path):
             raise EngineError(f"no engine at {path} ({why}); make one with 'mcdrl-rt build'")

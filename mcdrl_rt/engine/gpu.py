@@ -41,7 +41,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def hush_cuda() -> None:
-    """Keep torch from telling of a CUDA toolkit without a GPU, where none is wanted: it does so when it compiles."""
+    """Keep torch from telling of a CUDA toolkit without a GPU, where none is wanted: to compile, and to load."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
