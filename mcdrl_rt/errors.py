@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
     The system's own errors are told without their numbers.
     """
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
         return f"{error.strerror.lower()}: {error.filename}" if error.filename else error.strerror.lower()
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
