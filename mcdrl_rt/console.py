@@ -201,10 +201,14 @@ def _is_read() -> bool:
         sys.stdout.flush()
     except BrokenPipeError:  # what is left is kept, and fails again
         return False
+    try:
+        handle = sys.stdout.fileno()
+    except OSError:  # it is no file, as a notebook's is none
+        return True
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()  # for output that keeps nothing, with PYTHONUNBUFFERED
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(handle, 0)
     return not poll.poll(0)
 
 

@@ -147,8 +147,7 @@ def test_rtmp_receivers_may_end_and_come_back() -> None:
         sink = opened(url)
         camera = Camera(sink)
         camera.write_until(lambda: len(first.lines) >= 5)
-    camera.write_until(lambda: sink.problem)
-    assert sink.down and sink.dropped
+    camera.write_until(lambda: sink.down and sink.dropped)
     with receiving(*listen) as second:
         camera.write_until(lambda: len(second.lines) >= 5)
         assert not sink.down

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from mcdrl_rt.types import UInt8Array
 from mcdrl_rt.video.phantom import Phantom
-from training.views import SCALES, SHIFT, STRETCH, RandomHue, RandomPlace, placement, random_view
+from training.views import SCALES, SHIFT, RandomHue, RandomPlace, placement, random_view
 
 SIZE = (72, 88)
 
@@ -38,7 +38,7 @@ def test_picture_is_placed_as_torchvision_places_it(
     )
     for target in (SIZE, (50, 60)):
         wanted = functional.resize(moved, list(target), antialias=False).permute(1, 2, 0).numpy()
-        matrix = placement(SIZE, target, math.radians(angle), math.radians(shear), scale, shift)  # no stretch
+        matrix = placement(SIZE, target, math.radians(angle), math.radians(shear), scale, shift)
         placed = cv2.warpAffine(picture, matrix, target[::-1], flags=cv2.INTER_LINEAR)
         inside = wanted.min(axis=2) > 30  # at the picture's own edge the two fade differently
         assert inside.mean() > 0.2
@@ -55,48 +55,24 @@ def test_mask_goes_where_its_picture_goes(seed: int, size: tuple[int, int]) -> N
     assert isinstance(views[0], tv_tensors.Image) and isinstance(views[1], tv_tensors.Mask)
     assert views[0].shape == (3, *size) and views[1].shape == size
     bright = views[0].numpy().mean(axis=0)
-    assert 0.01 < views[1].numpy().mean() < 0.95  # still in the picture, whatever was drawn
-    assert (bright[views[1].numpy() == 1] > 40).mean() > 0.95  # nearest and bilinear differ by half a pixel
-    assert (bright[views[1].numpy() == 0] < 215).mean() > 0.95
+    assert 0.02 < views[1].numpy().mean() < 0.9  # still in the picture, whatever was drawn
+    assert (bright[views[1].numpy() == 1] > 40).mean() > 0.99  # nearest and bilinear differ by half a pixel
+    assert (bright[views[1].numpy() == 0] < 215).mean() > 0.99
 
 
 def test_places_fill_their_ranges_and_stay_inside() -> None:
     place = RandomPlace(SIZE, 30, 0)
     middle = np.array([SIZE[1] - 1, SIZE[0] - 1, 2]) / 2
-    drawn, borders = [], []
+    drawn = []
     for seed in range(300):
         torch.manual_seed(seed)
-        params = place.make_params([tv_tensors.Mask(np.zeros(SIZE, np.uint8))])
-        matrix = params["matrix"]
-        turn, scale = math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])), math.sqrt(np.linalg.det(matrix[:, :2]))
-        wide, high = (math.hypot(*matrix[:, side]) for side in (0, 1))
-        middles = (matrix @ middle - middle[:2]) / (SIZE[1], SIZE[0])
-        drawn.append([turn / 30, math.log(scale), math.log(wide / high), *middles])
-        borders.append(params["border"])
+        matrix = place.make_params([tv_tensors.Mask(np.zeros(SIZE, np.uint8))])["matrix"]
+        turn, scale = math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])), math.hypot(matrix[0, 0], matrix[1, 0])
+        drawn.append([turn / 30, scale, *((matrix @ middle - middle[:2]) / (SIZE[1], SIZE[0]))])
     low, high = np.min(drawn, axis=0), np.max(drawn, axis=0)
-    scales, stretch = np.log(SCALES), math.log(STRETCH) / 2
-    for i, (least, most) in enumerate([(-1, 1), scales, (-stretch, stretch), (-SHIFT, SHIFT), (-SHIFT, SHIFT)]):
+    for i, (least, most) in enumerate([(-1, 1), SCALES, (-SHIFT, SHIFT), (-SHIFT, SHIFT)]):
         room = 0.05 * (most - least)
         assert least - 1e-3 <= low[i] < least + room and most - room < high[i] <= most + 1e-3
-    assert 0.4 < np.mean([border == cv2.BORDER_REFLECT_101 for border in borders]) < 0.6
-
-
-def test_beyond_a_mirrored_edge_lesions_are_mirrored_too() -> None:
-    mask = np.zeros((64, 64), np.uint8)
-    mask[20:40, 4:14] = 1
-    planes = np.repeat(mask[None] * np.uint8(200) + np.uint8(20), 3, axis=0)
-    place = RandomPlace((64, 64), 0, 0)
-    params = {"matrix": placement((64, 64), (64, 64), 0, 0, 0.5, (0, 0)), "shrunk": 0.5}
-    both = tv_tensors.Image(planes), tv_tensors.Mask(mask)
-    views = {
-        border: [place.transform(one, params | {"border": border}) for one in both]
-        for border in (cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT)
-    }
-    counts = {border: cv2.connectedComponents(pair[1].numpy())[0] - 1 for border, pair in views.items()}
-    assert counts[cv2.BORDER_CONSTANT] == 1 < counts[cv2.BORDER_REFLECT_101]
-    for pixels, labels in views.values():
-        bright = pixels.numpy()[0] > 120
-        assert (bright != (labels.numpy() > 0)).mean() < 0.03
 
 
 def test_small_views_pass_nothing_over() -> None:
@@ -105,11 +81,7 @@ def test_small_views_pass_nothing_over() -> None:
     lines[:, ::8] = 240
     planes = tv_tensors.Image(np.repeat(lines[None], 3, axis=0))
     place = RandomPlace((96, 96), 0, 0)
-    params = {
-        "matrix": placement((96, 96), (96, 96), 0, 0, 0.5, (0, 0)),
-        "shrunk": 0.5,
-        "border": cv2.BORDER_CONSTANT,
-    }
+    params = {"matrix": placement((96, 96), (96, 96), 0, 0, 0.5, (0, 0)), "shrunk": 0.5}
     half = place.transform(planes, params)[0].numpy()[26:70, 28:68].astype(float)
     assert half.max() < 130 and abs(half.mean() - 30) < 4
     centre = np.average(np.arange(96), weights=place.transform(planes, params)[0].sum(dim=0).numpy())

@@ -18,9 +18,7 @@ from torchvision.transforms import v2
 
 from mcdrl_rt.types import FloatArray, UInt8Array
 
-SHIFT, SCALES = 0.1, (0.5, 1.6)  # as shares of the picture
-STRETCH = 1.25  # one side by the other, at most: the field of view is squashed to a square, and it has many forms
-MIRRORED = 0.5  # share of the views that are mirrored at the picture's edge: the runtime cuts a black surround away
+SHIFT, SCALES = 0.1, (0.6, 1.5)  # as shares of the picture
 
 
 def random_view(size: tuple[int, int], augmentation: str) -> tuple[v2.Transform, v2.Transform]:
@@ -39,9 +37,7 @@ def random_view(size: tuple[int, int], augmentation: str) -> tuple[v2.Transform,
 
 
 class RandomPlace(v2.Transform):
-    """Turn, shear, scale, stretch and shift about the middle, and bring to ``size``.
-
-    Beyond the picture's edge it is black, or the picture mirrored.
+    """Turn, shear, scale and shift about the middle, and bring to ``size``; black beyond the picture's edge.
 
     Args:
         size: (height, width) of what comes out.
@@ -55,28 +51,23 @@ class RandomPlace(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
-        turn, slant, right, down, zoom, wide, edge = torch.rand(7).tolist()
+        turn, slant, right, down, zoom = torch.rand(5).tolist()
         angle, shear = (math.radians((2 * draw - 1) * most) for draw, most in ((turn, self.angle), (slant, self.shear)))
-        scale = SCALES[0] * (SCALES[1] / SCALES[0]) ** zoom
-        stretch = STRETCH ** (wide - 0.5)
+        scale = SCALES[0] + zoom * (SCALES[1] - SCALES[0])
         shift = [(2 * draw - 1) * SHIFT * side for draw, side in ((right, width), (down, height))]
-        matrix = placement((height, width), self.size, angle, shear, scale, (shift[0], shift[1]), stretch)
-        return {
-            "matrix": matrix,
-            "shrunk": scale * min(self.size[0] / height, self.size[1] / width),
-            "border": cv2.BORDER_REFLECT_101 if edge < MIRRORED else cv2.BORDER_CONSTANT,
-        }
+        matrix = placement((height, width), self.size, angle, shear, scale, (shift[0], shift[1]))
+        return {"matrix": matrix, "shrunk": scale * min(self.size[0] / height, self.size[1] / width)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        pixels, matrix, shrunk, border = _rows(inpt), params["matrix"], params["shrunk"], params["border"]
+        pixels, matrix, shrunk = _rows(inpt), params["matrix"], params["shrunk"]
         if isinstance(inpt, tv_tensors.Mask):
-            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_NEAREST, borderMode=border)
+            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
         else:
             if shrunk < 0.75:  # between four pixels of many, others would be passed over
                 height, width = pixels.shape[:2]
                 pixels = cv2.resize(pixels, None, fx=shrunk, fy=shrunk, interpolation=cv2.INTER_AREA)
                 matrix = matrix @ resizing(pixels.shape[:2], (height, width))
-            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
+            moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_LINEAR)
         return tv_tensors.wrap(_planes(np.asarray(moved, np.uint8)), like=inpt)
 
 
@@ -106,7 +97,6 @@ def placement(
     shear: float,
     scale: float,
     shift: tuple[float, float],
-    stretch: float = 1.0,
 ) -> FloatArray:
     """The (2, 3) matrix from pixels (x, y) of a picture to those of the placed one.
 
@@ -115,11 +105,9 @@ def placement(
         angle, shear: in radians, clockwise, and along the rows (torchvision's signs).
         scale: of what is shown.
         shift: (right, down) in pixels of the picture.
-        stretch: how much wider than high a square of the picture becomes, before it is turned; its area stays.
     """
     turned = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    wider = np.diag([math.sqrt(stretch), 1 / math.sqrt(stretch)])
-    sheared = scale * turned @ np.array([[1, -math.tan(shear)], [0, 1]]) @ wider
+    sheared = scale * turned @ np.array([[1, -math.tan(shear)], [0, 1]])
     middle = np.array([size[1] - 1, size[0] - 1]) / 2  # pixel centres are whole numbers
     placed = np.eye(3)
     placed[:2, :2], placed[:2, 2] = sheared, middle + shift - sheared @ middle
