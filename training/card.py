@@ -55,7 +55,8 @@ At each image's own size, labels without a threshold, per image and then average
 {conditions}## Confounder readout
 Share of pictures in which the weight of a condition rises when that condition is drawn on them: held-out
 pictures, and scenes of the phantom rendered in white light and at a site. Where it is near one half the readout says
-nothing of that condition.
+nothing of that condition. White light cannot be drawn, nor can a distant view: what is black around a
+shrunk picture the runtime cuts away, and a mirrored one is no distant one.
 
 {readout}
 

@@ -19,6 +19,7 @@ from mcdrl_rt.types import FloatArray, UInt8Array
 
 PLAIN = "white-light imaging"  # what a picture shows to which nothing was done
 NARROW = "narrow-band imaging"
+DISTANT = "a distant view"
 # the phantom's sites as conditions of the dictionary
 PHANTOM_CONDITIONS: dict[str, tuple[str, ...]] = {
     "white-light": (PLAIN,),
@@ -239,7 +240,7 @@ _OPTICAL: dict[str, Callable[[np.random.Generator, UInt8Array], UInt8Array]] = {
 }
 _GEOMETRIC: dict[str, Callable[[np.random.Generator, tuple[int, int], UInt8Array], FloatArray]] = {
     "a close-up view": _close_up,
-    "a distant view": _distant,
+    DISTANT: _distant,
     "a tangential view": _tangential,
 }
 CONDITIONS: tuple[str, ...] = (*_OPTICAL, *_GEOMETRIC)
