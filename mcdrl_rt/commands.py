@@ -286,12 +286,12 @@ def process(
     segmenter = load()
     offline.make_folder(folder) if store is None else store.prepare()
     about = offline.engine_facts(segmenter, model)
-    count = offline.worker_count(workers, jobs, segment)
     if ray is not None:
         from mcdrl_rt.offline.cluster import Cluster
 
         hands: offline.Hands = Cluster(ray, load, about)
     else:
+        count = offline.worker_count(workers, jobs, segment)
         hands = offline.Here(segmenter) if count == 1 else offline.Processes(load, count, segmenter.engine.name)
     at_quit(hands.close)
     with hands, Bars({job.source: job.size for job in jobs}, not as_json) as bars:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import resource
@@ -127,11 +128,9 @@ def test_onnx_is_for_other_peoples_runtimes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "batch"), [("fp32", (4, 4)), ("fp32", (2, 3))])
-def test_onnx_is_checked_in_any_batch(
-    small_checkpoint: Path, tmp_path: Path, precision: str, batch: tuple[int, int]
-) -> None:
-    order = Order(runtime="onnx", precision=precision, batch=batch)
+@pytest.mark.parametrize("batch", [(4, 4), (2, 3), (1, 1024)])
+def test_onnx_is_checked_in_any_batch(small_checkpoint: Path, tmp_path: Path, batch: tuple[int, int]) -> None:
+    order = Order(runtime="onnx", batch=batch)
     content = build_engine(small_checkpoint, tmp_path / "x.onnx", order)
     assert content["parity"]["frames"] == 10
 
@@ -139,7 +138,9 @@ def test_onnx_is_checked_in_any_batch(
 def test_without_onnxruntime_a_file_is_not_checked(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    missing = "onnxruntime"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
     monkeypatch.setattr("mcdrl_rt.engine.onnx.export_onnx", lambda *_: onnx.ModelProto())
     assert "parity" not in build_engine(small_checkpoint, tmp_path / "x.onnx", Order(runtime="onnx"))
 
@@ -282,10 +283,22 @@ def test_an_engine_is_replaced_whole_and_what_a_killed_build_left_is_removed(
     engine = tmp_path / small_engine.name
     (tmp_path / f".{engine.name}.partial").mkdir()
     (tmp_path / f".{engine.name}.partial" / "a").touch()
-    (tmp_path / f".{engine.name}.lock").touch()
     build_engine(small_checkpoint, engine, FP32)
     assert read_sidecar(engine)["precision"] == "fp32"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.bin", "small.xml", "small.xml.json"]
+
+
+def test_an_engine_whose_sidecar_is_lost_is_built_again(
+    small_engine: Path, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As the message says that refuses to load it."""
+    for suffix in (".xml", ".bin"):
+        shutil.copy(small_engine.with_suffix(suffix), tmp_path)
+    engine = tmp_path / small_engine.name
+    with pytest.raises(EngineError, match=f"build --output {engine}"):
+        read_sidecar(engine)
+    build_engine(small_checkpoint, engine, FP32)
+    assert read_sidecar(engine)
 
 
 def test_one_process_at_a_time_builds_an_engine(small_checkpoint: Path, tmp_path: Path) -> None:
@@ -332,7 +345,7 @@ def test_an_fp32_engine_that_is_too_far_is_done_without(
     small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(build.GATES, "fp32", Gate(-1.0, 0.0))
-    with pytest.raises(EngineError, match=r"frames; stream and process run it with --engine torch$"):
+    with pytest.raises(EngineError, match=r"frames; stream and process run the model with --engine torch$"):
         build_engine(small_checkpoint, tmp_path / "engine.xml", FP32)
 
 

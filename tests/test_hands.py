@@ -171,6 +171,7 @@ def test_no_worker_is_without_work(archive: Path, tmp_path: Path) -> None:
     assert worker_count(8, jobs[:1], 60) == 1
     assert worker_count(8, jobs[:1], seconds["a.mp4"] / 2) == 2
     assert worker_count(2, jobs[:1], seconds["a.mp4"] / 8) == 2
+    assert worker_count(8, jobs[:1], seconds["a.mp4"] / 2.2) == 3
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert worker_count(8, plan([tmp_path / "broken.mp4"], tmp_path / "out"), 60) == 1
     jobs[0].summary.parent.mkdir()

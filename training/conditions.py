@@ -19,7 +19,6 @@ from mcdrl_rt.types import FloatArray, UInt8Array
 
 PLAIN = "white-light imaging"  # what a picture shows to which nothing was done
 NARROW = "narrow-band imaging"
-DISTANT = "a distant view"
 # the phantom's sites as conditions of the dictionary
 PHANTOM_CONDITIONS: dict[str, tuple[str, ...]] = {
     "white-light": (PLAIN,),
@@ -53,7 +52,7 @@ def apply_condition(name: str, rng: np.random.Generator, pixels: UInt8Array, lab
 
 def draw_conditions(names: Sequence[str], rng: np.random.Generator, rate: float) -> tuple[str, ...]:
     """Which conditions to apply to a picture: none, or with probability ``rate`` one, now and then two of ``names``."""
-    choices = [name for name in names if name != PLAIN]
+    choices = [name for name in names if name != PLAIN and name in CONDITIONS]
     count = int(rng.random() < rate) + int(rng.random() < rate * 0.2)
     return tuple(str(name) for name in rng.choice(choices, size=min(count, len(choices)), replace=False))
 
@@ -198,10 +197,6 @@ def _close_up(rng: np.random.Generator, size: tuple[int, int], labels: UInt8Arra
     return _zoom(size, _lesion_centre(size, labels), rng.uniform(1.6, 2.4))
 
 
-def _distant(rng: np.random.Generator, size: tuple[int, int], labels: UInt8Array) -> FloatArray:
-    return _zoom(size, (size[1] / 2, size[0] / 2), rng.uniform(0.45, 0.65))
-
-
 def _tangential(rng: np.random.Generator, size: tuple[int, int], labels: UInt8Array) -> FloatArray:
     """The picture's plane tilted away at one side."""
     height, width = size
@@ -240,7 +235,8 @@ _OPTICAL: dict[str, Callable[[np.random.Generator, UInt8Array], UInt8Array]] = {
 }
 _GEOMETRIC: dict[str, Callable[[np.random.Generator, tuple[int, int], UInt8Array], FloatArray]] = {
     "a close-up view": _close_up,
-    DISTANT: _distant,
     "a tangential view": _tangential,
 }
 CONDITIONS: tuple[str, ...] = (*_OPTICAL, *_GEOMETRIC)
+"""All that can be drawn. A distant view cannot: what is black around a shrunk picture the runtime cuts away, and a
+picture that is mirrored there is no distant one."""

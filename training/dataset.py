@@ -128,9 +128,9 @@ class LesionDataset(Dataset[Item]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         pixels, labels = self.pixels[index], self.labels[index]
-        enlarged = rng.random() < self.part_rate
-        if enlarged:
-            pixels, labels = _by_a_part(rng, pixels, labels)
+        part = part_of(rng, labels, bool(rng.random() < 0.5)) if rng.random() < self.part_rate else None
+        if part is not None:
+            pixels, labels = _enlarged(pixels, labels, part)
         nothing = rng.random() < self.blank_rate
         if nothing:
             pixels, labels = blank(rng, pixels), np.zeros_like(labels)
@@ -151,7 +151,7 @@ class LesionDataset(Dataset[Item]):
         drawn = draw_conditions(self.conditions, rng, self.condition_rate) if self.condition_rate else ()
         for name in drawn:
             pixels, labels = apply_condition(name, rng, pixels, labels)
-        if enlarged and not drawn:  # it looks like a close-up, and nobody knows whether it is one
+        if part is not None and not drawn:  # it looks like a close-up, and nobody knows whether it is one
             return _item(pixels, labels, np.zeros(len(self.conditions), np.float32))
         return _item(pixels, labels, shown_conditions((*self.shown[index], *drawn), self.conditions))
 
@@ -249,11 +249,10 @@ def part_of(rng: np.random.Generator, labels: UInt8Array, lesion: bool) -> tuple
     return None
 
 
-def _by_a_part(rng: np.random.Generator, pixels: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
-    """A part of the picture, at the picture's size; the picture itself if there is none of the kind that is drawn."""
-    part = part_of(rng, labels, bool(rng.random() < 0.5))
-    if part is None:
-        return pixels, labels
+def _enlarged(
+    pixels: UInt8Array, labels: UInt8Array, part: tuple[slice, slice]
+) -> tuple[UInt8Array, UInt8Array]:
+    """A part of a picture and its mask, at the picture's size."""
     size = labels.shape[::-1]
     return np.asarray(cv2.resize(pixels[part], size), np.uint8), _resized(labels[part], size)
 

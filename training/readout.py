@@ -15,14 +15,13 @@ import numpy as np
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import BoolArray, FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.conditions import CONDITIONS, DISTANT, PHANTOM_CONDITIONS, PLAIN, Picture, apply_condition
+from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, Picture, apply_condition
 from training.dataset import part_of
 
 PHANTOM_SIZE = (288, 352)
 EMPTY_SIZE = (576, 720)
 COLOURS = {"white": (255, 255, 255), "grey": (128, 128, 128), "orange-pink": (230, 150, 120)}
 UNTOUCHED = "none"  # the condition that is drawn on pictures left as they are
-NOT_DRAWN = frozenset({PLAIN, DISTANT})  # the one by nothing; the other by a mirrored picture, which is no distant one
 NOISE = 4.0  # standard deviation of a camera's noise, in 8-bit levels
 
 
@@ -61,9 +60,9 @@ def dice_under_conditions(segmenter: Segmenter, pictures: Sequence[Picture], see
 
 
 def _drawable(segmenter: Segmenter) -> list[tuple[int, str]]:
-    """The conditions of a model's dictionary that can be drawn to measure by, and their places in it."""
+    """The conditions of a model's dictionary that can be drawn, and their places in it."""
     names = enumerate(segmenter.spec.confounders)
-    return [(m, name) for m, name in names if name in CONDITIONS and name not in NOT_DRAWN]
+    return [(m, name) for m, name in names if name != PLAIN and name in CONDITIONS]
 
 
 def _drawn(m: int, name: str, pictures: Iterable[Picture], seed: int) -> Iterator[Picture]:

@@ -260,7 +260,7 @@ def _setting(line: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         name, _, text = (part.strip() for part in line.partition("="))
     if not name or not text:
         raise SpecError(f"--set {line}: a setting is NAME=VALUE, epochs=3")

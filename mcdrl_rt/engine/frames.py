@@ -83,8 +83,8 @@ def _files_of(path: Path) -> tuple[list[Path], int]:
     kinds = VIDEOS | PICTURES
     meant = [folder for folder in folders if MASK_FOLDERS.isdisjoint(map(str.lower, folder.relative_to(path).parts))]
     files = [file for file in files_in(meant, kinds) if os.path.isfile(file)]  # nobody may be writing to a pipe
-    there = {file for file in path.rglob("*") if file.suffix.lower() in kinds and os.path.isfile(file)}
-    return files, len(there.difference(files))
+    there = (file for file in path.rglob("*") if file.suffix.lower() in kinds and os.path.isfile(file))
+    return files, len(set(map(os.path.realpath, there)).difference(map(os.path.realpath, files)))
 
 
 def _frames_of(file: Path, size: tuple[int, int], count: int) -> list[UInt8Array]:

@@ -148,13 +148,15 @@ class OnnxRuntimeEngine:
 
         self.spec, self.name, self.max_batch = spec, "ONNX Runtime", batch or 1
         self._batch = batch
-        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        with _told():
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def infer(self, frames: UInt8Array) -> RawOutput:
         """See ``Engine.infer``; the last frame again where the file takes more."""
         short = max(0, (self._batch or 0) - len(frames))
         whole = np.concatenate([frames, np.repeat(frames[-1:], short, axis=0)])
-        results = self._session.run(list(RawOutput._fields), {INPUT: whole})
+        with _told():
+            results = self._session.run(list(RawOutput._fields), {INPUT: whole})
         return RawOutput(*(result[: len(frames)] for result in results))
 
 
@@ -292,3 +294,12 @@ def _weights_as_inputs(proto: onnx.ModelProto) -> Iterator[list[onnx.TensorProto
     finally:
         del proto.graph.input[inputs:]
         proto.graph.initializer.extend(weights)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What ONNX Runtime says, whose errors have no class in common, as an ``EngineError``."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime does not run the file: {first_line(error)}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from mcdrl_rt.engine import sidecar
 from mcdrl_rt.errors import EngineError
-from mcdrl_rt.folders import cache_folder
+from mcdrl_rt.folders import cache_folder, state_folder
 from mcdrl_rt.unfinished import begun, ended
 
 _MAKE_ROOM = "make room there, or "
@@ -48,9 +49,8 @@ def place_of(output: Path, runtime: str) -> Iterator[Path]:
     companions = [output.with_suffix(other) for other in sidecar.FILES[runtime][1:]] + [sidecar.sidecar_of(output)]
     folder = output.with_name(f".{output.name}.partial")
     try:
-        output.parent.stat()  # the lock would make it
+        _refuse_others(output, companions)
         with _locked(output):
-            _refuse_others(output, companions)
             shutil.rmtree(folder, ignore_errors=True)
             begun(folder).mkdir(mode=0o700)
             try:
@@ -70,6 +70,8 @@ def place_of(output: Path, runtime: str) -> Iterator[Path]:
 def _refuse_others(output: Path, companions: list[Path]) -> None:
     """Make sure that what users have not named is not replaced, unless it is of the engine that was there before."""
     known = sidecar.companions_of(output)
+    if output.is_file():  # an engine whose sidecar was lost
+        known |= {path.name for path in companions}
     for path in companions:
         if os.path.isdir(path) or (os.path.lexists(path) and path.name not in known):
             raise EngineError(f"{path} would be replaced, and is of no engine; move it away, or choose another name")
@@ -78,17 +80,13 @@ def _refuse_others(output: Path, companions: list[Path]) -> None:
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Be the only one who builds this engine; a process that dies lets go of it."""
-    path = output.with_name(f".{output.name}.lock")
-    lock = FileLock(path)
+    name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
+    lock = FileLock(state_folder() / f"building-{name}.lock")  # where the key is; it stays, and is in nobody's way
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise EngineError(f"another process is building {output} just now") from None
-    begun(path)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # while it is held: another one that has opened it sees that it is gone
-            path.unlink()
         lock.release()
-        ended(path)

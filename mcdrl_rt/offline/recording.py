@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -28,6 +29,7 @@ from mcdrl_rt.video.verdict import Tally
 _SAMPLES, _EVERY_S, _MOST_SAMPLES = 60, 5.0, 240  # to see what is written for a while, a long video takes more
 _LONG_S = 60.0
 _LEADS_S = (3.0, 12.0, 48.0)  # that are looked at before a segment, until it is known where it begins
+_HARDLY = Fraction(1, 100)  # of a segment: where no keyframe may lie
 _STILL = "its picture hardly moves: whatever on it may be writing was blanked, with some of what is beside it"
 
 
@@ -99,11 +101,11 @@ def open_recording(path: Path, private: bool = False) -> Recording:
 def expected_segments(path: Path, segment_s: float) -> int | None:
     """How many segments a recording may have, from what it says of its length; None if it says nothing."""
     try:
-        with open_source(str(path)) as source:
+        with open_source(str(path.absolute())) as source:  # a folder may be called "screen"
             frames, rate = source.frame_count, source.format.rate
     except SourceError:
         return 1
-    return frames and max(1, round(frames / (rate * Fraction(segment_s))))
+    return frames and max(1, math.ceil(frames / (rate * Fraction(segment_s)) - _HARDLY))
 
 
 def tally_of(source: Source) -> Tally:
