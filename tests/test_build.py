@@ -70,7 +70,7 @@ def test_masks_count_more_on_real_frames(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("mcdrl_rt.engine.parity.compare", lambda *_: Parity(0.001, 0.95, 10))
     monkeypatch.setattr("mcdrl_rt.engine.torch.TorchEngine", lambda *_: None)
     monkeypatch.setattr(build, "_latency_ms", lambda *_: 1.0)
-    engine: Any = SimpleNamespace(spec=SimpleNamespace(name="x", alpha=0.5))
+    engine: Any = SimpleNamespace(max_batch=1, spec=SimpleNamespace(name="x", alpha=0.5))
     frames: Any = [None]
     assert build.check(engine, engine, frames, "fp16", real=False)["parity"]["mask_iou"] == 0.95
     with pytest.raises(EngineError, match=r"mask IoU 0\.950 \(at least 0\.99\)"):
@@ -82,7 +82,7 @@ def test_masks_count_more_on_real_frames(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_other_cells_or_other_weights_are_refused_whatever_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcdrl_rt.engine.torch.TorchEngine", lambda *_: None)
-    engine: Any = SimpleNamespace(spec=SimpleNamespace(name="x", alpha=0.5))
+    engine: Any = SimpleNamespace(max_batch=1, spec=SimpleNamespace(name="x", alpha=0.5))
     frames: Any = [None]
     for selected, readout, message in (
         (0.6, 0.0, r"60\.0% of the cells are selected alike \(at least 75\.0%\)"),

@@ -52,7 +52,7 @@ def apply_condition(name: str, rng: np.random.Generator, pixels: UInt8Array, lab
 
 def draw_conditions(names: Sequence[str], rng: np.random.Generator, rate: float) -> tuple[str, ...]:
     """Which conditions to apply to a picture: none, or with probability ``rate`` one, now and then two of ``names``."""
-    choices = [name for name in names if name != PLAIN and name in CONDITIONS]
+    choices = [name for name in names if name in DRAWABLE]
     count = int(rng.random() < rate) + int(rng.random() < rate * 0.2)
     return tuple(str(name) for name in rng.choice(choices, size=min(count, len(choices)), replace=False))
 
@@ -240,3 +240,5 @@ _GEOMETRIC: dict[str, Callable[[np.random.Generator, tuple[int, int], UInt8Array
 CONDITIONS: tuple[str, ...] = (*_OPTICAL, *_GEOMETRIC)
 """All that can be drawn. A distant view cannot: what is black around a shrunk picture the runtime cuts away, and a
 picture that is mirrored there is no distant one."""
+DRAWABLE = frozenset(CONDITIONS) - {PLAIN}
+"""Those that change a picture."""

@@ -23,7 +23,7 @@ from training.conditions import PHANTOM_CONDITIONS, PLAIN, apply_condition, draw
 from training.recipe import Recipe
 from training.sites import MENDED, Sample, class_ids, read_sample
 from training.style import restyle, tone, with_surround
-from training.views import random_view
+from training.views import random_view, rows_of
 
 MARGIN = 1.15  # kept larger than the input, so that zooming in still sees pixels
 PARTS = (0.35, 0.7)  # sides of a part of a picture, as shares of the picture's
@@ -140,8 +140,8 @@ class LesionDataset(Dataset[Item]):
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
                 torch.default_generator.manual_seed(int(rng.integers(2**62)))
                 picture, mask = place(tv_tensors.Image(pixels.transpose(2, 0, 1)), tv_tensors.Mask(labels))
-                placed, labels = _pixels(picture), mask.numpy()
-                pixels = _pixels(colour(picture))
+                placed, labels = rows_of(picture), rows_of(mask)
+                pixels = rows_of(colour(picture))
         if nothing:
             return _item(pixels, labels, np.zeros(len(self.conditions), np.float32))
         if self.tones and rng.random() < self.style_rate:
@@ -249,17 +249,10 @@ def part_of(rng: np.random.Generator, labels: UInt8Array, lesion: bool) -> tuple
     return None
 
 
-def _enlarged(
-    pixels: UInt8Array, labels: UInt8Array, part: tuple[slice, slice]
-) -> tuple[UInt8Array, UInt8Array]:
+def _enlarged(pixels: UInt8Array, labels: UInt8Array, part: tuple[slice, slice]) -> tuple[UInt8Array, UInt8Array]:
     """A part of a picture and its mask, at the picture's size."""
     size = labels.shape[::-1]
     return np.asarray(cv2.resize(pixels[part], size), np.uint8), _resized(labels[part], size)
-
-
-def _pixels(picture: Tensor) -> UInt8Array:
-    """(3, H, W) as (H, W, 3)."""
-    return np.ascontiguousarray(picture.numpy().transpose(1, 2, 0))
 
 
 def _item(pixels: UInt8Array, labels: UInt8Array, shown: FloatArray) -> Item:

@@ -15,7 +15,7 @@ import numpy as np
 from mcdrl_rt.segmenter import Segmenter
 from mcdrl_rt.types import BoolArray, FloatArray, UInt8Array
 from mcdrl_rt.video.phantom import SITES, random_sample
-from training.conditions import CONDITIONS, PHANTOM_CONDITIONS, PLAIN, Picture, apply_condition
+from training.conditions import DRAWABLE, PHANTOM_CONDITIONS, PLAIN, Picture, apply_condition
 from training.dataset import part_of
 
 PHANTOM_SIZE = (288, 352)
@@ -62,7 +62,7 @@ def dice_under_conditions(segmenter: Segmenter, pictures: Sequence[Picture], see
 def _drawable(segmenter: Segmenter) -> list[tuple[int, str]]:
     """The conditions of a model's dictionary that can be drawn, and their places in it."""
     names = enumerate(segmenter.spec.confounders)
-    return [(m, name) for m, name in names if name != PLAIN and name in CONDITIONS]
+    return [(m, name) for m, name in names if name in DRAWABLE]
 
 
 def _drawn(m: int, name: str, pictures: Iterable[Picture], seed: int) -> Iterator[Picture]:

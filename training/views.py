@@ -59,7 +59,7 @@ class RandomPlace(v2.Transform):
         return {"matrix": matrix, "shrunk": scale * min(self.size[0] / height, self.size[1] / width)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        pixels, matrix, shrunk = _rows(inpt), params["matrix"], params["shrunk"]
+        pixels, matrix, shrunk = rows_of(inpt), params["matrix"], params["shrunk"]
         if isinstance(inpt, tv_tensors.Mask):
             moved = cv2.warpAffine(pixels, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
         else:
@@ -84,7 +84,7 @@ class RandomHue(v2.Transform):
         return {"turn": round(256 * self.most * (2 * float(torch.rand(())) - 1)) % 256}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        colours = cv2.cvtColor(_rows(inpt), cv2.COLOR_RGB2HSV_FULL)
+        colours = cv2.cvtColor(rows_of(inpt), cv2.COLOR_RGB2HSV_FULL)
         colours[..., 0] += np.uint8(params["turn"])  # 256 steps are a full turn, and go round by themselves
         turned = cv2.cvtColor(colours, cv2.COLOR_HSV2RGB_FULL)
         return tv_tensors.wrap(_planes(np.asarray(turned, np.uint8)), like=inpt)
@@ -121,8 +121,8 @@ def resizing(size: tuple[int, int], target: tuple[int, int]) -> FloatArray:
     return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]], np.float32)
 
 
-def _rows(picture: Tensor) -> UInt8Array:
-    """(3, H, W) as (H, W, 3), as OpenCV has it; a mask (H, W) as it is."""
+def rows_of(picture: Tensor) -> UInt8Array:
+    """A picture (3, H, W) as (H, W, 3), as OpenCV has it; a mask (H, W) as it is."""
     pixels = picture.as_subclass(Tensor)
     return np.ascontiguousarray((pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels).numpy())
 

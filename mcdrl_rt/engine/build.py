@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # heavy, and only building needs it: running a built engine i
     from mcdrl_rt.model.folded import FoldedMCDRL
 
 SYNTHETIC_IOU = 0.9  # least overlap of masks on synthetic frames, whose lesions are a few hundred pixels
-_ONNX_BATCH = 8  # that a file for any is checked with
 _TIMED_RUNS = 20
 Stage = Callable[[str], None]  # told what is being done
 
@@ -88,10 +87,7 @@ def build_engine(checkpoint: Path, output: Path, order: Order, on_stage: Stage |
         engine = _COMPILE[order.runtime](folded, partial, order, frames, stage)
         stage("checking it against the reference")
         real = order.frames is not None
-        least, most = order.batch
-        if order.runtime == "onnx":  # one for any batch, of which the largest may not find room here
-            most = min(most, max(least, _ONNX_BATCH))
-        checked = check(engine, folded, frames, order.precision, real, batches=(least, most)) if engine else {}
+        checked = check(engine, folded, frames, order.precision, real, batches=order.batch) if engine else {}
         return sidecar.write_sidecar(partial, _describe(checkpoint, folded, order) | checked)
 
 
@@ -201,7 +197,7 @@ def check(
         precision: whose gate it has to pass.
         real: whether the frames are; synthetic lesions are too small for their overlap to mean much.
         device: torch's, for the reference.
-        batches: of frames that the engine takes at a time, the least and the most.
+        batches: frames at a time, the least and the most that are wanted; tried are its ``max_batch`` at most.
 
     Raises:
         EngineError: it does not pass.
@@ -210,10 +206,11 @@ def check(
     from mcdrl_rt.engine.torch import TorchEngine
 
     reference, gate = TorchEngine(folded, device), GATES[precision]
-    parities = [compare(engine, reference, frames, batches[0])]
-    if batches[1] > batches[0]:
-        enough = [frames[i % len(frames)] for i in range(max(batches[1], len(frames)))]
-        parities.append(compare(engine, reference, enough, batches[1]))
+    least, most = batches[0], min(batches[1], engine.max_batch)
+    parities = [compare(engine, reference, frames, least)]
+    if most > least:
+        enough = [frames[i % len(frames)] for i in range(max(most, len(frames)))]
+        parities.append(compare(engine, reference, enough, most))
     for parity in parities:
         _refuse_far(parity, gate, engine.spec, precision, real)
     return {"parity": dataclasses.asdict(parities[0]), "latency_ms": _latency_ms(engine, frames[0])}

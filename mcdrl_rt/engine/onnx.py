@@ -32,6 +32,7 @@ from mcdrl_rt.types import ModelSpec, UInt8Array
 
 SPEC_KEY = "mcdrl_rt.spec"
 BATCH = "batch"  # the name of the first dimension of a file for any batch
+_ANY_BATCH = 8  # frames that a file for any number is checked with: of the most it may not find room here
 OPSET = 18  # what the exporter translates to
 op: Any = opset18  # its stubs know tensors only as unions, which no arithmetic fits
 _domain = values.Opset("mcdrl_rt", 1)
@@ -146,7 +147,7 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, spec: ModelSpec, batch: int | None = 1) -> None:
         import onnxruntime
 
-        self.spec, self.name, self.max_batch = spec, "ONNX Runtime", batch or 1
+        self.spec, self.name, self.max_batch = spec, "ONNX Runtime", batch or _ANY_BATCH
         self._batch = batch
         with _told():
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
